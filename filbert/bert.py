@@ -1,0 +1,140 @@
+"""The encoder: a BERT whose every layer may have its own number of heads and its own feed-forward width.
+
+Parameter names are Hugging Face's, so that checkpoints load and students save without a mapping. This file stands
+alone: it travels with the students that plain `bert` cannot express and is what `trust_remote_code=True` runs.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+
+class FilbertConfig(BertConfig):
+    """BERT's configuration, and what may differ by layer. Without the extra fields it describes a plain BERT."""
+
+    model_type = "filbert"
+
+    head_size: int | None = None  # width of one head; hidden_size / num_attention_heads
+    layer_heads: list[int] | None = None  # heads of each layer
+    layer_intermediate: list[int] | None = None  # feed-forward width of each layer
+    embedding_size: int | None = None  # rank of the factorised word embedding; None: not factorised
+
+    def __post_init__(self, **kwargs):  # type: ignore[no-untyped-def]
+        self.head_size = self.head_size or self.hidden_size // self.num_attention_heads
+        self.layer_heads = self.layer_heads or [self.num_attention_heads] * self.num_hidden_layers
+        self.layer_intermediate = self.layer_intermediate or [self.intermediate_size] * self.num_hidden_layers
+        super().__post_init__(**kwargs)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether `model_type: bert` can express this shape."""
+        return (
+            self.embedding_size is None
+            and self.head_size * self.num_attention_heads == self.hidden_size
+            and self.layer_heads == [self.num_attention_heads] * self.num_hidden_layers
+            and self.layer_intermediate == [self.intermediate_size] * self.num_hidden_layers
+        )
+
+
+class Embeddings(nn.Module):
+    def __init__(self, config: FilbertConfig):
+        super().__init__()
+        rank = config.embedding_size or config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, rank, padding_idx=config.pad_token_id)
+        self.word_projection = nn.Linear(rank, config.hidden_size, bias=False) if config.embedding_size else nn.Identity()
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, ids: Tensor, types: Tensor) -> Tensor:  # [B, T], [B, T] -> [B, T, D]
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        words = self.word_projection(self.word_embeddings(ids))
+        return self.dropout(
+            self.LayerNorm(words + self.token_type_embeddings(types) + self.position_embeddings(positions))
+        )
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: FilbertConfig, heads: int):
+        super().__init__()
+        self.head_size = config.head_size
+        self.query, self.key, self.value = (nn.Linear(config.hidden_size, heads * config.head_size) for _ in range(3))
+        self.dropout = config.attention_probs_dropout_prob
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # [B, T, D], [B, 1, 1, T] bool -> [B, T, heads * head_size]
+        q, k, v = (p(x).unflatten(-1, (-1, self.head_size)).transpose(1, 2) for p in (self.query, self.key, self.value))
+        dropout = self.dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).transpose(1, 2).flatten(2)
+
+
+class Residual(nn.Module):
+    """Projects back to the model's width, adds what went in, normalises."""
+
+    def __init__(self, config: FilbertConfig, width: int):
+        super().__init__()
+        self.dense = nn.Linear(width, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: Tensor, before: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(x)) + before)
+
+
+class Layer(nn.Module):
+    def __init__(self, config: FilbertConfig, heads: int, width: int):
+        super().__init__()
+        self.attention = nn.ModuleDict(
+            {"self": SelfAttention(config, heads), "output": Residual(config, heads * config.head_size)}
+        )
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, width)})
+        self.output = Residual(config, width)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = self.attention["output"](self.attention["self"](x, mask), x)
+        return self.output(self.activation(self.intermediate["dense"](x)), x)
+
+
+class Bert(nn.Module):
+    def __init__(self, config: FilbertConfig):
+        super().__init__()
+        shapes = zip(config.layer_heads, config.layer_intermediate, strict=True)
+        layers = nn.ModuleList(Layer(config, heads, width) for heads, width in shapes)
+        self.embeddings = Embeddings(config)
+        self.encoder = nn.ModuleDict({"layer": layers})
+        self.pooler = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.hidden_size)})
+
+    def forward(self, ids: Tensor, types: Tensor, mask: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The pooled vector [B, D] and the states after the embeddings and each layer, L + 1 of [B, T, D]."""
+        states = [self.embeddings(ids, types)]
+        for layer in self.encoder["layer"]:
+            states.append(layer(states[-1], mask[:, None, None, :]))
+        return torch.tanh(self.pooler["dense"](states[-1][:, 0])), tuple(states)
+
+
+class FilbertForSequenceClassification(PreTrainedModel):
+    """The encoder with a classification (or, with one label, regression) head on the pooled first token."""
+
+    config_class = FilbertConfig
+    base_model_prefix = "bert"
+
+    def __init__(self, config: FilbertConfig):
+        super().__init__(config)
+        dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        self.bert = Bert(config)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, **_: object
+    ) -> SequenceClassifierOutput:
+        """Logits [B, C] and all hidden states, from ids, mask and segments [B, T]."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        pooled, states = self.bert(input_ids, types, mask.bool())
+        return SequenceClassifierOutput(logits=self.classifier(self.dropout(pooled)), hidden_states=states)

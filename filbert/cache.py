@@ -1,0 +1,201 @@
+"""The teacher's words as Arrow files: computed once, appended to, verified, joined to rows; a mismatch is refused.
+
+A cache is a folder of Arrow IPC shards. Each shard's schema carries the fingerprint of what was asked whom; each row
+carries the row's `idx` and the hash of its text. What the teacher says of a row is one column per entry of COLUMNS.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from filbert import FilbertError, progress, students
+from filbert.data import EncodeConfig, Encoded
+from filbert.device import autocast, precision
+from filbert.files import sha256
+from filbert.rows import read_table, write_table
+
+FINGERPRINT = b"filbert.fingerprint"
+
+
+class CacheError(FilbertError):
+    """The cache does not hold this teacher's words on these rows."""
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """How the teacher is asked."""
+
+    batch_size: int
+    shard_rows: int
+    verify_rows: int  # rows asked again, live, whenever the cache is opened for training
+    tolerance: float  # largest difference of a logit that verification accepts
+
+
+@dataclass(frozen=True)
+class Column:
+    """One thing a teacher says of a row: how it is read off the model's answer and how it is stored."""
+
+    read: Callable[[Any], Tensor]  # the answer to a batch -> [B, width]
+    width: Callable[[PreTrainedModel], int]
+
+    def array(self, values: np.ndarray) -> pa.Array:
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+
+
+COLUMNS = {"logits": Column(read=lambda answer: answer.logits.float(), width=lambda model: model.config.num_labels)}
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What was asked whom: equal fingerprints mean equal words on equal rows."""
+
+    teacher: str  # SHA-256 over the weights
+    tokenizer: str  # SHA-256 of tokenizer.json
+    max_length: int
+    precision: str  # of the teacher's arithmetic
+    columns: tuple[str, ...]
+
+
+def fingerprint(teacher: Path, encode: EncodeConfig, device: torch.device) -> Fingerprint:
+    """The fingerprint of the teacher saved in a folder."""
+    weights = "".join(sha256(file) for file in sorted(teacher.glob("*.safetensors")))
+    return Fingerprint(weights, sha256(teacher / "tokenizer.json"), encode.max_length, precision(device), tuple(COLUMNS))
+
+
+@dataclass(frozen=True)
+class Words:
+    """The cached columns aligned to the rows of one split."""
+
+    columns: Mapping[str, np.ndarray]  # each [rows of the cache, width]
+    at: np.ndarray  # [N] position in the cache of each row of the split
+
+    def take(self, rows: np.ndarray) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(column[self.at[rows]]) for name, column in self.columns.items()}
+
+
+class Cache:
+    """The shards of one folder, opened for reading."""
+
+    def __init__(self, folder: Path, expected: Fingerprint):
+        """Map the shards of `folder`.
+
+        Raises:
+            CacheError: there are none, one is damaged, or they were made by another teacher or in another way.
+        """
+        self.folder = folder
+        files = _shards(folder)
+        if not files:
+            raise CacheError(f"{folder}: no teacher cache; run `dvc repro` to make it")
+        tables = [_read(file, expected) for file in files]
+        table = pa.concat_tables(tables)
+        self.idx, self.hash = table["idx"].to_numpy(), table["hash"].to_numpy()
+        self.columns = {name: _matrix(table[name]) for name in expected.columns}
+
+    def on(self, rows: Encoded) -> Words:
+        """The teacher's words on `rows`, joined by text hash and checked by row number.
+
+        Raises:
+            CacheError: the cache lacks a row, or has its text under another number.
+        """
+        order = np.argsort(self.hash, kind="stable")
+        at = order[np.minimum(np.searchsorted(self.hash, rows.hash, sorter=order), len(order) - 1)]
+        absent = np.flatnonzero((self.hash[at] != rows.hash) | (self.idx[at] != rows.idx))
+        if len(absent):
+            raise CacheError(
+                f"{self.folder}: no words on {len(absent)} of {len(rows)} rows, the first with idx {rows.idx[absent[0]]}; "
+                "the rows have changed since the cache was made: run `dvc repro`"
+            )
+        return Words(self.columns, at)
+
+    def verify(self, rows: Encoded, teacher: PreTrainedModel, config: CacheConfig, device: torch.device) -> float:
+        """Ask the teacher again about a sample of `rows`; the largest difference of a logit.
+
+        Raises:
+            CacheError: the difference is over `config.tolerance`.
+        """
+        sample = np.linspace(0, len(rows) - 1, min(config.verify_rows, len(rows))).astype(int)
+        with torch.inference_mode(), autocast(device):
+            live = students.ask(teacher.to(device).eval(), rows.batch(sample).to(device))
+        cached = self.on(rows).take(sample)["logits"].to(device)
+        difference = float((COLUMNS["logits"].read(live) - cached).abs().max())
+        if difference > config.tolerance:
+            raise CacheError(
+                f"{self.folder}: the live teacher differs from the cache by {difference:.3g} on {len(sample)} rows, over "
+                f"cache.tolerance = {config.tolerance}; delete the folder and run `dvc repro`"
+            )
+        return difference
+
+
+def build(
+    folder: Path, teacher: PreTrainedModel, rows: Encoded, key: Fingerprint, config: CacheConfig, device: torch.device
+) -> int:
+    """Ask the teacher about every row the cache does not hold yet; the number of rows asked.
+
+    Shards are written whole, so that a killed build goes on where it stopped. Shards of another fingerprint go.
+    """
+    held: set[tuple[int, int]] = set()
+    for file in _shards(folder):
+        try:
+            table = _read(file, key)
+        except CacheError as error:
+            progress.say(f"{error}; it is computed again")
+            file.unlink()
+            continue
+        held.update(zip(table["idx"].to_pylist(), table["hash"].to_pylist(), strict=True))
+    wanted = zip(rows.idx.tolist(), rows.hash.tolist(), strict=True)
+    missing = np.array([i for i, pair in enumerate(wanted) if pair not in held], dtype=np.int64)
+    missing = missing[np.argsort(rows.lengths[missing], kind="stable")]
+    number = max((int(file.stem.split("-")[1]) for file in _shards(folder)), default=-1) + 1
+    teacher.to(device).eval()
+    with progress.bar("teacher", len(missing)) as bar:
+        for start in range(0, len(missing), config.shard_rows):
+            part = missing[start : start + config.shard_rows]
+            columns = _asked(teacher, rows, part, config, device, bar)
+            table = pa.table({"idx": rows.idx[part], "hash": rows.hash[part], **columns})
+            table = table.replace_schema_metadata({FINGERPRINT: json.dumps(asdict(key))})
+            write_table(table, folder / f"shard-{number:05d}.arrow")
+            number += 1
+    return len(missing)
+
+
+def _asked(
+    teacher: PreTrainedModel, rows: Encoded, part: np.ndarray, config: CacheConfig, device: torch.device, bar: tqdm
+) -> dict[str, pa.Array]:
+    said: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
+    with torch.inference_mode(), autocast(device):
+        for at in range(0, len(part), config.batch_size):
+            answer = students.ask(teacher, rows.batch(part[at : at + config.batch_size]).to(device))
+            for name, column in COLUMNS.items():
+                said[name].append(column.read(answer).cpu().numpy())
+            bar.update(len(said["logits"][-1]))
+    return {name: COLUMNS[name].array(np.concatenate(values)) for name, values in said.items()}
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("shard-*.arrow"))
+
+
+def _read(file: Path, expected: Fingerprint) -> pa.Table:
+    try:
+        table = read_table(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CacheError(f"{file}: damaged shard ({error})") from error
+    said = json.loads((table.schema.metadata or {}).get(FINGERPRINT, b"{}"))
+    for name, value in json.loads(json.dumps(asdict(expected))).items():
+        if said.get(name) != value:
+            raise CacheError(f"{file}: made with another {name}: expected {value}, got {said.get(name)}")
+    return table
+
+
+def _matrix(column: pa.ChunkedArray) -> np.ndarray:
+    width = column.type.list_size
+    return np.concatenate([chunk.values.to_numpy().reshape(-1, width) for chunk in column.chunks])

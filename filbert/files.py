@@ -1,0 +1,58 @@
+"""Nothing half-written: a file or folder is made under a temporary name and renamed when it is whole."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+SCRATCH = Path(".scratch")  # what survives a killed stage; known to neither DVC nor git
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `folder` if the block ends well and vanishes if it does not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield making
+        making.chmod(0o755)
+        shutil.rmtree(folder, ignore_errors=True)
+        making.rename(folder)
+    except BaseException:
+        shutil.rmtree(making, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[Path]:
+    """A temporary file name that takes the place of `file` if the block ends well and vanishes if it does not."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    making = file.with_name(f".{os.getpid()}-{file.name}")  # keeps the suffix
+    try:
+        yield making
+        os.replace(making, file)
+    finally:
+        making.unlink(missing_ok=True)
+
+
+def write_text(file: Path, text: str) -> None:
+    with whole_file(file) as making:
+        making.write_text(text, encoding="utf-8")
+
+
+def write_json(file: Path, value: Any) -> None:
+    write_text(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,33 @@
+"""Pure functions of tensors: what a task and a teacher ask of a student's logits."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from filbert.tasks import Kind
+
+
+def classification(logits: Tensor, label: Tensor) -> Tensor:
+    """Cross entropy of logits [B, C] against classes [B]."""
+    return F.cross_entropy(logits.float(), label)
+
+
+def regression(logits: Tensor, label: Tensor) -> Tensor:
+    """Mean squared error of logits [B, 1] against numbers [B]."""
+    return F.mse_loss(logits.float().squeeze(-1), label)
+
+
+def soft_classification(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL divergence from the softened teacher to the softened student, both [B, C], times T² so that its gradient
+    keeps its size as T grows (Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 2)."""
+    target = F.log_softmax(teacher.float() / temperature, dim=-1)
+    ours = F.log_softmax(logits.float() / temperature, dim=-1)
+    return F.kl_div(ours, target, reduction="batchmean", log_target=True) * temperature**2
+
+
+def soft_regression(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Mean squared error between the outputs, both [B, 1]; a number has no temperature."""
+    return F.mse_loss(logits.float(), teacher.float())
+
+
+HARD = {Kind.SINGLE: classification, Kind.PAIR: classification, Kind.REGRESSION: regression}
+SOFT = {Kind.SINGLE: soft_classification, Kind.PAIR: soft_classification, Kind.REGRESSION: soft_regression}

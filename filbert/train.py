@@ -1,0 +1,245 @@
+"""fit(): the one training loop. It resumes after a kill and then ends bit-identical to a run that was never stopped.
+
+Every random draw of a step depends on the seed and the step's number alone, and the order of an epoch's batches on
+the seed and the epoch's number, so that (weights, optimiser, step) is the full state. It is kept in the scratch
+folder, which is no DVC output, and holds safetensors and JSON only.
+"""
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from filbert import FilbertError, progress, students
+from filbert.data import Batch, Encoded, shuffled
+from filbert.device import autocast
+from filbert.files import whole_file
+from filbert.metrics import predictions, scores
+from filbert.tasks import Task
+from filbert.tracking import Recorder
+
+CHECKPOINT_SECONDS = float(os.environ.get("FILBERT_CHECKPOINT_SECONDS", "60"))
+LOG_STEPS = 10
+VALIDATION_BATCH = 64
+NO_DECAY = ("bias", "LayerNorm.weight")
+
+
+class TrainingError(FilbertError):
+    """Training cannot go on."""
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """One phase of training: AdamW, linear warm-up, then linear decay to 0."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    warmup: float  # fraction of all steps
+    weight_decay: float
+    clip: float  # norm of the gradient
+    validations: int  # how often the validation rows are scored, the last time at the end
+    patience: int  # stop after this many validations without a better score
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How a phase ended; the model holds the weights of its best validation."""
+
+    best: float
+    best_step: int
+    steps: int
+
+
+def fit(
+    model: nn.Module,
+    loss: Callable[[Batch], Tensor],
+    rows: Encoded,
+    validate: Callable[[], dict[str, float]],
+    config: FitConfig,
+    *,
+    phase: str,
+    seed: int,
+    device: torch.device,
+    scratch: Path,
+    recorder: Recorder,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> Fitted:
+    """Train the parameters of `model` that require a gradient on `loss`; keep the weights with the best `score`.
+
+    Args:
+        loss: a batch on the device -> a scalar.
+        validate: scores of the present weights on validation rows; `score` is what counts, higher is better.
+        phase: the name under which this phase is recorded and resumed.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    per_epoch = math.ceil(len(rows) / config.batch_size)
+    total = per_epoch * config.epochs
+    every = max(1, math.ceil(total / config.validations))
+    model.to(device).train()
+    optimizer = _optimizer(model, config, device)
+    state = _State(model, optimizer, scratch / f"{phase}.safetensors", _fingerprint(model, rows, config, seed))
+    state.resume()
+    recorder.rewind(phase, state.step)
+    order: list[np.ndarray] = []
+    saved = time.monotonic()
+    with progress.bar(phase, total * config.batch_size, state.step * config.batch_size) as bar:
+        while state.step < total and state.misses < config.patience:
+            epoch, at = divmod(state.step, per_epoch)
+            if at == 0 or not order:
+                order = shuffled(rows.lengths, config.batch_size, seed, epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * _schedule(state.step, total, config.warmup)
+            torch.manual_seed(seed * 1_000_003 + state.step)
+            value = _step(model, loss, rows.batch(order[at]).to(device), optimizer, config.clip, device)
+            state.step += 1
+            bar.update(config.batch_size)
+            if state.step % LOG_STEPS == 0 or state.step == total:
+                _record_loss(value, phase, state.step, total, optimizer, bar, recorder)
+            if state.step % every == 0 or state.step == total:
+                scores = validate()
+                state.judge(scores["score"])
+                values = {f"validation_{name}": score for name, score in scores.items()}
+                recorder.log(phase, state.step, {"epoch": state.step / per_epoch, **values})
+                bar.set_postfix(score=f"{scores['score']:.4f}", best=f"{state.best:.4f}")
+            if time.monotonic() - saved >= checkpoint_seconds:
+                state.save()
+                saved = time.monotonic()
+    state.save()
+    state.restore_best()
+    recorder.rewind(phase, state.step)
+    recorder.log(phase, state.step, {"best": state.best, "best_step": state.best_step})
+    return Fitted(state.best, state.best_step, state.step)
+
+
+def validate(model: nn.Module, task: Task, rows: Encoded, device: torch.device) -> dict[str, float]:
+    """The task's scores on `rows`; says so when a classifier gives every row the same class."""
+    with autocast(device):
+        logits = students.logits(model, rows, VALIDATION_BATCH, device)
+    if task.labels and len(set(predictions(task, logits))) == 1:
+        progress.say(f"{task.name}: every validation row gets the same class; if it stays so, lower the learning rate")
+    return scores(task, logits, rows.label)
+
+
+def _optimizer(model: nn.Module, config: FitConfig, device: torch.device) -> torch.optim.AdamW:
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for name, p in trained if not name.endswith(NO_DECAY)], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in trained if name.endswith(NO_DECAY)], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=True)
+
+
+def _schedule(step: int, total: int, warmup: float) -> float:
+    rising = max(1, round(total * warmup))
+    return (step + 1) / rising if step < rising else (total - step) / max(1, total - rising)
+
+
+def _step(
+    model: nn.Module,
+    loss: Callable[[Batch], Tensor],
+    batch: Batch,
+    optimizer: torch.optim.AdamW,
+    clip: float,
+    device: torch.device,
+) -> Tensor:
+    with autocast(device):
+        value = loss(batch)
+    optimizer.zero_grad(set_to_none=True)
+    value.backward()
+    nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip)
+    optimizer.step()
+    return value.detach()
+
+
+def _record_loss(
+    value: Tensor, phase: str, step: int, total: int, optimizer: torch.optim.AdamW, bar: tqdm, recorder: Recorder
+) -> None:
+    loss, rate = float(value), optimizer.param_groups[0]["lr"]
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"{phase}: the loss became {loss} at step {step} of {total}, learning rate {rate:.2e}; lower `learning_rate` "
+            "or raise `warmup` of this phase in params.yaml"
+        )
+    values = {"loss": loss, "learning_rate": rate}
+    if bar.format_dict["rate"]:
+        values["rows_per_second"] = bar.format_dict["rate"]
+    recorder.log(phase, step, values)
+    bar.set_postfix(loss=f"{loss:.4f}")
+
+
+def _fingerprint(model: nn.Module, rows: Encoded, config: FitConfig, seed: int) -> str:
+    """What a checkpoint must agree with to be resumed: the start, the data, the settings."""
+    digest = hashlib.sha256(json.dumps([asdict(config), seed]).encode())
+    for array in (rows.ids, rows.offsets, rows.label, rows.hash):
+        digest.update(np.ascontiguousarray(array).data)
+    for name, parameter in model.state_dict().items():
+        digest.update(name.encode() + parameter.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class _State:
+    """All that must survive a kill: the weights, the optimiser, the best weights, and where the phase stands."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.AdamW, file: Path, fingerprint: str):
+        self.model, self.optimizer, self.file, self.fingerprint = model, optimizer, file, fingerprint
+        self.step, self.best, self.best_step, self.misses = 0, -math.inf, 0, 0
+        self.best_weights: dict[str, Tensor] = {}
+
+    def judge(self, score: float) -> None:
+        if score > self.best:
+            self.best, self.best_step, self.misses = score, self.step, 0
+            self.best_weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+        else:
+            self.misses += 1
+
+    def restore_best(self) -> None:
+        self.model.load_state_dict(self.best_weights)
+
+    def save(self) -> None:
+        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"best/{name}": value for name, value in self.best_weights.items()}
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{number}/{name}": value for name, value in moments.items()}
+        place = {"step": self.step, "best": self.best, "best_step": self.best_step, "misses": self.misses}
+        metadata = {"place": json.dumps(place), "fingerprint": self.fingerprint}
+        with whole_file(self.file) as making:
+            save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, making, metadata)
+
+    def resume(self) -> None:
+        """Go on where the checkpoint stands, if there is one of this very phase."""
+        if not self.file.exists():
+            return
+        with safe_open(self.file, framework="pt") as stored:
+            metadata = stored.metadata()
+            if metadata["fingerprint"] != self.fingerprint:
+                progress.say(f"{self.file}: made with other settings, data or start; beginning anew")
+                return
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
+        for name, value in tensors.items():
+            part, rest = name.split("/", 1)
+            parts[part][rest] = value
+        self.model.load_state_dict(parts["model"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in parts["optimizer"].items():
+            number, moment = name.split("/")
+            moments.setdefault(int(number), {})[moment] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.best_weights = parts["best"]
+        for name, value in json.loads(metadata["place"]).items():
+            setattr(self, name, value)
+        progress.say(f"{self.file.stem}: resumed at step {self.step}")

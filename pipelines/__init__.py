@@ -1,0 +1,1 @@
+"""When, how often, how many at once: DVC's graph as Prefect flows."""

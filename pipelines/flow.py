@@ -1,0 +1,94 @@
+"""DVC's own graph as a Prefect flow: one task per stage, independent stages in parallel, nothing computed here.
+
+The graph is written once, in dvc.yaml; the cache is DVC's alone. A stage runs as `dvc repro --single-item`, so that it
+does nothing when nothing has changed. A stage that fails stops what depends on it; other branches finish.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+import uuid
+
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")
+os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two busy processes with spinning threads slow each other down
+
+import networkx
+from dvc.repo import Repo
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
+from prefect.states import State
+from prefect.task_runners import ThreadPoolTaskRunner
+
+LOCKED = "acquire lock"  # the one failure worth another try: dvc waits three seconds for its lock
+LAST_LINES = 15
+
+
+class StageFailed(RuntimeError):
+    """A stage ended with an error; the message holds its last lines."""
+
+
+def graph(targets: list[str]) -> dict[str, list[str]]:
+    """The stages that `targets` need (all where none are named), in an order that respects the graph, each with the
+    stages it waits for."""
+    stages = Repo().index.graph  # edges point from a stage to what it needs
+    if targets:
+        wanted = {s for s in stages if s.addressing in targets or s.addressing.split("@")[0] in targets}
+        stages = stages.subgraph(wanted.union(*(networkx.descendants(stages, stage) for stage in wanted)))
+    order = list(networkx.topological_sort(stages))[::-1]
+    return {stage.addressing: sorted(needed.addressing for needed in stages.successors(stage)) for stage in order}
+
+
+@task(cache_policy=NO_CACHE, task_run_name="{stage}")
+def run_stage(stage: str, force: bool) -> None:
+    """Run one stage by DVC, streaming its output into the flow's log."""
+    command = ["dvc", "repro", "--single-item", stage, *(["--force"] if force else [])]
+    while True:
+        code, lines = _run(command)
+        if not code:
+            return
+        if not any(LOCKED in line for line in lines):
+            raise StageFailed(f"{stage} failed with exit status {code}:\n" + "\n".join(lines[-LAST_LINES:]))
+        time.sleep(1)
+
+
+def _run(command: list[str]) -> tuple[int, list[str]]:
+    log, lines = get_run_logger(), []
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if text := line.rstrip().rsplit("\r", 1)[-1]:
+            lines.append(text)
+            log.info(text)
+    return process.wait(), lines
+
+
+@flow(name="filbert", log_prints=True)
+def repro(targets: list[str] | None = None, force: bool = False) -> list[State]:
+    """Run the pipeline, or what `targets` need of it."""
+    os.environ["FILBERT_PIPELINE"] = uuid.uuid4().hex  # all stages of this flow under one MLflow run
+    futures: dict[str, PrefectFuture] = {}
+    for stage, needed in graph(targets or []).items():
+        futures[stage] = run_stage.submit(stage, force, wait_for=[futures[name] for name in needed])
+    for future in futures.values():
+        future.wait()
+    return [future.state for future in futures.values()]  # a flow fails if a state it returns has failed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Run DVC's graph as a Prefect flow.")
+    parser.add_argument("targets", nargs="*", help="stages, with or without @instance; all where none are named")
+    parser.add_argument("--force", action="store_true", help="run stages even if nothing has changed")
+    parser.add_argument("--workers", type=int, default=2, help="stages at once (2)")
+    asked = parser.parse_args()
+    parallel = repro.with_options(task_runner=ThreadPoolTaskRunner(max_workers=asked.workers))
+    state = parallel(asked.targets, asked.force, return_state=True)
+    return 0 if state.is_completed() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""From which files to which files: each stage reads, calls the library, writes. DVC calls them; see dvc.yaml."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+import typer
+
+from filbert import FilbertError
+from filbert.files import SCRATCH
+
+
+def run(stage: Callable[..., None]) -> None:
+    """Run a stage from the command line: its arguments are the function's, its help is the docstring."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(stage)
+    try:
+        app()
+    except FilbertError as error:
+        sys.exit(f"{stage.__name__}: {error}")
+
+
+def scratch_of(out: Path) -> Path:
+    """Where the stage that makes `out` keeps what must survive a kill."""
+    return SCRATCH / out

@@ -1,0 +1,39 @@
+"""Fine-tune the teacher of a task: an ordinary Hugging Face folder."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from filbert import config, data, device, losses, rows, students, tasks, tracking
+from filbert.files import whole_folder
+from filbert.train import FitConfig, fit, validate
+from stages import run, scratch_of
+
+SEED = 0  # one teacher per task: seeds are a dimension of students
+
+
+def teach(task_name: str, prepared: Path, checkpoint: Path, out: Path) -> None:
+    """Fine-tune CHECKPOINT on the task TASK_NAME with the rows in PREPARED; write the teacher to the folder OUT."""
+    task, settings = tasks.find(task_name), config.section("teach", FitConfig)
+    encoding = config.section("encode", data.EncodeConfig)
+    scratch, on = scratch_of(out), device.pick()
+    tokenizer = data.load_tokenizer(checkpoint)
+    tables = {name: rows.read_table(prepared / f"{name}.arrow") for name in ("train", "validation")}
+    train, validation = (data.encode(table, task, tokenizer, encoding) for table in tables.values())
+    device.seed_everything(SEED)
+    teacher = students.new_teacher(checkpoint, task)
+
+    def loss(batch: data.Batch) -> Tensor:
+        return losses.HARD[task.kind](students.ask(teacher, batch).logits, batch.label)
+
+    with tracking.stage_run("teach", params=settings, tags={"task": task_name}, scratch=scratch) as recorder:
+        recorder.dataset(tables["train"], prepared, task_name, "training")
+        fit(teacher, loss, train, lambda: validate(teacher, task, validation, on), settings, phase="teach",
+            seed=SEED, device=on, scratch=scratch, recorder=recorder)  # fmt: skip
+        with whole_folder(out) as making:
+            students.publish(teacher, tokenizer, making, recorder)
+    students.forget(scratch)
+
+
+if __name__ == "__main__":
+    run(teach)

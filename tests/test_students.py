@@ -1,0 +1,99 @@
+"""Students start from the checkpoint's layers and load in a process that knows nothing of filbert."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_tokenizer
+from safetensors.torch import load_file
+from transformers import BertConfig, DistilBertConfig, DistilBertModel
+
+from filbert import students, tasks
+from filbert.bert import FilbertConfig, FilbertForSequenceClassification
+
+SST2 = tasks.find("sst2")
+STRANGER = """
+import sys, json, torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+trust = {"trust_remote_code": True} if sys.argv[2] == "trust" else {}
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], **trust).eval()
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], **trust)
+with torch.inference_mode():
+    logits = model(**tokenizer(["the film was great", "dull"], padding=True, return_tensors="pt")).logits
+answer = pipeline("text-classification", model=model, tokenizer=tokenizer, **trust)("the film was great")
+assert not [name for name in sys.modules if name.split(".")[0] == "filbert"], "filbert was imported"
+print(json.dumps({"logits": logits.tolist(), "label": answer[0]["label"]}))
+"""
+
+
+def ask_a_stranger(folder: Path, trust: str, tmp_path: Path) -> dict:
+    """What a fresh process outside this repository, without filbert on its path, makes of the folder."""
+    command = [sys.executable, "-P", "-c", STRANGER, str(folder), trust]
+    env = {"PATH": "", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    done = subprocess.run(command, cwd=tmp_path, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def ours(model: torch.nn.Module) -> list:
+    inputs = tiny_tokenizer()(["the film was great", "dull"], padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        return model.eval()(inputs["input_ids"], inputs["attention_mask"]).logits.tolist()
+
+
+def test_a_plain_student_loads_as_bert_without_filbert(checkpoint: Path, tmp_path: Path) -> None:
+    student = students.new_student(checkpoint, SST2, students.StudentConfig((1,)))
+    students.save(student, tiny_tokenizer(), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "bert"
+    assert not list(tmp_path.glob("*.py"))
+    said = ask_a_stranger(tmp_path, "plain", tmp_path)
+    torch.testing.assert_close(torch.tensor(said["logits"]), torch.tensor(ours(student)))
+    assert said["label"] in SST2.labels
+    torch.testing.assert_close(torch.tensor(ours(students.load(tmp_path))), torch.tensor(ours(student)))
+
+
+def test_any_other_student_carries_its_code(tmp_path: Path) -> None:
+    config = FilbertConfig(hidden_size=16, num_hidden_layers=2, head_size=4, layer_heads=[3, 1], layer_intermediate=[20, 7],
+                           embedding_size=5, vocab_size=40, **students._labels(SST2))  # fmt: skip
+    student = FilbertForSequenceClassification(config)
+    students.save(student, tiny_tokenizer(), tmp_path / "student")
+    assert (tmp_path / "student" / "bert.py").read_text() == Path("filbert/bert.py").read_text()
+    said = ask_a_stranger(tmp_path / "student", "trust", tmp_path)
+    torch.testing.assert_close(torch.tensor(said["logits"]), torch.tensor(ours(student)))
+    torch.testing.assert_close(torch.tensor(ours(students.load(tmp_path / "student"))), torch.tensor(ours(student)))
+
+
+def test_a_student_has_the_checkpoints_layers(checkpoint: Path) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    student = students.new_student(checkpoint, SST2, students.StudentConfig((1, 0, 1))).state_dict()
+    for new, old in enumerate((1, 0, 1)):
+        name = "attention.self.key.weight"
+        assert torch.equal(student[f"bert.encoder.layer.{new}.{name}"], weights[f"encoder.layer.{old}.{name}"])
+    assert torch.equal(student["bert.embeddings.word_embeddings.weight"], weights["embeddings.word_embeddings.weight"])
+    assert torch.equal(student["bert.pooler.dense.weight"], weights["pooler.dense.weight"])
+
+
+@pytest.mark.parametrize("layers", [(0, 2), (-1,), ()])
+def test_layers_the_checkpoint_lacks_are_refused(checkpoint: Path, layers: tuple[int, ...]) -> None:
+    with pytest.raises(students.ShapeError, match="expected numbers from 0 to 1"):
+        students.new_student(checkpoint, SST2, students.StudentConfig(layers))
+
+
+def test_a_checkpoint_that_is_no_bert_can_teach_but_not_be_cut(tmp_path: Path) -> None:
+    shape = DistilBertConfig(dim=16, n_layers=2, n_heads=4, hidden_dim=32, vocab_size=40)
+    DistilBertModel(shape).save_pretrained(tmp_path)
+    teacher = students.new_teacher(tmp_path, SST2)
+    assert teacher.config.num_labels == 2
+    with pytest.raises(students.ShapeError, match="expected a BERT-shaped checkpoint to cut a student from, got distilbert"):
+        students.new_student(tmp_path, SST2, students.StudentConfig((0,)))
+
+
+def test_missing_weights_are_refused_not_invented(checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    BertConfig.from_pretrained(folder, num_hidden_layers=3).save_pretrained(folder)
+    with pytest.raises(students.ShapeError, match="weights lack bert.encoder.layer.0"):
+        students.new_student(folder, SST2, students.StudentConfig((2,)))

@@ -1,0 +1,97 @@
+"""The training loop repeats bit for bit, also over a kill, and learns."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from filbert import data, losses, students, tasks
+from filbert.tracking import Recorder, read_history
+from filbert.train import FitConfig, Fitted, TrainingError, fit, validate
+
+SST2, CPU = tasks.find("sst2"), torch.device("cpu")
+CONFIG = FitConfig(epochs=3, batch_size=8, learning_rate=1e-3, warmup=0.1, weight_decay=0.01, clip=1.0, validations=6,
+                   patience=6)  # fmt: skip
+
+
+class Killed(BaseException):
+    """The process dies here."""
+
+
+def train(
+    checkpoint: Path, train: data.Encoded, validation: data.Encoded, recorder: Recorder, config: FitConfig = CONFIG,
+    seed: int = 1, die_at: int = -1, every: float = 1e9, scratch: str = "scratch",
+) -> tuple[nn.Module, Fitted]:  # fmt: skip
+    torch.manual_seed(seed)
+    model, step = students.new_student(checkpoint, SST2, students.StudentConfig((0, 1))), 0
+
+    def loss(batch: data.Batch) -> Tensor:
+        nonlocal step
+        step += 1
+        if step == die_at:
+            raise Killed
+        return losses.classification(students.ask(model, batch).logits, batch.label)
+
+    score: Callable[[], dict[str, float]] = lambda: validate(model, SST2, validation, CPU)  # noqa: E731
+    fitted = fit(model, loss, train, score, config, phase="p", seed=seed, device=CPU, scratch=Path(scratch),
+                 recorder=recorder, checkpoint_seconds=every)  # fmt: skip
+    return model, fitted
+
+
+def same(one: nn.Module, two: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+
+
+def curve(recorder: Recorder) -> list[tuple[int, float | None, float | None]]:
+    return [(line["step"], line.get("loss"), line.get("validation_score")) for line in read_history(recorder.history)]
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(checkpoint, encoded, validation, recorder) -> None:  # type: ignore[no-untyped-def]
+    runs = [train(checkpoint, encoded, validation, recorder, seed=s, scratch=f"s{i}") for i, s in enumerate((1, 1, 2))]
+    assert same(runs[0][0], runs[1][0])
+    assert not same(runs[0][0], runs[2][0])
+
+
+@pytest.mark.parametrize("die_at", [2, 9, 12, 27])
+def test_a_killed_run_ends_as_if_it_had_not_been(checkpoint, encoded, validation, recorder, die_at: int) -> None:  # type: ignore[no-untyped-def]
+    whole, fitted = train(checkpoint, encoded, validation, recorder)
+    history = curve(recorder)
+    recorder.history.unlink()
+    with pytest.raises(Killed):
+        train(checkpoint, encoded, validation, recorder, die_at=die_at, every=0, scratch="killed")
+    resumed, again = train(checkpoint, encoded, validation, recorder, die_at=fitted.steps - die_at + 3, scratch="killed")
+    assert same(whole, resumed)
+    assert again == fitted
+    assert curve(recorder) == history
+    done, third = train(checkpoint, encoded, validation, recorder, die_at=1, scratch="killed")  # a finished phase is not run
+    assert same(done, whole)
+    assert third == fitted
+
+
+def test_a_checkpoint_of_other_settings_is_not_resumed(checkpoint, encoded, validation, recorder) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(Killed):
+        train(checkpoint, encoded, validation, recorder, die_at=9, every=0)
+    changed = replace(CONFIG, learning_rate=2e-3)
+    resumed, _ = train(checkpoint, encoded, validation, recorder, config=changed)
+    fresh, _ = train(checkpoint, encoded, validation, recorder, config=changed, scratch="fresh")
+    assert same(resumed, fresh)
+
+
+def test_it_learns_and_keeps_the_best_weights(checkpoint, encoded, validation, recorder) -> None:  # type: ignore[no-untyped-def]
+    model, fitted = train(checkpoint, encoded, validation, recorder, replace(CONFIG, epochs=8, learning_rate=5e-3))
+    scores = [score for _, _, score in curve(recorder) if score is not None]
+    assert fitted.best == max(scores) >= 0.9  # the adjective says the label
+    assert validate(model, SST2, validation, CPU)["score"] == fitted.best
+
+
+def test_it_stops_early(checkpoint, encoded, validation, recorder) -> None:  # type: ignore[no-untyped-def]
+    _, fitted = train(checkpoint, encoded, validation, recorder, replace(CONFIG, learning_rate=1e-12, patience=2))
+    assert fitted.steps == fitted.best_step * 3  # the first validation is the best, two more are waited for
+
+
+def test_a_loss_that_explodes_is_named(checkpoint, encoded, validation, recorder) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(TrainingError, match=r"p: the loss became nan at step 10 of 27.*lower `learning_rate`"):
+        train(checkpoint, encoded, validation, recorder, replace(CONFIG, learning_rate=1e30))
