@@ -29,17 +29,19 @@ lint: $(READY)
 
 # The hub serves GLUE and the checkpoint unless GLUE=folder (original TSV layout) and CHECKPOINT=folder say otherwise.
 GLUE_TASKS ?= cola,mrpc,rte,stsb
-LAYERS     ?= 0,1,2,3,4,5
-hub_or      = kind=$(if $(2),folder,hub) --set-param $(1).name=$(or $(2),$(3)) --set-param $(1).within=''
-glue: $(READY) ## the same pipeline on GLUE: make glue GLUE=folder CHECKPOINT=folder GLUE_TASKS=cola,rte LAYERS=0,1,2
-	@dvc exp run --set-param 'tasks=[$(GLUE_TASKS)]' --set-param 'student.layers=[$(LAYERS)]' \
-	  --set-param datasets.glue.$(call hub_or,datasets.glue,$(GLUE),nyu-mll/glue) \
-	  --set-param checkpoint.$(call hub_or,checkpoint,$(CHECKPOINT),google-bert/bert-base-uncased)
+LAYERS     ?= 0,2,4,6,8,10
+EPOCHS     ?= 3
+JOBS       ?= 2
+source      = -S $(1).kind=$(if $(2),folder,hub) -S $(1).name=$(or $(2),$(3)) -S $(1).within='' -S $(1).sha256=null
+glue: $(READY) ## the same pipeline on GLUE: make glue GLUE=folder CHECKPOINT=folder GLUE_TASKS=cola,rte JOBS=2
+	@python -m pipelines.flow --workers $(JOBS) -S 'tasks=[$(GLUE_TASKS)]' -S 'student.layers=[$(LAYERS)]' \
+	  -S teach.epochs=$(EPOCHS) -S distill.finetune.fit.epochs=$(EPOCHS) -S distill.kd.fit.epochs=$(EPOCHS) \
+	  $(call source,datasets.glue,$(GLUE),nyu-mll/glue) $(call source,checkpoint,$(CHECKPOINT),google-bert/bert-base-uncased)
 	@sed -n '/^###/,$$p' docs/results.md
-	@echo "to go back to the default: git checkout params.yaml && dvc repro"
+	@echo "to go back to the default: git checkout params.yaml && make repro"
 
-flow: $(READY) ## the same graph as a Prefect flow, independent stages in parallel
-	@python -m pipelines.flow
+flow: $(READY) ## the same graph as a Prefect flow, JOBS stages at once
+	@python -m pipelines.flow --workers $(JOBS)
 
 ui: $(READY) ## MLflow's pages on PORT (5000)
 	@mlflow server --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --port $(PORT)

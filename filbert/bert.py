@@ -4,6 +4,8 @@ Parameter names are Hugging Face's, so that checkpoints load and students save w
 alone: it travels with the students that plain `bert` cannot express and is what `trust_remote_code=True` runs.
 """
 
+from dataclasses import field
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,10 +19,10 @@ class FilbertConfig(BertConfig):
 
     model_type = "filbert"
 
-    head_size: int | None = None  # width of one head; hidden_size / num_attention_heads
-    layer_heads: list[int] | None = None  # heads of each layer
-    layer_intermediate: list[int] | None = None  # feed-forward width of each layer
-    embedding_size: int | None = None  # rank of the factorised word embedding; None: not factorised
+    head_size: int = 0  # width of one head; 0: hidden_size / num_attention_heads
+    layer_heads: list[int] = field(default_factory=list)  # heads of each layer; none: num_attention_heads each
+    layer_intermediate: list[int] = field(default_factory=list)  # feed-forward widths; none: intermediate_size each
+    embedding_size: int = 0  # rank of the factorised word embedding; 0: not factorised
 
     def __post_init__(self, **kwargs):  # type: ignore[no-untyped-def]
         self.head_size = self.head_size or self.hidden_size // self.num_attention_heads
@@ -32,7 +34,7 @@ class FilbertConfig(BertConfig):
     def is_plain(self) -> bool:
         """Whether `model_type: bert` can express this shape."""
         return (
-            self.embedding_size is None
+            not self.embedding_size
             and self.head_size * self.num_attention_heads == self.hidden_size
             and self.layer_heads == [self.num_attention_heads] * self.num_hidden_layers
             and self.layer_intermediate == [self.intermediate_size] * self.num_hidden_layers
@@ -44,7 +46,9 @@ class Embeddings(nn.Module):
         super().__init__()
         rank = config.embedding_size or config.hidden_size
         self.word_embeddings = nn.Embedding(config.vocab_size, rank, padding_idx=config.pad_token_id)
-        self.word_projection = nn.Linear(rank, config.hidden_size, bias=False) if config.embedding_size else nn.Identity()
+        self.word_projection = (
+            nn.Linear(rank, config.hidden_size, bias=False) if config.embedding_size else nn.Identity()
+        )
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -99,21 +103,30 @@ class Layer(nn.Module):
         return self.output(self.activation(self.intermediate["dense"](x)), x)
 
 
-class Bert(nn.Module):
+class Encoder(nn.Module):
     def __init__(self, config: FilbertConfig):
         super().__init__()
         shapes = zip(config.layer_heads, config.layer_intermediate, strict=True)
-        layers = nn.ModuleList(Layer(config, heads, width) for heads, width in shapes)
+        self.layer = nn.ModuleList(Layer(config, heads, width) for heads, width in shapes)
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, ...]:  # -> L + 1 states of [B, T, D], x the first
+        states = [x]
+        for layer in self.layer:
+            states.append(layer(states[-1], mask))
+        return tuple(states)
+
+
+class Bert(nn.Module):
+    def __init__(self, config: FilbertConfig):
+        super().__init__()
         self.embeddings = Embeddings(config)
-        self.encoder = nn.ModuleDict({"layer": layers})
+        self.encoder = Encoder(config)
         self.pooler = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.hidden_size)})
 
     def forward(self, ids: Tensor, types: Tensor, mask: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The pooled vector [B, D] and the states after the embeddings and each layer, L + 1 of [B, T, D]."""
-        states = [self.embeddings(ids, types)]
-        for layer in self.encoder["layer"]:
-            states.append(layer(states[-1], mask[:, None, None, :]))
-        return torch.tanh(self.pooler["dense"](states[-1][:, 0])), tuple(states)
+        states = self.encoder(self.embeddings(ids, types), mask[:, None, None, :])
+        return torch.tanh(self.pooler["dense"](states[-1][:, 0])), states
 
 
 class FilbertForSequenceClassification(PreTrainedModel):
@@ -127,7 +140,7 @@ class FilbertForSequenceClassification(PreTrainedModel):
         dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
         self.bert = Bert(config)
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 1)
         self.post_init()
 
     def forward(

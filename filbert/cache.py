@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
 from filbert import FilbertError, progress, students
 from filbert.data import EncodeConfig, Encoded
@@ -45,13 +44,12 @@ class Column:
     """One thing a teacher says of a row: how it is read off the model's answer and how it is stored."""
 
     read: Callable[[Any], Tensor]  # the answer to a batch -> [B, width]
-    width: Callable[[PreTrainedModel], int]
 
     def array(self, values: np.ndarray) -> pa.Array:
         return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
 
 
-COLUMNS = {"logits": Column(read=lambda answer: answer.logits.float(), width=lambda model: model.config.num_labels)}
+COLUMNS = {"logits": Column(read=lambda answer: answer.logits.float())}
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,9 @@ class Fingerprint:
 def fingerprint(teacher: Path, encode: EncodeConfig, device: torch.device) -> Fingerprint:
     """The fingerprint of the teacher saved in a folder."""
     weights = "".join(sha256(file) for file in sorted(teacher.glob("*.safetensors")))
-    return Fingerprint(weights, sha256(teacher / "tokenizer.json"), encode.max_length, precision(device), tuple(COLUMNS))
+    return Fingerprint(
+        weights, sha256(teacher / "tokenizer.json"), encode.max_length, precision(device), tuple(COLUMNS)
+    )
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Cache:
             )
         return Words(self.columns, at)
 
-    def verify(self, rows: Encoded, teacher: PreTrainedModel, config: CacheConfig, device: torch.device) -> float:
+    def verify(self, rows: Encoded, teacher: nn.Module, config: CacheConfig, device: torch.device) -> float:
         """Ask the teacher again about a sample of `rows`; the largest difference of a logit.
 
         Raises:
@@ -136,7 +136,7 @@ class Cache:
 
 
 def build(
-    folder: Path, teacher: PreTrainedModel, rows: Encoded, key: Fingerprint, config: CacheConfig, device: torch.device
+    folder: Path, teacher: nn.Module, rows: Encoded, key: Fingerprint, config: CacheConfig, device: torch.device
 ) -> int:
     """Ask the teacher about every row the cache does not hold yet; the number of rows asked.
 
@@ -168,7 +168,7 @@ def build(
 
 
 def _asked(
-    teacher: PreTrainedModel, rows: Encoded, part: np.ndarray, config: CacheConfig, device: torch.device, bar: tqdm
+    teacher: nn.Module, rows: Encoded, part: np.ndarray, config: CacheConfig, device: torch.device, bar: tqdm
 ) -> dict[str, pa.Array]:
     said: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
     with torch.inference_mode(), autocast(device):

@@ -83,8 +83,8 @@ class Encoded:
         ids = np.where(mask, self.ids[at], self.pad).astype(np.int64)
         types = np.where(mask, self.types[at], 0).astype(np.int64)
         teacher = self.teacher.take(rows) if self.teacher else {}
-        tensors = (torch.from_numpy(array) for array in (ids, types, mask, self.label[rows]))
-        return Batch(*tensors, teacher=teacher)
+        tensor = torch.from_numpy
+        return Batch(tensor(ids), tensor(types), tensor(mask), tensor(self.label[rows]), teacher)
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All rows once, in their order: for evaluation."""

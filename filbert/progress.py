@@ -8,7 +8,9 @@ from tqdm.auto import tqdm
 def bar(what: str, total: int, done: int = 0) -> tqdm:
     """A bar over `total` rows of which `done` are done."""
     every = 0.5 if sys.stderr.isatty() else 15.0
-    return tqdm(total=total, initial=done, desc=what, unit="rows", unit_scale=True, mininterval=every, maxinterval=every)
+    return tqdm(
+        total=total, initial=done, desc=what, unit="rows", unit_scale=True, mininterval=every, maxinterval=every
+    )
 
 
 def say(text: str) -> None:

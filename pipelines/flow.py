@@ -4,12 +4,11 @@ The graph is written once, in dvc.yaml; the cache is DVC's alone. A stage runs a
 does nothing when nothing has changed. A stage that fails stops what depends on it; other branches finish.
 """
 
-import argparse
 import os
 import subprocess
-import sys
 import time
 import uuid
+from typing import Annotated
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")
@@ -17,7 +16,9 @@ os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two busy processes with spinning threads slow each other down
 
 import networkx
+import typer
 from dvc.repo import Repo
+from dvc.utils.hydra import apply_overrides
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
@@ -28,7 +29,7 @@ LOCKED = "acquire lock"  # the one failure worth another try: dvc waits three se
 LAST_LINES = 15
 
 
-class StageFailed(RuntimeError):
+class StageError(RuntimeError):
     """A stage ended with an error; the message holds its last lines."""
 
 
@@ -52,7 +53,7 @@ def run_stage(stage: str, force: bool) -> None:
         if not code:
             return
         if not any(LOCKED in line for line in lines):
-            raise StageFailed(f"{stage} failed with exit status {code}:\n" + "\n".join(lines[-LAST_LINES:]))
+            raise StageError(f"{stage} failed with exit status {code}:\n" + "\n".join(lines[-LAST_LINES:]))
         time.sleep(1)
 
 
@@ -73,22 +74,27 @@ def repro(targets: list[str] | None = None, force: bool = False) -> list[State]:
     os.environ["FILBERT_PIPELINE"] = uuid.uuid4().hex  # all stages of this flow under one MLflow run
     futures: dict[str, PrefectFuture] = {}
     for stage, needed in graph(targets or []).items():
-        futures[stage] = run_stage.submit(stage, force, wait_for=[futures[name] for name in needed])
+        waits = [futures[name] for name in needed]
+        futures[stage] = run_stage.submit(stage=stage, force=force, wait_for=waits)  # type: ignore[call-overload]
     for future in futures.values():
         future.wait()
     return [future.state for future in futures.values()]  # a flow fails if a state it returns has failed
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Run DVC's graph as a Prefect flow.")
-    parser.add_argument("targets", nargs="*", help="stages, with or without @instance; all where none are named")
-    parser.add_argument("--force", action="store_true", help="run stages even if nothing has changed")
-    parser.add_argument("--workers", type=int, default=2, help="stages at once (2)")
-    asked = parser.parse_args()
-    parallel = repro.with_options(task_runner=ThreadPoolTaskRunner(max_workers=asked.workers))
-    state = parallel(asked.targets, asked.force, return_state=True)
-    return 0 if state.is_completed() else 1
+def main(
+    targets: Annotated[list[str] | None, typer.Argument(help="stages, with or without @instance; all if none")] = None,
+    force: Annotated[bool, typer.Option(help="run stages even if nothing has changed")] = False,
+    workers: Annotated[int, typer.Option(help="stages at once; each gets its share of the cores")] = 2,
+    set_param: Annotated[list[str] | None, typer.Option("--set-param", "-S", help="as in `dvc exp run -S`")] = None,
+) -> None:
+    """Run DVC's graph as a Prefect flow."""
+    if set_param:
+        apply_overrides("params.yaml", set_param)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    parallel = repro.with_options(task_runner=ThreadPoolTaskRunner(max_workers=workers))  # type: ignore[arg-type]
+    state = parallel(targets, force, return_state=True)
+    raise typer.Exit(0 if state.is_completed() else 1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

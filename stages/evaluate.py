@@ -28,7 +28,7 @@ def evaluate(
     }
     on = device.pick()
     found = {
-        name: metrics.scores(task, students.logits(model.to(on), encoded, settings.batch_size, on), encoded.label)
+        name: metrics.scores(task, students.logits(model, encoded, settings.batch_size, on), encoded.label)
         for name, encoded in tests.items()
     }
     model.cpu()

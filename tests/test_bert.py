@@ -31,7 +31,9 @@ def test_logits_and_all_hidden_states_equal_hugging_faces() -> None:
 
 
 def test_gradients_equal_hugging_faces() -> None:
-    theirs = BertForSequenceClassification(tiny_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).train()
+    theirs = BertForSequenceClassification(
+        tiny_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    ).train()
     ours, ids, label = ours_like(theirs).train(), torch.randint(5, 35, (4, 9)), torch.tensor([0, 1, 1, 0])
     for model in (theirs, ours):
         torch.nn.functional.cross_entropy(model(ids, attention_mask=MASK).logits, label).backward()
@@ -41,7 +43,9 @@ def test_gradients_equal_hugging_faces() -> None:
 
 
 def test_padding_changes_nothing() -> None:
-    model = FilbertForSequenceClassification(FilbertConfig(**tiny_config().to_dict() | {"model_type": "filbert"})).eval()
+    model = FilbertForSequenceClassification(
+        FilbertConfig(**tiny_config().to_dict() | {"model_type": "filbert"})
+    ).eval()
     ids = torch.randint(5, 35, (1, 5))
     padded = torch.nn.functional.pad(ids, (0, 4))
     with torch.inference_mode():

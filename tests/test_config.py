@@ -70,5 +70,16 @@ def test_every_section_of_the_shipped_params_builds() -> None:
     everything = config.read()
     for method in everything["distill"]:
         config.section(f"distill.{method}", import_module(f"filbert.methods.{method}").Config)
-    built = {"checkpoint", "datasets", "prepare", "encode", "teach", "cache", "student", "distill", "evaluate", "report"}
+    built = {
+        "checkpoint",
+        "datasets",
+        "prepare",
+        "encode",
+        "teach",
+        "cache",
+        "student",
+        "distill",
+        "evaluate",
+        "report",
+    }
     assert set(everything) == built | {"tasks", "methods", "seeds"}

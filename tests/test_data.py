@@ -10,7 +10,9 @@ from filbert import data, rows, tasks
 def test_a_batch_equals_the_tokenizers_own(prepared: rows.Prepared, encoded: data.Encoded) -> None:
     texts = prepared.tables["train"]["sentence"].to_pylist()
     chosen = np.array([3, 0, 17])
-    wanted = tiny_tokenizer()([texts[i] for i in chosen], truncation=True, max_length=16, padding=True, return_tensors="pt")
+    wanted = tiny_tokenizer()(
+        [texts[i] for i in chosen], truncation=True, max_length=16, padding=True, return_tensors="pt"
+    )
     batch = encoded.batch(chosen)
     assert torch.equal(batch.ids, wanted["input_ids"])
     assert torch.equal(batch.mask.long(), wanted["attention_mask"])
@@ -19,7 +21,9 @@ def test_a_batch_equals_the_tokenizers_own(prepared: rows.Prepared, encoded: dat
 
 
 def test_pairs_have_two_segments() -> None:
-    table = rows._table([{"idx": 0, "sentence1": "a cat", "sentence2": "the dog runs", "label": 1, "hash": 5}], tasks.find("mrpc"))
+    table = rows._table(
+        [{"idx": 0, "sentence1": "a cat", "sentence2": "the dog runs", "label": 1, "hash": 5}], tasks.find("mrpc")
+    )
     batch = data.encode(table, tasks.find("mrpc"), tiny_tokenizer(), data.EncodeConfig(16)).batch(np.array([0]))
     assert batch.types.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]  # [CLS] a cat [SEP] the dog runs [SEP]
 

@@ -35,5 +35,7 @@ def test_hot_gradients_tend_to_the_logit_difference() -> None:
 
 
 def test_hard_losses() -> None:
-    torch.testing.assert_close(losses.classification(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])), torch.tensor(math.log(3)))
+    torch.testing.assert_close(
+        losses.classification(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])), torch.tensor(math.log(3))
+    )
     assert losses.regression(torch.tensor([[1.0], [3.0]]), torch.tensor([2.0, 5.0])) == 2.5

@@ -55,7 +55,10 @@ def lines(tmp_path: Path) -> list[report.Line]:
     scores = {"teacher": [0.9], "finetune": [0.80, 0.81, 0.805], "kd": [0.85, 0.86, 0.855]}
     for student, values in scores.items():
         for seed, score in enumerate(values, 1):
-            write_json(tmp_path / "m" / "sst2" / student / f"{seed}.json", figures(score, 1_000_000 if score > 0.88 else 500_000))
+            write_json(
+                tmp_path / "m" / "sst2" / student / f"{seed}.json",
+                figures(score, 1_000_000 if score > 0.88 else 500_000),
+            )
             write_json(tmp_path / "d" / "sst2" / student / f"{seed}.json", details())
     write_json(tmp_path / "m" / "sst2" / "rows.json", {"train": 5})
     return report.gather(tmp_path / "m", tmp_path / "d")

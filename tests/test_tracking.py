@@ -19,7 +19,9 @@ def test_stages_are_nested_runs_with_params_tags_and_points(tmp_path: Path, monk
     monkeypatch.setenv("DVC_STAGE", "distill@t-kd-1")
     for seed in ("1", "2"):
         tags = {"task": "t", "method": "kd", "seed": seed}
-        with stage_run("distill", params={"fit": {"epochs": 2}}, tags=tags, scratch=Path(f".scratch/{seed}")) as recorder:
+        with stage_run(
+            "distill", params={"fit": {"epochs": 2}}, tags=tags, scratch=Path(f".scratch/{seed}")
+        ) as recorder:
             for step in (1, 2, 3):
                 recorder.log("distill", step, {"loss": 1.0 / step})
             recorder.metrics({"test": {"score": 0.5}, "parameters": 7})
@@ -55,10 +57,12 @@ def test_losing_mlflow_loses_no_figure(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.warns(UserWarning, match="MLflow is lost for this stage, the files stay the record"):
-        with stage_run("teach", params={}, tags={}, scratch=tmp_path / "scratch") as recorder:
-            recorder.log("teach", 1, {"loss": 0.5})
-            recorder.metrics({"score": 1.0})
+    with (
+        pytest.warns(UserWarning, match="MLflow is lost for this stage, the files stay the record"),
+        stage_run("teach", params={}, tags={}, scratch=tmp_path / "scratch") as recorder,
+    ):
+        recorder.log("teach", 1, {"loss": 0.5})
+        recorder.metrics({"score": 1.0})
     assert [(line["step"], line["loss"]) for line in read_history(recorder.history)] == [(1, 0.5)]
 
 
@@ -66,7 +70,11 @@ def test_histories_are_rewound_summed_and_survive_a_cut_line(tmp_path: Path, rec
     for phase, step in (("one", 5), ("one", 10), ("two", 5), ("two", 7)):
         recorder.log(phase, step, {"validation_score": step / 10})
     recorder.rewind("two", 5)
-    assert [(line["phase"], line["step"]) for line in read_history(recorder.history)] == [("one", 5), ("one", 10), ("two", 5)]
+    assert [(line["phase"], line["step"]) for line in read_history(recorder.history)] == [
+        ("one", 5),
+        ("one", 10),
+        ("two", 5),
+    ]
     with recorder.history.open("a") as stream:
         stream.write('{"phase": "tw')
     assert steps(recorder.history) == 15

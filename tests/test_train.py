@@ -62,11 +62,15 @@ def test_a_killed_run_ends_as_if_it_had_not_been(checkpoint, encoded, validation
     recorder.history.unlink()
     with pytest.raises(Killed):
         train(checkpoint, encoded, validation, recorder, die_at=die_at, every=0, scratch="killed")
-    resumed, again = train(checkpoint, encoded, validation, recorder, die_at=fitted.steps - die_at + 3, scratch="killed")
+    resumed, again = train(
+        checkpoint, encoded, validation, recorder, die_at=fitted.steps - die_at + 3, scratch="killed"
+    )
     assert same(whole, resumed)
     assert again == fitted
     assert curve(recorder) == history
-    done, third = train(checkpoint, encoded, validation, recorder, die_at=1, scratch="killed")  # a finished phase is not run
+    done, third = train(
+        checkpoint, encoded, validation, recorder, die_at=1, scratch="killed"
+    )  # a finished phase is not run
     assert same(done, whole)
     assert third == fitted
 

@@ -1,0 +1,188 @@
+"""The whole graph in a tiny clone, as a user runs it: dvc repro, dvc exp run, a kill, a Prefect flow."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import write_sst2
+from ruamel.yaml import YAML
+
+from filbert.files import sha256
+from filbert.tracking import read_history
+
+ROOT = Path(__file__).parent.parent
+MADE = ("checkpoint", "fetch@sst2", "prepare@sst2", "teach@sst2", "cache@sst2", "distill@sst2-finetune-1", "distill@sst2-kd-1",
+        "evaluate_teacher@sst2", "evaluate@sst2-finetune-1", "evaluate@sst2-kd-1", "report")  # fmt: skip
+Shell = Callable[..., subprocess.CompletedProcess]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
+    """This repository with a tiny checkpoint and a tiny task, not yet run."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("filbert", "stages", "pipelines", "dvc.yaml", ".dvcignore", ".gitignore"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
+        copy(ROOT / name, folder / name)
+    write_sst2(folder / "glue")
+    yaml = YAML()
+    params = yaml.load(ROOT / "params.yaml")
+    folder_source = {"kind": "folder", "revision": None, "within": "", "sha256": {}}
+    params |= {"tasks": ["sst2"], "methods": ["finetune", "kd"], "seeds": [1], "student": {"layers": [0]},
+               "checkpoint": folder_source | {"name": str(checkpoint)},
+               "datasets": {"glue": folder_source | {"name": "glue"}}}  # fmt: skip
+    params["teach"] |= {"epochs": 40, "batch_size": 8, "learning_rate": 5e-3, "validations": 10, "patience": 10}
+    params["evaluate"]["latency"]["rounds"] = 3
+    yaml.dump(params, folder / "params.yaml")
+    for command in ("git init -q", "dvc init -q", "dvc config core.analytics false", "git add -A"):
+        subprocess.run(command.split(), cwd=folder, env=environment(), check=True)
+    commit(folder)
+    return folder
+
+
+def environment(**more: str) -> dict[str, str]:
+    here = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+    mine = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "FILBERT_", "PYTHONPATH"))}
+    identity = {f"GIT_{who}_{what}": "t@t" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    return mine | here | identity | {"DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"} | more
+
+
+def commit(folder: Path) -> None:
+    for command in (["git", "add", "-A"], ["git", "commit", "-q", "--allow-empty", "-m", "state"]):
+        subprocess.run(command, cwd=folder, env=environment(), check=True)
+
+
+@pytest.fixture(scope="module")
+def shell(clone: Path) -> Shell:
+    def run(*command: str, ok: bool = True, **env: str) -> subprocess.CompletedProcess:
+        done = subprocess.run(command, cwd=clone, env=environment(**env), capture_output=True, text=True)
+        assert (done.returncode == 0) == ok, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def reproduced(clone: Path, shell: Shell) -> str:
+    """What the first `dvc repro` says."""
+    said = shell("dvc", "repro").stdout
+    commit(clone)
+    return said
+
+
+def ran(output: str) -> set[str]:
+    return set(re.findall(r"Running stage '([^']+)'", output))
+
+
+def test_repro_runs_every_stage_once_and_then_nothing(clone: Path, shell: Shell, reproduced: str) -> None:
+    assert ran(reproduced) == set(MADE)
+    again = shell("dvc", "repro").stdout
+    assert not ran(again)
+    assert "up to date" in again
+    assert not list((clone / ".scratch").rglob("*.safetensors"))  # finished stages leave nothing behind
+
+
+def test_the_table_compares_teacher_and_students(clone: Path, reproduced: str) -> None:
+    table = [line for line in (clone / "docs" / "results.md").read_text().splitlines() if re.match(r"\| \w", line)]
+    assert [line.split(" | ")[0] for line in table] == ["| student", "| teacher", "| finetune", "| kd"]
+    assert "100.0 %" in table[1]
+    assert (clone / "docs" / "pareto.svg").read_text().lstrip().startswith("<?xml")
+
+
+def test_figures_are_dvc_metrics_and_plots(clone: Path, shell: Shell, reproduced: str) -> None:
+    shown = json.loads(shell("dvc", "metrics", "show", "--json").stdout)[""]["data"]
+    assert shown["data/metrics/sst2/kd/1.json"]["data"]["smaller"] > 1
+    assert shown["data/metrics/sst2/teacher/0.json"]["data"]["test"]["score"] > 0.9  # the adjective says the label
+    assert "pareto" in shell("dvc", "plots", "show", "--json").stdout
+
+
+def test_one_mlflow_run_holds_the_stages(clone: Path, reproduced: str) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{clone}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("filbert").experiment_id])
+    parents = [run.info.run_id for run in runs if run.data.tags["stage"] == "pipeline"]
+    assert len(parents) == 1
+    stages = {run.data.tags["DVC_STAGE"]: run for run in runs if run.info.run_id != parents[0]}
+    assert set(stages) == set(MADE) - {"checkpoint", "fetch@sst2", "prepare@sst2", "report"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in stages.values()} == set(parents)
+    student = stages["distill@sst2-kd-1"]
+    assert student.inputs.dataset_inputs[0].dataset.name == "sst2"
+    assert student.data.tags["mlflow.source.git.commit"]
+    models = client.search_logged_models([student.info.experiment_id])
+    assert len([model for model in models if model.source_run_id == student.info.run_id]) == 1
+
+
+def test_a_methods_parameter_reruns_that_method_alone(clone: Path, shell: Shell, reproduced: str) -> None:
+    said = shell("dvc", "exp", "run", "-S", "distill.kd.temperature=3.5").stdout
+    assert ran(said) == {"distill@sst2-kd-1", "evaluate@sst2-kd-1", "report"}
+    difference = shell("dvc", "metrics", "diff").stdout
+    assert set(re.findall(r"data/metrics/\S+json", difference)) == {"data/metrics/sst2/kd/1.json"}
+    shell("git", "checkout", "-q", "--", "params.yaml")
+    assert not ran(shell("dvc", "repro").stdout)  # back from DVC's run cache
+
+
+def test_a_killed_stage_resumes_and_ends_bit_identical(clone: Path, shell: Shell, reproduced: str) -> None:
+    weights, history = (clone / "data" / "teachers" / "sst2" / name for name in ("model.safetensors", "history.jsonl"))
+    before = sha256(weights)
+    lines = [{k: v for k, v in line.items() if k not in ("time", "rows_per_second")} for line in read_history(history)]
+    running = subprocess.Popen(["dvc", "repro", "--force", "--single-item", "teach@sst2"], cwd=clone, start_new_session=True,
+                               env=environment(FILBERT_CHECKPOINT_SECONDS="0"), stdout=subprocess.DEVNULL)  # fmt: skip
+    checkpoint = clone / ".scratch" / "data" / "teachers" / "sst2" / "teach.safetensors"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    assert checkpoint.exists()
+    assert not weights.exists()
+    said = shell("dvc", "repro", "--force", "--single-item", "teach@sst2")  # the run cache would hand it over
+    assert "resumed at step" in said.stdout + said.stderr
+    assert sha256(weights) == before
+    again = [{k: v for k, v in line.items() if k not in ("time", "rows_per_second")} for line in read_history(history)]
+    assert again == lines
+    shell("git", "checkout", "-q", "--", "dvc.lock")
+    shell("dvc", "checkout", "--force")
+
+
+def test_the_graph_runs_as_a_prefect_flow(shell: Shell, reproduced: str, tmp_path: Path) -> None:
+    done = shell(sys.executable, "-m", "pipelines.flow", PREFECT_HOME=str(tmp_path))
+    said = done.stdout + done.stderr
+    for stage in MADE:
+        assert f"Stage '{stage}' didn't change, skipping" in said
+    assert "Completed" in said
+
+
+def test_a_failed_stage_fails_the_flow_and_other_branches_finish(
+    clone: Path, shell: Shell, reproduced: str, tmp_path: Path
+) -> None:
+    text = (clone / "params.yaml").read_text()
+    (clone / "params.yaml").write_text(re.sub(r"(?m)^(    temperature:).*", r"\1 hot", text))
+    try:
+        done = shell(sys.executable, "-m", "pipelines.flow", ok=False, PREFECT_HOME=str(tmp_path))
+    finally:
+        (clone / "params.yaml").write_text(text)
+        shell("dvc", "checkout", "--force")
+    said = done.stdout + done.stderr
+    assert "distill: params.yaml: distill.kd.temperature: expected float, got 'hot'" in said
+    assert "Stage 'evaluate@sst2-finetune-1' didn't change, skipping" in said
+    assert "'report' didn't change" not in said
+
+
+def test_a_stage_explains_itself(shell: Shell) -> None:
+    assert "make a student of the task" in shell(sys.executable, "-m", "stages.distill", "--help").stdout
+    refused = shell(sys.executable, "-m", "stages.fetch", "snli", "out", ok=False)
+    assert refused.stderr.startswith("fetch: no task `snli`; known are")
+    assert "Traceback" not in refused.stderr
