@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from filbert import FilbertError, progress, students
 from filbert.data import EncodeConfig, Encoded
 from filbert.device import autocast, precision
-from filbert.files import sha256
+from filbert.files import sha256, weights_hash
 from filbert.rows import read_table, write_table
 
 FINGERPRINT = b"filbert.fingerprint"
@@ -65,10 +65,8 @@ class Fingerprint:
 
 def fingerprint(teacher: Path, encode: EncodeConfig, device: torch.device) -> Fingerprint:
     """The fingerprint of the teacher saved in a folder."""
-    weights = "".join(sha256(file) for file in sorted(teacher.glob("*.safetensors")))
-    return Fingerprint(
-        weights, sha256(teacher / "tokenizer.json"), encode.max_length, precision(device), tuple(COLUMNS)
-    )
+    tokenizer = sha256(teacher / "tokenizer.json")
+    return Fingerprint(weights_hash(teacher), tokenizer, encode.max_length, precision(device), tuple(COLUMNS))
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,16 @@ def read_json(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def sha256(*files: Path) -> str:
+    """The SHA-256 of the contents of `files`, one after the other."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while part := stream.read(1 << 20):
+                digest.update(part)
+    return digest.hexdigest()
+
+
+def weights_hash(folder: Path) -> str:
+    """The SHA-256 over all weight files of a Hugging Face folder."""
+    return sha256(*sorted(folder.glob("*.safetensors")))

@@ -111,8 +111,9 @@ def _read_table(file: Path) -> Iterator[tuple[str, Row]]:
     """CSV, JSON lines or parquet, read by `datasets`."""
     import tempfile
 
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
 
+    disable_progress_bars()
     with tempfile.TemporaryDirectory(prefix="filbert-") as cache:
         try:
             if file.suffix == ".csv":
@@ -217,6 +218,12 @@ def _table(rows: list[Row], task: Task) -> pa.Table:
     texts = [(name, pa.string()) for name in task.columns]
     schema = pa.schema([("idx", pa.int32()), *texts, ("label", label), ("hash", pa.int64())])
     return pa.Table.from_pylist(rows, schema=schema)
+
+
+def digest(table: pa.Table) -> str:
+    """Twelve hex digits that change with any text, label or order of the rows."""
+    columns = (table[name].combine_chunks().to_numpy(zero_copy_only=False) for name in ("hash", "label"))
+    return hashlib.sha256(b"".join(column.tobytes() for column in columns)).hexdigest()[:12]
 
 
 def write_table(table: pa.Table, file: Path) -> None:

@@ -66,12 +66,15 @@ class Recorder:
 
 
 @contextmanager
-def stage_run(stage: str, *, params: Any, tags: dict[str, str], scratch: Path) -> Iterator[Recorder]:
-    """One stage as an MLflow run with `params` (a dataclass or a dict) and `tags`, and its history in `scratch`.
+def stage_run(
+    stage: str, *, params: dict[str, Any], tags: dict[str, str], hashes: dict[str, str], scratch: Path
+) -> Iterator[Recorder]:
+    """One stage as an MLflow run, and its history in `scratch`.
 
-    A stage that was killed and starts again goes on in the same run.
+    `params` are the settings it was given (dataclasses allowed as values), `tags` say what it works on and name the
+    run, `hashes` identify what it read. A stage that was killed and starts again goes on in the same run.
     """
-    view = View(stage, asdict(params) if is_dataclass(params) else params, tags, scratch / "mlflow_run")  # type: ignore[arg-type]
+    view = View(stage, params, tags, hashes, scratch / "mlflow_run")
     try:
         yield Recorder(scratch / "history.jsonl", view)
     except BaseException:
@@ -101,9 +104,10 @@ def curve(file: Path) -> list[dict[str, Any]]:
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'a': {'b': 1}} -> {'a/b': 1}."""
+    """{'a': {'b': 1}} -> {'a/b': 1}; a dataclass counts as the dict of its fields."""
     out: dict[str, Any] = {}
     for name, value in values.items():
+        value = asdict(value) if is_dataclass(value) else value  # type: ignore[arg-type]
         out |= flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return out
 
@@ -111,12 +115,16 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 class View:
     """The MLflow side; every call is safe to lose."""
 
-    def __init__(self, stage: str, params: dict[str, Any], tags: dict[str, str], run_file: Path):
+    def __init__(
+        self, stage: str, params: dict[str, Any], tags: dict[str, str], hashes: dict[str, str], run_file: Path
+    ):
         self.points: list[tuple[str, float, int, int]] = []
         self.flushed = time.monotonic()
         self.lost = False
         self.run_id = ""
-        self._try(lambda: self._start(stage, params, tags, run_file))
+        self._try(
+            lambda: self._start("/".join([stage, *tags.values()]), params, {"stage": stage, **tags} | hashes, run_file)
+        )
 
     def point(self, values: dict[str, float], step: int) -> None:
         now = int(time.time() * 1000)
@@ -159,7 +167,7 @@ class View:
             self.lost = True
             warnings.warn(f"MLflow is lost for this stage, the files stay the record: {error}", stacklevel=2)
 
-    def _start(self, stage: str, params: dict[str, Any], tags: dict[str, str], run_file: Path) -> None:
+    def _start(self, name: str, params: dict[str, Any], tags: dict[str, str], run_file: Path) -> None:
         import mlflow
 
         for noisy in ("alembic", "mlflow.transformers"):
@@ -168,9 +176,8 @@ class View:
         mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", STORE))
         with FileLock(SCRATCH / "mlflow.lock"):  # one process at a time makes the store and the parent
             parent = _pipeline_run(mlflow.set_experiment(EXPERIMENT).experiment_id)
-        name = "/".join([stage, *tags.values()])
         known = run_file.read_text() if run_file.exists() else None
-        tags = {"stage": stage, **tags, **{k: v for k in ("DVC_STAGE", "DVC_EXP_NAME") if (v := os.environ.get(k))}}
+        tags |= {k: v for k in ("DVC_STAGE", "DVC_EXP_NAME") if (v := os.environ.get(k))}
         run = mlflow.start_run(run_id=known, parent_run_id=None if known else parent, run_name=name, tags=tags)
         self.run_id = run.info.run_id
         run_file.write_text(self.run_id)

@@ -14,7 +14,13 @@ def cache(task_name: str, prepared: Path, teacher_folder: Path, out: Path) -> No
     table = rows.read_table(prepared / "train.arrow")
     encoded = data.encode(table, task, data.load_tokenizer(teacher_folder), encoding)
     teacher, key = students.load(teacher_folder), teacher_cache.fingerprint(teacher_folder, encoding, on)
-    with tracking.stage_run("cache", params=settings, tags={"task": task_name}, scratch=scratch_of(out)) as recorder:
+    with tracking.stage_run(
+        "cache",
+        params={"cache": settings, "encode": encoding},
+        tags={"task": task_name},
+        hashes={"rows": rows.digest(table), "teacher": key.teacher[:12]},
+        scratch=scratch_of(out),
+    ) as recorder:
         asked = teacher_cache.build(out, teacher, encoded, key, settings, on)
         opened = teacher_cache.Cache(out, key)
         difference = opened.verify(encoded, teacher, settings, on)

@@ -20,12 +20,17 @@ def distill(
     tokenizer, on, scratch = data.load_tokenizer(teacher), device.pick(), scratch_of(out)
     tables = {name: rows.read_table(prepared / f"{name}.arrow") for name in ("train", "validation")}
     train, validation = (data.encode(table, task, tokenizer, encoding) for table in tables.values())
-    opened = cache.Cache(words, cache.fingerprint(teacher, encoding, on))
+    key, shape = cache.fingerprint(teacher, encoding, on), config.section("student", students.StudentConfig)
+    opened = cache.Cache(words, key)
     opened.verify(train, students.load(teacher), asking, on)
-    tags = {"task": task_name, "method": method_name, "seed": str(seed)}
-    with tracking.stage_run("distill", params=settings, tags=tags, scratch=scratch) as recorder:
+    with tracking.stage_run(
+        "distill",
+        params={"student": shape, "encode": encoding, **vars(settings)},
+        tags={"task": task_name, "method": method_name, "seed": str(seed)},
+        hashes={"rows": rows.digest(tables["train"]), "teacher": key.teacher[:12]},
+        scratch=scratch,
+    ) as recorder:
         recorder.dataset(tables["train"], prepared, task_name, "training")
-        shape = config.section("student", students.StudentConfig)
         study = Study(task, train, validation, checkpoint, shape, opened, seed, on, scratch, recorder)
         student = method.compress(study, settings)
         with whole_folder(out) as making:

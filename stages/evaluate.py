@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from filbert import config, data, device, measure, metrics, rows, students, tasks, tracking
-from filbert.files import write_json
+from filbert import config, data, device, files, measure, metrics, rows, students, tasks, tracking
 from stages import run, scratch_of
 
 
@@ -57,11 +56,16 @@ def evaluate(
         "machine": device.facts(),
         "curve": tracking.curve(folder / students.HISTORY),
     }
-    tags = {"task": task_name, "method": student_name, "seed": str(seed)}
-    with tracking.stage_run("evaluate", params=settings, tags=tags, scratch=scratch_of(out)) as recorder:
+    with tracking.stage_run(
+        "evaluate",
+        params={"evaluate": settings, "encode": encoding},
+        tags={"task": task_name, "method": student_name, "seed": str(seed)},
+        hashes={"rows": rows.digest(rows.read_table(prepared / "test.arrow")), "model": files.weights_hash(folder)},
+        scratch=scratch_of(out),
+    ) as recorder:
         recorder.metrics(figures)
-    write_json(details, {"task": task_name, "student": student_name, "seed": seed, **more})
-    write_json(out, figures)
+    files.write_json(details, {"task": task_name, "student": student_name, "seed": seed, **more})
+    files.write_json(out, figures)
     students.forget(scratch_of(out))
 
 

@@ -26,7 +26,13 @@ def teach(task_name: str, prepared: Path, checkpoint: Path, out: Path) -> None:
     def loss(batch: data.Batch) -> Tensor:
         return losses.HARD[task.kind](students.ask(teacher, batch).logits, batch.label)
 
-    with tracking.stage_run("teach", params=settings, tags={"task": task_name}, scratch=scratch) as recorder:
+    with tracking.stage_run(
+        "teach",
+        params={"fit": settings, "encode": encoding},
+        tags={"task": task_name},
+        hashes={"rows": rows.digest(tables["train"])},
+        scratch=scratch,
+    ) as recorder:
         recorder.dataset(tables["train"], prepared, task_name, "training")
         fit(teacher, loss, train, lambda: validate(teacher, task, validation, on), settings, phase="teach",
             seed=SEED, device=on, scratch=scratch, recorder=recorder)  # fmt: skip

@@ -103,5 +103,5 @@ def validation(prepared: rows.Prepared) -> data.Encoded:
 def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """A recorder whose MLflow store lies in the test's own folder."""
     monkeypatch.chdir(tmp_path)
-    with stage_run("test", params={}, tags={}, scratch=tmp_path / ".scratch" / "run") as made:
+    with stage_run("test", params={}, tags={}, hashes={}, scratch=tmp_path / ".scratch" / "run") as made:
         yield made

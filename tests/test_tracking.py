@@ -20,7 +20,11 @@ def test_stages_are_nested_runs_with_params_tags_and_points(tmp_path: Path, monk
     for seed in ("1", "2"):
         tags = {"task": "t", "method": "kd", "seed": seed}
         with stage_run(
-            "distill", params={"fit": {"epochs": 2}}, tags=tags, scratch=Path(f".scratch/{seed}")
+            "distill",
+            params={"fit": {"epochs": 2}},
+            tags=tags,
+            hashes={"rows": "abc"},
+            scratch=Path(f".scratch/{seed}"),
         ) as recorder:
             for step in (1, 2, 3):
                 recorder.log("distill", step, {"loss": 1.0 / step})
@@ -30,8 +34,8 @@ def test_stages_are_nested_runs_with_params_tags_and_points(tmp_path: Path, monk
     parent = next(run for run in found.values() if run.data.tags["stage"] == "pipeline")
     child = found["distill/t/kd/1"]
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    assert {k: child.data.tags[k] for k in ("task", "method", "seed", "DVC_STAGE")} == {
-        "task": "t", "method": "kd", "seed": "1", "DVC_STAGE": "distill@t-kd-1"}  # fmt: skip
+    assert {k: child.data.tags[k] for k in ("task", "method", "seed", "rows", "DVC_STAGE")} == {
+        "task": "t", "method": "kd", "seed": "1", "rows": "abc", "DVC_STAGE": "distill@t-kd-1"}  # fmt: skip
     assert child.data.params == {"fit/epochs": "2"}
     assert child.data.metrics == {"distill/loss": pytest.approx(1 / 3), "test/score": 0.5, "parameters": 7}
     points = mlflow.MlflowClient().get_metric_history(child.info.run_id, "distill/loss")
@@ -43,7 +47,9 @@ def test_a_stage_that_was_killed_goes_on_in_its_run(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     for fails in (True, False):
         try:
-            with stage_run("teach", params={"a": 1}, tags={"task": "t"}, scratch=Path(".scratch/x")) as recorder:
+            with stage_run(
+                "teach", params={"a": 1}, tags={"task": "t"}, hashes={}, scratch=Path(".scratch/x")
+            ) as recorder:
                 recorder.log("teach", 1, {"loss": 1.0})
                 if fails:
                     raise KeyboardInterrupt
@@ -59,7 +65,7 @@ def test_losing_mlflow_loses_no_figure(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with (
         pytest.warns(UserWarning, match="MLflow is lost for this stage, the files stay the record"),
-        stage_run("teach", params={}, tags={}, scratch=tmp_path / "scratch") as recorder,
+        stage_run("teach", params={}, tags={}, hashes={}, scratch=tmp_path / "scratch") as recorder,
     ):
         recorder.log("teach", 1, {"loss": 0.5})
         recorder.metrics({"score": 1.0})
