@@ -10,6 +10,7 @@ from typing import Any
 
 from scipy.stats import t as student_t
 
+from filbert import FilbertError
 from filbert.files import read_json
 from filbert.tasks import TASKS
 
@@ -61,8 +62,28 @@ def gather(metrics: Path, details: Path) -> list[Line]:
         beside = [details / folder.parent.name / folder.name / file.name for file in files]
         read = [tuple(map(read_json, group)) for group in (files, beside)]
         lines.append(Line(folder.parent.name, folder.name, tuple(int(f.stem) for f in files), read[0], read[1]))
+    for line in lines:
+        _check(line, next((other for other in lines if (other.task, other.student) == (line.task, TEACHER)), None))
     order = list(TASKS)
     return sorted(lines, key=lambda line: (order.index(line.task), line.student != TEACHER, line.student))
+
+
+def _check(line: Line, teacher: Line | None) -> None:
+    """Refuse figures that do not belong together: of another teacher or other rows, or seeds of different settings."""
+    where = f"{line.task}/{line.student}"
+    if line.task not in TASKS or teacher is None:
+        raise FilbertError(f"figures of {where}: no such task or no teacher; remove its folders or run `dvc repro`")
+    made, theirs = (
+        [{"teacher": d["teacher"], **d["made_with"], "seed": None} for d in of.details] for of in (line, teacher)
+    )
+    wanted = made[0] | {name: theirs[0][name] for name in ("rows", "teacher")}
+    for seed, found in zip(line.seeds, made, strict=True):
+        for name in wanted:
+            if found.get(name) != wanted[name]:
+                raise FilbertError(
+                    f"figures of {where}, seed {seed}: made with {name} = {found.get(name)}, the others of the task with "
+                    f"{wanted[name]}; they cannot stand in one table. Run `dvc repro`, or remove the stale files of {where}"
+                )
 
 
 def verdict(ours: list[float], theirs: list[float], config: ReportConfig) -> str:

@@ -28,6 +28,7 @@ from transformers.utils import logging
 from filbert import FilbertError
 from filbert.bert import FilbertConfig, FilbertForSequenceClassification
 from filbert.data import Batch, Encoded
+from filbert.files import write_json
 from filbert.tasks import Kind, Task
 from filbert.tracking import Recorder
 
@@ -39,6 +40,7 @@ FilbertConfig.register_for_auto_class()
 FilbertForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
 
 HISTORY = "history.jsonl"
+MADE_WITH = "made_with.json"  # settings, task, method, seed, and hashes of what was read
 ONLY_FILBERT = ("model_type", "architectures", "auto_map", "head_size", "layer_heads", "layer_intermediate",
                 "embedding_size")  # fmt: skip
 
@@ -126,9 +128,10 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
 
 
 def publish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, recorder: Recorder) -> None:
-    """Save a trained model with its history, and log it to MLflow."""
+    """Save a trained model with its history and what it was made with, and log it to MLflow."""
     save(model, tokenizer, folder)
     shutil.copyfile(recorder.history, folder / HISTORY)
+    write_json(folder / MADE_WITH, recorder.made_with)
     recorder.model(load(folder), tokenizer)
 
 

@@ -35,8 +35,8 @@ PIPELINE_TAG = "filbert.pipeline"
 class Recorder:
     """Where a stage says what it measures."""
 
-    def __init__(self, history: Path, view: "View"):
-        self.history, self.view = history, view
+    def __init__(self, history: Path, view: "View", made_with: dict[str, Any]):
+        self.history, self.view, self.made_with = history, view, made_with
         history.parent.mkdir(parents=True, exist_ok=True)
 
     def log(self, phase: str, step: int, values: dict[str, float]) -> None:
@@ -76,7 +76,7 @@ def stage_run(
     """
     view = View(stage, params, tags, hashes, scratch / "mlflow_run")
     try:
-        yield Recorder(scratch / "history.jsonl", view)
+        yield Recorder(scratch / "history.jsonl", view, flat(params) | tags | hashes)
     except BaseException:
         view.end("FAILED")
         raise

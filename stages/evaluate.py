@@ -55,6 +55,8 @@ def evaluate(
         "threads": settings.latency.threads,
         "machine": device.facts(),
         "curve": tracking.curve(folder / students.HISTORY),
+        "made_with": files.read_json(folder / students.MADE_WITH),
+        "teacher": files.weights_hash(teacher)[:12],
     }
     with tracking.stage_run(
         "evaluate",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import ttest_ind
 
-from filbert import report
+from filbert import FilbertError, report
 from filbert.files import write_json
 from filbert.report import ReportConfig
 
@@ -44,10 +44,11 @@ def figures(score: float, size: int) -> dict:
             "milliseconds": {"batch_1": 5.0, "batch_32": 50.0}, "steps": 10}  # fmt: skip
 
 
-def details() -> dict:
+def details(**more: object) -> dict:
     machine = {"processor": "P", "flags": "avx2"}
     return {"shape": {"layers": 3, "hidden": 16}, "tokens": 9, "threads": 1, "machine": machine,
-            "curve": [{"phase": "p", "step": 5, "score": 0.5}]}  # fmt: skip
+            "curve": [{"phase": "p", "step": 5, "score": 0.5}], "teacher": "abc",
+            "made_with": {"fit/epochs": 2, "rows": "r1", "seed": "7"}} | more  # fmt: skip
 
 
 @pytest.fixture
@@ -83,3 +84,23 @@ def test_the_picture_is_the_same_each_time(lines: list[report.Line], tmp_path: P
     for name in ("one.svg", "two.svg"):
         report.draw(lines, tmp_path / name)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("stale", "said"),
+    [
+        (
+            {"made_with": {"fit/epochs": 3, "rows": "r1"}},
+            "sst2/kd, seed 2: made with fit/epochs = 3, the others of the task with 2",
+        ),
+        ({"made_with": {"fit/epochs": 2, "rows": "r0"}}, "made with rows = r0"),
+        ({"teacher": "old"}, "made with teacher = old"),
+    ],
+)
+def test_figures_that_do_not_belong_together_are_refused(
+    lines: list[report.Line], tmp_path: Path, stale: dict, said: str
+) -> None:
+    write_json(tmp_path / "d" / "sst2" / "kd" / "2.json", details(**stale))
+    with pytest.raises(FilbertError) as error:
+        report.gather(tmp_path / "m", tmp_path / "d")
+    assert said in str(error.value)

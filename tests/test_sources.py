@@ -4,10 +4,12 @@ import json
 import zipfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import write_sst2
 
-from filbert import sources, tasks
+from filbert import rows, sources, tasks
 from filbert.files import sha256
 from filbert.sources import Source, SourceError
 
@@ -100,3 +102,20 @@ def test_an_unreachable_hub_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"(?s)the hub did not give google-bert/bert-base-uncased .*kind: folder"):
         sources.fetch_checkpoint(source, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_hub_data_set_in_nyu_mll_glues_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`load_dataset` itself, on a local copy of a hub repository: MNLI's two validation splits become our dev files."""
+    hub, splits = tmp_path / "hub", ("train", "validation_matched", "validation_mismatched", "test_matched")
+    (hub / "mnli").mkdir(parents=True)
+    for split in splits:
+        columns = {"premise": ["a"], "hypothesis": [split], "label": [2 if "test" not in split else -1], "idx": [0]}
+        pq.write_table(pa.table(columns), hub / "mnli" / f"{split}.parquet")
+    files = "".join(f"  - split: {split}\n    path: mnli/{split}.parquet\n" for split in splits)
+    (hub / "README.md").write_text(f"---\nconfigs:\n- config_name: mnli\n  data_files:\n{files}---\n")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    sources.fetch_task(Source("hub", str(hub), None, "", None), tasks.find("mnli"), tmp_path / "out")
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["SOURCE.json", "dev_matched.parquet", "dev_mismatched.parquet", "train.parquet"]
+    read = list(rows.read(tmp_path / "out", "dev_mismatched", tasks.find("mnli")))
+    assert [(row["hypothesis"], row["label"]) for row in read] == [("validation_mismatched", 2)]
