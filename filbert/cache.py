@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from filbert import FilbertError, progress, students
-from filbert.data import EncodeConfig, Encoded
+from filbert.data import Batch, EncodeConfig, Encoded
 from filbert.device import autocast, precision
 from filbert.files import sha256, weights_hash
 from filbert.rows import read_table, write_table
@@ -41,15 +41,22 @@ class CacheConfig:
 
 @dataclass(frozen=True)
 class Column:
-    """One thing a teacher says of a row: how it is read off the model's answer and how it is stored."""
+    """One thing a teacher says of a row: how it is read off the model's answer, written to Arrow and read back."""
 
-    read: Callable[[Any], Tensor]  # the answer to a batch -> [B, width]
+    read: Callable[[Any, Batch], Tensor]  # the answer to a batch, and the batch -> [B, width]
+    write: Callable[[np.ndarray], pa.Array]  # [N, width] -> N values
+    map: Callable[[pa.ChunkedArray], np.ndarray]  # N values -> [N, width]
 
-    def array(self, values: np.ndarray) -> pa.Array:
-        return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+
+def _fixed(values: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
 
 
-COLUMNS = {"logits": Column(read=lambda answer: answer.logits.float())}
+def _matrix(column: pa.ChunkedArray) -> np.ndarray:
+    return np.concatenate([chunk.values.to_numpy().reshape(-1, column.type.list_size) for chunk in column.chunks])
+
+
+COLUMNS = {"logits": Column(read=lambda answer, batch: answer.logits.float(), write=_fixed, map=_matrix)}
 
 
 @dataclass(frozen=True)
@@ -60,13 +67,12 @@ class Fingerprint:
     tokenizer: str  # SHA-256 of tokenizer.json
     max_length: int
     precision: str  # of the teacher's arithmetic
-    columns: tuple[str, ...]
 
 
 def fingerprint(teacher: Path, encode: EncodeConfig, device: torch.device) -> Fingerprint:
     """The fingerprint of the teacher saved in a folder."""
     tokenizer = sha256(teacher / "tokenizer.json")
-    return Fingerprint(weights_hash(teacher), tokenizer, encode.max_length, precision(device), tuple(COLUMNS))
+    return Fingerprint(weights_hash(teacher), tokenizer, encode.max_length, precision(device))
 
 
 @dataclass(frozen=True)
@@ -87,25 +93,26 @@ class Cache:
         """Map the shards of `folder`.
 
         Raises:
-            CacheError: there are none, one is damaged, or they were made by another teacher or in another way.
+            CacheError: there are none, one is damaged, or they were made by another teacher or in another way. Another
+                precision is accepted, so that a cache can travel between machines: `verify` says whether it will do.
         """
         self.folder = folder
         files = _shards(folder)
         if not files:
             raise CacheError(f"{folder}: no teacher cache; run `dvc repro` to make it")
-        tables = [_read(file, expected) for file in files]
-        table = pa.concat_tables(tables)
+        table = pa.concat_tables([_read(file, expected, but="precision") for file in files])
         self.idx, self.hash = table["idx"].to_numpy(), table["hash"].to_numpy()
-        self.columns = {name: _matrix(table[name]) for name in expected.columns}
+        self.columns = {name: column.map(table[name]) for name, column in COLUMNS.items()}
 
     def on(self, rows: Encoded) -> Words:
-        """The teacher's words on `rows`, joined by text hash and checked by row number.
+        """The teacher's words on `rows`, joined by row number and text hash.
 
         Raises:
-            CacheError: the cache lacks a row, or has its text under another number.
+            CacheError: the cache lacks a row.
         """
-        order = np.argsort(self.hash, kind="stable")
-        at = order[np.minimum(np.searchsorted(self.hash, rows.hash, sorter=order), len(order) - 1)]
+        ours, theirs = _keys(rows.idx, rows.hash), _keys(self.idx, self.hash)
+        order = np.argsort(theirs, kind="stable")
+        at = order[np.minimum(np.searchsorted(theirs, ours, sorter=order), len(order) - 1)]
         absent = np.flatnonzero((self.hash[at] != rows.hash) | (self.idx[at] != rows.idx))
         if len(absent):
             raise CacheError(
@@ -122,9 +129,10 @@ class Cache:
         """
         sample = np.linspace(0, len(rows) - 1, min(config.verify_rows, len(rows))).astype(int)
         with torch.inference_mode(), autocast(device):
-            live = students.ask(teacher.to(device).eval(), rows.batch(sample).to(device))
+            batch = rows.batch(sample).to(device)
+            live = students.ask(teacher.to(device).eval(), batch)
         cached = self.on(rows).take(sample)["logits"].to(device)
-        difference = float((COLUMNS["logits"].read(live) - cached).abs().max())
+        difference = float((COLUMNS["logits"].read(live, batch) - cached).abs().max())
         if difference > config.tolerance:
             raise CacheError(
                 f"{self.folder}: the live teacher differs from the cache by {difference:.3g} on {len(sample)} rows, over "
@@ -140,6 +148,8 @@ def build(
 
     Shards are written whole, so that a killed build goes on where it stopped. Shards of another fingerprint go.
     """
+    for remains in folder.glob(".*-shard-*.arrow"):  # of a killed build
+        remains.unlink()
     held: set[tuple[int, int]] = set()
     for file in _shards(folder):
         try:
@@ -171,29 +181,33 @@ def _asked(
     said: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
     with torch.inference_mode(), autocast(device):
         for at in range(0, len(part), config.batch_size):
-            answer = students.ask(teacher, rows.batch(part[at : at + config.batch_size]).to(device))
+            batch = rows.batch(part[at : at + config.batch_size]).to(device)
+            answer = students.ask(teacher, batch)
             for name, column in COLUMNS.items():
-                said[name].append(column.read(answer).cpu().numpy())
-            bar.update(len(said["logits"][-1]))
-    return {name: COLUMNS[name].array(np.concatenate(values)) for name, values in said.items()}
+                said[name].append(column.read(answer, batch).cpu().numpy())
+            bar.update(len(batch))
+    return {name: COLUMNS[name].write(np.concatenate(values)) for name, values in said.items()}
 
 
 def _shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("shard-*.arrow"))
 
 
-def _read(file: Path, expected: Fingerprint) -> pa.Table:
+def _keys(idx: np.ndarray, text_hash: np.ndarray) -> np.ndarray:
+    """One int64 per row; that it stands for (idx, hash) is checked after the search."""
+    return text_hash ^ (idx.astype(np.int64) * np.int64(0x1E3779B97F4A7C15))
+
+
+def _read(file: Path, expected: Fingerprint, but: str = "") -> pa.Table:
     try:
         table = read_table(file)
     except (pa.ArrowInvalid, OSError) as error:
         raise CacheError(f"{file}: damaged shard ({error})") from error
     said = json.loads((table.schema.metadata or {}).get(FINGERPRINT, b"{}"))
-    for name, value in json.loads(json.dumps(asdict(expected))).items():
-        if said.get(name) != value:
-            raise CacheError(f"{file}: made with another {name}: expected {value}, got {said.get(name)}")
+    for name, value in asdict(expected).items():
+        if name != but and said.get(name) != value:
+            raise CacheError(
+                f"{file}: made with another {name}: expected {value}, got {said.get(name)}; run `dvc repro`, or delete "
+                "the folder if that does not make it anew"
+            )
     return table
-
-
-def _matrix(column: pa.ChunkedArray) -> np.ndarray:
-    width = column.type.list_size
-    return np.concatenate([chunk.values.to_numpy().reshape(-1, width) for chunk in column.chunks])

@@ -13,6 +13,11 @@ from typing import Any
 SCRATCH = Path(".scratch")  # what survives a killed stage; known to neither DVC nor git
 
 
+def forget(scratch: Path) -> None:
+    """Remove what a finished stage kept against a kill."""
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `folder` if the block ends well and vanishes if it does not."""
@@ -61,6 +66,11 @@ def sha256(*files: Path) -> str:
             while part := stream.read(1 << 20):
                 digest.update(part)
     return digest.hexdigest()
+
+
+def code_hash() -> str:
+    """The SHA-256 over the source of this package: a half-trained model of other code is not gone on with."""
+    return sha256(*sorted(Path(__file__).parent.rglob("*.py")))
 
 
 def weights_hash(folder: Path) -> str:

@@ -58,7 +58,7 @@ def gather(metrics: Path, details: Path) -> list[Line]:
     lines = []
     folders = (f for task in metrics.iterdir() if task.is_dir() for f in task.iterdir() if f.is_dir())
     for folder in folders:
-        files = sorted(folder.glob("*.json"), key=lambda file: int(file.stem))
+        files = sorted(folder.glob("[0-9]*.json"), key=lambda file: int(file.stem))
         beside = [details / folder.parent.name / folder.name / file.name for file in files]
         read = [tuple(map(read_json, group)) for group in (files, beside)]
         lines.append(Line(folder.parent.name, folder.name, tuple(int(f.stem) for f in files), read[0], read[1]))
@@ -89,8 +89,8 @@ def _check(line: Line, teacher: Line | None) -> None:
 def verdict(ours: list[float], theirs: list[float], config: ReportConfig) -> str:
     """BEATS, TIES, LOSES or INCONCLUSIVE: where the Welch interval of the difference of means lies.
 
-    BEATS or LOSES if it excludes 0, TIES if it lies within ± margin, else INCONCLUSIVE; always INCONCLUSIVE below three
-    seeds on either side.
+    TIES if it lies within ± margin, else BEATS or LOSES if it excludes 0, else INCONCLUSIVE; always INCONCLUSIVE below
+    three seeds on either side.
     """
     low, high = interval(ours, theirs, config.confidence)
     if min(len(ours), len(theirs)) < MIN_SEEDS:
@@ -158,6 +158,9 @@ def _task_table(lines: list[Line], config: ReportConfig) -> str:
 
 
 def _compared(line: Line, baseline: Line, config: ReportConfig) -> str:
+    for name in ("parameters", "steps"):
+        if line.median(name) != baseline.median(name):
+            return f"not comparable: {name} differ"
     low, high = interval(line.scores, baseline.scores, config.confidence)
     return f"{verdict(line.scores, baseline.scores, config)} ({low:+.1f} to {high:+.1f})"
 

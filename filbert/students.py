@@ -68,7 +68,7 @@ def new_student(checkpoint: Path, task: Task, config: StudentConfig) -> FilbertF
         ShapeError: the checkpoint is not BERT-shaped or has no such layer.
     """
     source = AutoConfig.from_pretrained(checkpoint)
-    if source.model_type not in ("bert", "filbert"):
+    if source.model_type != "bert":
         raise ShapeError(
             f"{checkpoint}: expected a BERT-shaped checkpoint to cut a student from, got {source.model_type}"
         )
@@ -93,7 +93,9 @@ def new_student(checkpoint: Path, task: Task, config: StudentConfig) -> FilbertF
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of all safetensors files of a checkpoint, with or without the `bert.` prefix, named with it."""
     tensors = {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()}
-    return {name if name.startswith(("bert.", "classifier.")) else f"bert.{name}": v for name, v in tensors.items()}
+    named = {name if name.startswith(("bert.", "classifier.")) else f"bert.{name}": v for name, v in tensors.items()}
+    return {name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): v
+            for name, v in named.items()}  # google-bert/bert-base-uncased still has TensorFlow's names  # fmt: skip
 
 
 def _cut(weights: dict[str, torch.Tensor], layers: tuple[int, ...]) -> dict[str, torch.Tensor]:
@@ -133,11 +135,6 @@ def publish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: 
     shutil.copyfile(recorder.history, folder / HISTORY)
     write_json(folder / MADE_WITH, recorder.made_with)
     recorder.model(load(folder), tokenizer)
-
-
-def forget(scratch: Path) -> None:
-    """Remove what a finished stage kept against a kill."""
-    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def load(folder: Path) -> PreTrainedModel:

@@ -42,6 +42,10 @@ class Task:
     header: tuple[str, ...] = ()
     together: str = ""
     unlabelled: bool = False  # rows without a label are kept apart instead of refused
+    symmetric: bool = False  # a pair and its swap are the same row
+    flaws: int = (
+        0  # malformed training rows the published files are known to have: dropped and counted, up to this many
+    )
     span: tuple[float, float] = (0.0, 0.0)  # the range of a regression label
 
     @property
@@ -68,11 +72,11 @@ _TABLE = (
           header=("source", "label", "mark", "sentence")),
     _glue("sst2", Kind.SINGLE, "SST-2", "sentence", "negative positive", "accuracy"),
     _glue("mrpc", Kind.PAIR, "MRPC", "sentence1 sentence2", "not_equivalent equivalent", "accuracy f1",
-          rename={"#1 String": "sentence1", "#2 String": "sentence2", "Quality": "label"}),
+          rename={"#1 String": "sentence1", "#2 String": "sentence2", "Quality": "label"}, symmetric=True),
     _glue("stsb", Kind.REGRESSION, "STS-B", "sentence1 sentence2", "", "pearson spearman",
-          rename={"score": "label"}, span=(0.0, 5.0)),
+          rename={"score": "label"}, span=(0.0, 5.0), symmetric=True),
     _glue("qqp", Kind.PAIR, "QQP", "question1 question2", "not_duplicate duplicate", "accuracy f1",
-          rename={"is_duplicate": "label"}),
+          rename={"is_duplicate": "label"}, symmetric=True, flaws=20),
     _glue("mnli", Kind.PAIR, "MNLI", "premise hypothesis", "entailment neutral contradiction", "accuracy",
           rename={"sentence1": "premise", "sentence2": "hypothesis", "gold_label": "label"},
           test=("dev_matched", "dev_mismatched")),

@@ -1,7 +1,7 @@
 """history.jsonl is the record, MLflow the view: every stage writes both while it runs.
 
-A stage is an MLflow run nested under one run per pipeline run. Losing MLflow never stops a stage or loses a figure: on
-the first failure the view is given up with a warning, and the files stay the truth. This is the one module that
+A stage is an MLflow run nested under one run per pipeline run. Losing MLflow never stops a stage or loses a figure: when
+it cannot be reached the view is given up with a warning, and the files stay the truth. This is the one module that
 imports mlflow.
 """
 
@@ -21,14 +21,15 @@ import psutil
 import pyarrow as pa
 from filelock import FileLock
 
-from filbert.files import SCRATCH
+from filbert.files import SCRATCH, read_json, write_json
 
 for _name in ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_LOGGING_LEVEL", "HF_HUB_DISABLE_TELEMETRY"):
     os.environ.setdefault(_name, {"MLFLOW_LOGGING_LEVEL": "WARNING"}.get(_name, "true"))
 
 EXPERIMENT = "filbert"
-STORE = "sqlite:///mlflow.db"
+STORE = Path("mlflow.db")
 FLUSH_SECONDS = 5.0
+MOST_FAILURES = 3  # in a row, before the view is given up
 PIPELINE_TAG = "filbert.pipeline"
 
 
@@ -74,9 +75,11 @@ def stage_run(
     `params` are the settings it was given (dataclasses allowed as values), `tags` say what it works on and name the
     run, `hashes` identify what it read. A stage that was killed and starts again goes on in the same run.
     """
-    view = View(stage, params, tags, hashes, scratch / "mlflow_run")
+    settings = json.loads(json.dumps(flat(params)))
+    made_with = {"stage": stage, **tags, **hashes, **settings}
+    view = View("/".join([stage, *tags.values()]), made_with, settings, scratch / "mlflow_run.json")
     try:
-        yield Recorder(scratch / "history.jsonl", view, flat(params) | tags | hashes)
+        yield Recorder(scratch / "history.jsonl", view, made_with)
     except BaseException:
         view.end("FAILED")
         raise
@@ -115,16 +118,11 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 class View:
     """The MLflow side; every call is safe to lose."""
 
-    def __init__(
-        self, stage: str, params: dict[str, Any], tags: dict[str, str], hashes: dict[str, str], run_file: Path
-    ):
+    def __init__(self, name: str, made_with: dict[str, Any], params: dict[str, Any], run_file: Path):
         self.points: list[tuple[str, float, int, int]] = []
         self.flushed = time.monotonic()
-        self.lost = False
-        self.run_id = ""
-        self._try(
-            lambda: self._start("/".join([stage, *tags.values()]), params, {"stage": stage, **tags} | hashes, run_file)
-        )
+        self.run_id, self.failures, self.lost = "", 0, False
+        self._try(lambda: self._start(name, made_with, params, run_file))
 
     def point(self, values: dict[str, float], step: int) -> None:
         now = int(time.time() * 1000)
@@ -150,12 +148,13 @@ class View:
         def end() -> None:
             import mlflow
 
-            self._flush()
             mlflow.end_run(status)
             client = mlflow.MlflowClient()
-            if parent := client.get_run(self.run_id).data.tags.get("mlflow.parentRunId"):
+            parent = client.get_run(self.run_id).data.tags.get("mlflow.parentRunId")
+            if parent and client.get_run(parent).info.status != "FAILED":  # one failed stage fails the pipeline run
                 client.set_terminated(parent, status)
 
+        self._try(self._flush)
         self._try(end)
 
     def _try(self, call: Callable[[], None]) -> None:
@@ -163,34 +162,41 @@ class View:
             return
         try:
             call()
+            self.failures = 0
         except Exception as error:
-            self.lost = True
-            warnings.warn(f"MLflow is lost for this stage, the files stay the record: {error}", stacklevel=2)
+            self.failures += 1
+            self.lost = not self.run_id or self.failures == MOST_FAILURES
+            what = "lost for this stage" if self.lost else "not reached this time"
+            warnings.warn(f"MLflow is {what}, the files stay the record: {error}", stacklevel=2)
 
-    def _start(self, name: str, params: dict[str, Any], tags: dict[str, str], run_file: Path) -> None:
+    def _start(self, name: str, made_with: dict[str, Any], params: dict[str, Any], run_file: Path) -> None:
         import mlflow
 
         for noisy in ("alembic", "mlflow.transformers"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
-        run_file.parent.mkdir(parents=True, exist_ok=True)
-        mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", STORE))
+        SCRATCH.mkdir(exist_ok=True)
+        mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{STORE.resolve()}"))
         with FileLock(SCRATCH / "mlflow.lock"):  # one process at a time makes the store and the parent
             parent = _pipeline_run(mlflow.set_experiment(EXPERIMENT).experiment_id)
-        known = run_file.read_text() if run_file.exists() else None
+        before = read_json(run_file) if run_file.exists() else {}
+        known = before.get("run") if before.get("made_with") == json.loads(json.dumps(made_with)) else None
+        tags = {name: str(value) for name, value in made_with.items() if name not in params}
         tags |= {k: v for k in ("DVC_STAGE", "DVC_EXP_NAME") if (v := os.environ.get(k))}
         run = mlflow.start_run(run_id=known, parent_run_id=None if known else parent, run_name=name, tags=tags)
         self.run_id = run.info.run_id
-        run_file.write_text(self.run_id)
-        mlflow.log_params(flat(params))
+        write_json(run_file, {"run": self.run_id, "made_with": made_with})
+        mlflow.log_params(params)
 
     def _flush(self) -> None:
         import mlflow
         from mlflow.entities import Metric
 
-        client, batch, self.points = mlflow.MlflowClient(), self.points, []
-        for start in range(0, len(batch), 1000):
-            client.log_batch(self.run_id, metrics=[Metric(*point) for point in batch[start : start + 1000]])
+        client, count = mlflow.MlflowClient(), len(self.points)
         self.flushed = time.monotonic()
+        for start in range(0, count, 1000):
+            points = [Metric(*point) for point in self.points[start : min(start + 1000, count)]]
+            client.log_batch(self.run_id, metrics=points)
+        del self.points[:count]
 
 
 def _pipeline_run(experiment: str) -> str:

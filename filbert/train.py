@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from filbert import FilbertError, progress, students
 from filbert.data import Batch, Encoded, shuffled
 from filbert.device import autocast
-from filbert.files import whole_file
+from filbert.files import code_hash, whole_file
 from filbert.metrics import predictions, scores
 from filbert.tasks import Task
 from filbert.tracking import Recorder
@@ -91,7 +91,9 @@ def fit(
     every = max(1, math.ceil(total / config.validations))
     model.to(device).train()
     optimizer = _optimizer(model, config, device)
-    state = _State(model, optimizer, scratch / f"{phase}.safetensors", _fingerprint(model, rows, config, seed))
+    state = _State(
+        model, optimizer, scratch / f"{phase}.safetensors", _fingerprint(model, rows, config, seed, recorder)
+    )
     state.resume()
     recorder.rewind(phase, state.step)
     order: list[np.ndarray] = []
@@ -181,10 +183,11 @@ def _record_loss(
     bar.set_postfix(loss=f"{loss:.4f}")
 
 
-def _fingerprint(model: nn.Module, rows: Encoded, config: FitConfig, seed: int) -> str:
-    """What a checkpoint must agree with to be resumed: the start, the data, the settings."""
-    digest = hashlib.sha256(json.dumps([asdict(config), seed]).encode())
-    for array in (rows.ids, rows.offsets, rows.label, rows.hash):
+def _fingerprint(model: nn.Module, rows: Encoded, config: FitConfig, seed: int, recorder: Recorder) -> str:
+    """What a checkpoint must agree with to be resumed: the start, the data, all settings of the stage, the code."""
+    settings = [asdict(config), seed, recorder.made_with, code_hash()]
+    digest = hashlib.sha256(json.dumps(settings, default=str).encode())
+    for array in (rows.ids, rows.types, rows.offsets, rows.label, rows.hash):
         digest.update(np.ascontiguousarray(array).data)
     for name, parameter in model.state_dict().items():
         digest.update(name.encode() + parameter.detach().cpu().contiguous().numpy().tobytes())

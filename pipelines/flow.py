@@ -8,6 +8,7 @@ import os
 import subprocess
 import time
 import uuid
+from dataclasses import dataclass
 from typing import Annotated
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -21,7 +22,7 @@ from dvc.repo import Repo
 from dvc.utils.hydra import apply_overrides
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import PrefectFuture
+from prefect.futures import PrefectFuture, wait
 from prefect.states import State
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -33,15 +34,31 @@ class StageError(RuntimeError):
     """A stage ended with an error; the message holds its last lines."""
 
 
-def graph(targets: list[str]) -> dict[str, list[str]]:
-    """The stages that `targets` need (all where none are named), in an order that respects the graph, each with the
-    stages it waits for."""
-    stages = Repo().index.graph  # edges point from a stage to what it needs
+@dataclass(frozen=True)
+class Stage:
+    """One node of DVC's graph."""
+
+    name: str
+    needs: tuple[str, ...]
+    alone: bool  # `meta: {alone: true}`: it measures time, nothing may run beside it
+
+
+def graph(targets: list[str]) -> list[Stage]:
+    """The stages that `targets` need (all where none are named), each after those it needs, the lonely ones late."""
+    edges = Repo().index.graph.reverse()  # from what is needed to what needs it
     if targets:
-        wanted = {s for s in stages if s.addressing in targets or s.addressing.split("@")[0] in targets}
-        stages = stages.subgraph(wanted.union(*(networkx.descendants(stages, stage) for stage in wanted)))
-    order = list(networkx.topological_sort(stages))[::-1]
-    return {stage.addressing: sorted(needed.addressing for needed in stages.successors(stage)) for stage in order}
+        names = {stage: {stage.addressing, stage.addressing.split("@")[0]} for stage in edges}
+        if unknown := set(targets).difference(*names.values()):
+            known = ", ".join(sorted(set().union(*names.values())))
+            raise StageError(f"no stage {', '.join(sorted(unknown))}; known are {known}")
+        wanted = {stage for stage in edges if names[stage] & set(targets)}
+        edges = edges.subgraph(wanted.union(*(networkx.ancestors(edges, stage) for stage in wanted)))
+    lonely = {stage: bool((stage.meta or {}).get("alone")) for stage in edges}
+    order = networkx.lexicographical_topological_sort(edges, key=lambda stage: (lonely[stage], stage.addressing))
+    return [
+        Stage(stage.addressing, tuple(sorted(n.addressing for n in edges.predecessors(stage))), lonely[stage])
+        for stage in order
+    ]
 
 
 @task(cache_policy=NO_CACHE, task_run_name="{stage}")
@@ -73,11 +90,14 @@ def repro(targets: list[str] | None = None, force: bool = False) -> list[State]:
     """Run the pipeline, or what `targets` need of it."""
     os.environ["FILBERT_PIPELINE"] = uuid.uuid4().hex  # all stages of this flow under one MLflow run
     futures: dict[str, PrefectFuture] = {}
-    for stage, needed in graph(targets or []).items():
-        waits = [futures[name] for name in needed]
-        futures[stage] = run_stage.submit(stage=stage, force=force, wait_for=waits)  # type: ignore[call-overload]
-    for future in futures.values():
-        future.wait()
+    for stage in graph(targets or []):
+        if stage.alone:
+            wait(list(futures.values()))
+        needed = [futures[name] for name in stage.needs]
+        futures[stage.name] = run_stage.submit(stage=stage.name, force=force, wait_for=needed)  # type: ignore[call-overload]
+        if stage.alone:
+            futures[stage.name].wait()
+    wait(list(futures.values()))
     return [future.state for future in futures.values()]  # a flow fails if a state it returns has failed
 
 

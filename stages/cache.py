@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from filbert import cache as teacher_cache
-from filbert import config, data, device, rows, students, tasks, tracking
+from filbert import config, data, device, files, rows, students, tasks, tracking
 from stages import run, scratch_of
 
 
@@ -26,7 +26,7 @@ def cache(task_name: str, prepared: Path, teacher_folder: Path, out: Path) -> No
         difference = opened.verify(encoded, teacher, settings, on)
         print(f"{task_name}: asked about {asked} of {len(encoded)} rows; live and cached differ by {difference:.2g}")
         recorder.metrics({"rows": len(encoded), "asked": asked, "largest_difference": difference})
-    students.forget(scratch_of(out))
+    files.forget(scratch_of(out))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,7 @@
 from importlib import import_module
 from pathlib import Path
 
-from filbert import cache, config, data, device, rows, students, tasks, tracking
-from filbert.files import whole_folder
+from filbert import cache, config, data, device, files, rows, students, tasks, tracking
 from filbert.study import Study
 from stages import run, scratch_of
 
@@ -33,9 +32,9 @@ def distill(
         recorder.dataset(tables["train"], prepared, task_name, "training")
         study = Study(task, train, validation, checkpoint, shape, opened, seed, on, scratch, recorder)
         student = method.compress(study, settings)
-        with whole_folder(out) as making:
+        with files.whole_folder(out) as making:
             students.publish(student, tokenizer, making, recorder)
-    students.forget(scratch)
+    files.forget(scratch)
 
 
 if __name__ == "__main__":

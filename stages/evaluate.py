@@ -68,7 +68,7 @@ def evaluate(
         recorder.metrics(figures)
     files.write_json(details, {"task": task_name, "student": student_name, "seed": seed, **more})
     files.write_json(out, figures)
-    students.forget(scratch_of(out))
+    files.forget(scratch_of(out))
 
 
 if __name__ == "__main__":

@@ -2,19 +2,27 @@
 
 from pathlib import Path
 
-from filbert import config, rows, tasks
-from filbert.files import whole_folder, write_json
-from stages import run
+from filbert import config, files, rows, tasks, tracking
+from stages import run, scratch_of
 
 
 def prepare(task_name: str, raw: Path, out: Path, counts: Path) -> None:
     """Prepare the task TASK_NAME from the tables in RAW into the folder OUT; write how many rows went where to COUNTS."""
-    task = tasks.find(task_name)
-    prepared = rows.prepare(raw, task, config.section("prepare", rows.PrepareConfig))
-    with whole_folder(out) as making:
-        for name, table in prepared.tables.items():
-            rows.write_table(table, making / f"{name}.arrow")
-    write_json(counts, prepared.counts)
+    task, settings = tasks.find(task_name), config.section("prepare", rows.PrepareConfig)
+    prepared = rows.prepare(raw, task, settings)
+    with tracking.stage_run(
+        "prepare",
+        params={"prepare": settings},
+        tags={"task": task_name},
+        hashes={"rows": rows.digest(prepared.tables["train"])},
+        scratch=scratch_of(out),
+    ) as recorder:
+        with files.whole_folder(out) as making:
+            for name, table in prepared.tables.items():
+                rows.write_table(table, making / f"{name}.arrow")
+        files.write_json(counts, prepared.counts)
+        recorder.metrics(prepared.counts)
+    files.forget(scratch_of(out))
 
 
 if __name__ == "__main__":

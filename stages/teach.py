@@ -4,8 +4,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from filbert import config, data, device, losses, rows, students, tasks, tracking
-from filbert.files import whole_folder
+from filbert import config, data, device, files, losses, rows, students, tasks, tracking
 from filbert.train import FitConfig, fit, validate
 from stages import run, scratch_of
 
@@ -36,9 +35,9 @@ def teach(task_name: str, prepared: Path, checkpoint: Path, out: Path) -> None:
         recorder.dataset(tables["train"], prepared, task_name, "training")
         fit(teacher, loss, train, lambda: validate(teacher, task, validation, on), settings, phase="teach",
             seed=SEED, device=on, scratch=scratch, recorder=recorder)  # fmt: skip
-        with whole_folder(out) as making:
+        with files.whole_folder(out) as making:
             students.publish(teacher, tokenizer, making, recorder)
-    students.forget(scratch)
+    files.forget(scratch)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,12 @@ def write_sst2(folder: Path, train: int = 96, dev: int = 24) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def own_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mlflow.set_tracking_uri writes the environment: without this, every test would use the first one's store."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pretrained-looking folder: no head, its tokenizer beside it."""
@@ -78,7 +84,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier folder, saved by transformers itself."""
     folder = tmp_path_factory.mktemp("teacher")
     torch.manual_seed(1)
-    BertForSequenceClassification(tiny_config(num_labels=2)).save_pretrained(folder)
+    BertForSequenceClassification(tiny_config(num_labels=2, initializer_range=0.5)).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 

@@ -68,16 +68,42 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, teacher: Path, encoded: da
     folder = tmp_path / "cache"
     opened = built(folder, teacher, part(encoded, 30))
     key = cache.fingerprint(teacher, ENCODE, CPU)
-    for name, value in {"teacher": "0" * 64, "tokenizer": "1" * 64, "max_length": 99, "precision": "float8"}.items():
+    for name, value in {"teacher": "0" * 64, "tokenizer": "1" * 64, "max_length": 99}.items():
         with pytest.raises(cache.CacheError, match=f"made with another {name}: expected {value}"):
             cache.Cache(folder, replace(key, **{name: value}))
     with pytest.raises(cache.CacheError, match=rf"no words on {len(encoded) - 30} of {len(encoded)} rows"):
         opened.on(encoded)
+    assert (
+        cache.Cache(folder, replace(key, precision="float8")).idx.size == 30
+    )  # made on another machine: verify decides
     moved = replace(encoded, idx=encoded.idx + 1)
     with pytest.raises(cache.CacheError, match="no words on 30 of 30 rows"):
         opened.on(part(moved, 30))
     with pytest.raises(cache.CacheError, match="no teacher cache; run `dvc repro`"):
         cache.Cache(tmp_path / "nowhere", key)
+
+
+def test_words_of_other_rows_are_found_out(tmp_path: Path, teacher: Path, encoded: data.Encoded) -> None:
+    opened = built(tmp_path, teacher, encoded)
+    logits = opened.columns["logits"]
+    assert logits.std(axis=0).min() > 5 * CONFIG.tolerance  # or nothing here would show
+    opened.columns = {"logits": logits[::-1].copy()}
+    with pytest.raises(cache.CacheError, match="the live teacher differs from the cache by"):
+        opened.verify(encoded, students.load(teacher), CONFIG, CPU)
+
+
+def test_a_text_may_come_again_under_another_number(tmp_path: Path, teacher: Path, encoded: data.Encoded) -> None:
+    built(tmp_path, teacher, encoded)
+    again = replace(encoded, idx=encoded.idx + 1000)
+    opened = built(tmp_path, teacher, again)
+    chosen = np.arange(len(encoded))
+    torch.testing.assert_close(opened.on(again).take(chosen), opened.on(encoded).take(chosen))
+
+
+def test_remains_of_a_killed_build_go(tmp_path: Path, teacher: Path, encoded: data.Encoded) -> None:
+    (tmp_path / ".77-shard-00003.arrow").write_bytes(b"half")
+    built(tmp_path, teacher, part(encoded, 10))
+    assert [file.name for file in tmp_path.iterdir()] == ["shard-00000.arrow"]
 
 
 def test_another_teachers_words_are_found_out(tmp_path: Path, teacher: Path, encoded: data.Encoded) -> None:

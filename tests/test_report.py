@@ -72,6 +72,15 @@ def test_the_table_says_what_the_files_say(lines: list[report.Line]) -> None:
     assert rows[0][8].startswith("BEATS (+3.")
 
 
+@pytest.mark.parametrize(("name", "value"), [("parameters", 400_000), ("steps", 99)])
+def test_a_verdict_needs_equal_size_and_steps(lines: list[report.Line], tmp_path: Path, name: str, value: int) -> None:
+    for seed in (1, 2, 3):
+        write_json(tmp_path / "m" / "sst2" / "kd" / f"{seed}.json", figures(0.85, 500_000) | {name: value})
+    table = report.markdown(report.gather(tmp_path / "m", tmp_path / "d"), CONFIG)
+    assert f"not comparable: {name} differ" in table
+    assert "BEATS" not in table
+
+
 def test_points_and_curves_are_tables(lines: list[report.Line]) -> None:
     points = list(csv.DictReader(io.StringIO(report.as_csv(report.points(lines)))))
     assert len(points) == 7

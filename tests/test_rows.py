@@ -93,6 +93,36 @@ def test_duplicates_conflicts_and_leaks_go_and_are_counted(tmp_path: Path) -> No
     assert not (texts["train"] | texts["validation"]) & texts["test"]
 
 
+def test_a_swapped_pair_is_the_same_row_where_the_task_is_symmetric(tmp_path: Path) -> None:
+    lines = [f"{i}\tnews\tf\t2012\t{i}\tn\tn\ta {i}\tb {i}\t1.0" for i in range(20)]
+    head = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore"
+    table(tmp_path, "train.tsv", "\n".join([head, *lines]))
+    table(tmp_path, "dev.tsv", "\n".join([head, "0\tnews\tf\t2012\t0\tn\tn\tB 7\ta 7\t2.0"]))
+    prepared = rows.prepare(tmp_path, STSB, CONFIG)
+    assert prepared.counts["leaking"] == 1
+    assert "a 7" not in prepared.tables["train"]["sentence1"].to_pylist()
+
+
+def test_the_known_flaws_of_qqp_are_dropped_and_counted_up_to_a_bound(tmp_path: Path) -> None:
+    qqp, head = tasks.find("qqp"), "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
+    lines = [f"{i}\t1\t2\ta {i}\tb {i}\t{i % 2}" for i in range(30)]
+    flawed = ["31\t1\t2\tno second question\t\t0", "a broken\tline"]
+    table(tmp_path, "dev.tsv", f"{head}\n0\t1\t2\tc\td\t1\n")
+    table(tmp_path, "train.tsv", "\n".join([head, *lines, *flawed]))
+    assert rows.prepare(tmp_path, qqp, CONFIG).counts["flawed"] == 2
+    table(tmp_path, "train.tsv", "\n".join([head, *lines, *flawed * 11]))
+    with pytest.raises(rows.RowError, match="expected text in column question2, got ''"):
+        rows.prepare(tmp_path, qqp, CONFIG)
+
+
+def test_a_byte_order_mark_and_windows_lines_do_no_harm(tmp_path: Path) -> None:
+    table(tmp_path, "train.tsv", "\ufeffsentence\tlabel\r\ngood\t1\r\n")
+    assert [(row["sentence"], row["label"]) for row in rows.read(tmp_path, "train", SST2)] == [("good", 1)]
+    table(tmp_path, "train.tsv", "sentence\tlabel\ngood\t²\n")
+    with pytest.raises(rows.RowError, match="expected a label out of"):
+        list(rows.read(tmp_path, "train", SST2))
+
+
 def test_the_split_does_not_depend_on_the_order_of_the_rows(tmp_path: Path) -> None:
     train = [f"row {i}\t{i % 2}" for i in range(50)]
     one = rows.prepare(sst2(tmp_path, train), SST2, CONFIG).tables["validation"]["sentence"].to_pylist()

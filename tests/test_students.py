@@ -1,6 +1,7 @@
 """Students start from the checkpoint's layers and load in a process that knows nothing of filbert."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_tokenizer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, DistilBertConfig, DistilBertModel
 
 from filbert import students, tasks
@@ -92,6 +93,18 @@ def test_a_checkpoint_that_is_no_bert_can_teach_but_not_be_cut(tmp_path: Path) -
         students.ShapeError, match="expected a BERT-shaped checkpoint to cut a student from, got distilbert"
     ):
         students.new_student(tmp_path, SST2, students.StudentConfig((0,)))
+
+
+def test_tensorflows_names_are_understood(checkpoint: Path, tmp_path: Path) -> None:
+    """google-bert/bert-base-uncased calls the scale and shift of its layer norms gamma and beta."""
+    folder, names = shutil.copytree(checkpoint, tmp_path / "old"), {"weight": "gamma", "bias": "beta"}
+    weights = load_file(folder / "model.safetensors")
+    renamed = {re.sub(r"LayerNorm\.(\w+)$", lambda m: f"LayerNorm.{names[m[1]]}", n): v for n, v in weights.items()}
+    assert renamed.keys() != weights.keys()
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    shape = students.StudentConfig((1, 0))
+    one, two = (students.new_student(path, SST2, shape).state_dict() for path in (folder, checkpoint))
+    assert all(torch.equal(one[name], two[name]) for name in one if not name.startswith("classifier."))
 
 
 def test_missing_weights_are_refused_not_invented(checkpoint: Path, tmp_path: Path) -> None:

@@ -59,6 +59,48 @@ def test_a_stage_that_was_killed_goes_on_in_its_run(tmp_path: Path, monkeypatch:
     assert runs()["teach/t"].info.status == "FINISHED"
 
 
+def test_a_restart_with_other_settings_is_another_run_and_a_failed_stage_fails_the_pipeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FILBERT_PIPELINE", "one")
+    with (
+        pytest.raises(KeyboardInterrupt),
+        stage_run("teach", params={"a": 1}, tags={}, hashes={}, scratch=Path(".scratch/x")),
+    ):
+        raise KeyboardInterrupt
+    with stage_run("teach", params={"a": 2}, tags={}, hashes={}, scratch=Path(".scratch/x")):
+        pass
+    found = mlflow.search_runs(experiment_names=["filbert"], output_format="list")
+    assert sorted((run.data.params["a"], run.info.status) for run in found if run.data.params) == [
+        ("1", "FAILED"),
+        ("2", "FINISHED"),
+    ]
+    assert [run.info.status for run in found if run.data.tags["stage"] == "pipeline"] == ["FAILED"]
+
+
+def test_one_failure_to_write_loses_no_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write, calls = mlflow.MlflowClient.log_batch, []
+
+    def locked_once(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError("database is locked")
+        return write(self, *args, **kwargs)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", locked_once)
+    monkeypatch.setattr("filbert.tracking.FLUSH_SECONDS", -1.0)
+    with (
+        pytest.warns(UserWarning, match="not reached this time"),
+        stage_run("teach", params={}, tags={}, hashes={}, scratch=Path(".scratch/x")) as recorder,
+    ):
+        for step in (1, 2, 3):
+            recorder.log("teach", step, {"loss": float(step)})
+    run = runs()["teach"]
+    assert [p.step for p in mlflow.MlflowClient().get_metric_history(run.info.run_id, "teach/loss")] == [1, 2, 3]
+
+
 def test_losing_mlflow_loses_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there

@@ -84,6 +84,17 @@ def test_a_checkpoint_of_other_settings_is_not_resumed(checkpoint, encoded, vali
     assert same(resumed, fresh)
 
 
+def test_a_checkpoint_of_a_stage_with_other_settings_is_not_resumed(
+    checkpoint, encoded, validation, recorder, capsys
+) -> None:  # type: ignore[no-untyped-def]
+    """What a loss closes over (a temperature, the teacher's words) is in the recorder's `made_with`."""
+    for soft in (0.9, 0.1):
+        recorder.made_with = {"soft": soft, "teacher": "abc"}
+        with pytest.raises(Killed):
+            train(checkpoint, encoded, validation, recorder, die_at=9, every=0)
+    assert "made with other settings, data or start; beginning anew" in capsys.readouterr().err
+
+
 def test_it_learns_and_keeps_the_best_weights(checkpoint, encoded, validation, recorder) -> None:  # type: ignore[no-untyped-def]
     model, fitted = train(checkpoint, encoded, validation, recorder, replace(CONFIG, epochs=8, learning_rate=5e-3))
     scores = [score for _, _, score in curve(recorder) if score is not None]
