@@ -18,12 +18,12 @@ from typing import Literal
 
 from filbert import FilbertError
 from filbert.files import sha256, whole_folder, write_json
+from filbert.tables import SUFFIXES
 from filbert.tasks import Task
 
 RECORD = "SOURCE.json"
 CHECKPOINT_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt",
                     "special_tokens_map.json", "*.model")  # fmt: skip
-TABLE_SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
 
 
 class SourceError(FilbertError):
@@ -66,7 +66,7 @@ def fetch_task(source: Source, task: Task, out: Path) -> None:
         SourceError: as for fetch_checkpoint.
     """
     stems = (task.train, *task.test)
-    wanted = tuple(f"{stem}{suffix}" for stem in stems for suffix in TABLE_SUFFIXES)
+    wanted = tuple(f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES)
     opened = _hub_tables(source, task) if source.kind == "hub" else _opened(source, wanted)
     with opened as root:
         within = "" if source.kind == "hub" else task.folder

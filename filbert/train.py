@@ -5,27 +5,23 @@ the seed and the epoch's number, so that (weights, optimiser, step) is the full 
 folder, which is no DVC output, and holds safetensors and JSON only.
 """
 
-import hashlib
-import json
 import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from filbert import FilbertError, progress, students
 from filbert.data import Batch, Encoded, shuffled
 from filbert.device import autocast
-from filbert.files import code_hash, whole_file
 from filbert.metrics import predictions, scores
+from filbert.resume import State, fingerprint
 from filbert.tasks import Task
 from filbert.tracking import Recorder
 
@@ -91,8 +87,8 @@ def fit(
     every = max(1, math.ceil(total / config.validations))
     model.to(device).train()
     optimizer = _optimizer(model, config, device)
-    state = _State(
-        model, optimizer, scratch / f"{phase}.safetensors", _fingerprint(model, rows, config, seed, recorder)
+    state = State(
+        model, optimizer, scratch / f"{phase}.safetensors", fingerprint(model, rows, config, seed, recorder.made_with)
     )
     state.resume()
     recorder.rewind(phase, state.step)
@@ -181,68 +177,3 @@ def _record_loss(
         values["rows_per_second"] = bar.format_dict["rate"]
     recorder.log(phase, step, values)
     bar.set_postfix(loss=f"{loss:.4f}")
-
-
-def _fingerprint(model: nn.Module, rows: Encoded, config: FitConfig, seed: int, recorder: Recorder) -> str:
-    """What a checkpoint must agree with to be resumed: the start, the data, all settings of the stage, the code."""
-    settings = [asdict(config), seed, recorder.made_with, code_hash()]
-    digest = hashlib.sha256(json.dumps(settings, default=str).encode())
-    for array in (rows.ids, rows.types, rows.offsets, rows.label, rows.hash):
-        digest.update(np.ascontiguousarray(array).data)
-    for name, parameter in model.state_dict().items():
-        digest.update(name.encode() + parameter.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-class _State:
-    """All that must survive a kill: the weights, the optimiser, the best weights, and where the phase stands."""
-
-    def __init__(self, model: nn.Module, optimizer: torch.optim.AdamW, file: Path, fingerprint: str):
-        self.model, self.optimizer, self.file, self.fingerprint = model, optimizer, file, fingerprint
-        self.step, self.best, self.best_step, self.misses = 0, -math.inf, 0, 0
-        self.best_weights: dict[str, Tensor] = {}
-
-    def judge(self, score: float) -> None:
-        if score > self.best:
-            self.best, self.best_step, self.misses = score, self.step, 0
-            self.best_weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
-        else:
-            self.misses += 1
-
-    def restore_best(self) -> None:
-        self.model.load_state_dict(self.best_weights)
-
-    def save(self) -> None:
-        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= {f"best/{name}": value for name, value in self.best_weights.items()}
-        for number, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{number}/{name}": value for name, value in moments.items()}
-        place = {"step": self.step, "best": self.best, "best_step": self.best_step, "misses": self.misses}
-        metadata = {"place": json.dumps(place), "fingerprint": self.fingerprint}
-        with whole_file(self.file) as making:
-            save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, making, metadata)
-
-    def resume(self) -> None:
-        """Go on where the checkpoint stands, if there is one of this very phase."""
-        if not self.file.exists():
-            return
-        with safe_open(self.file, framework="pt") as stored:
-            metadata = stored.metadata()
-            if metadata["fingerprint"] != self.fingerprint:
-                progress.say(f"{self.file}: made with other settings, data or start; beginning anew")
-                return
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
-        for name, value in tensors.items():
-            part, rest = name.split("/", 1)
-            parts[part][rest] = value
-        self.model.load_state_dict(parts["model"])
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in parts["optimizer"].items():
-            number, moment = name.split("/")
-            moments.setdefault(int(number), {})[moment] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        self.best_weights = parts["best"]
-        for name, value in json.loads(metadata["place"]).items():
-            setattr(self, name, value)
-        progress.say(f"{self.file.stem}: resumed at step {self.step}")

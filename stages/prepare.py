@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from filbert import config, files, rows, tasks, tracking
+from filbert import prepare as splits
 from stages import run, scratch_of
 
 
 def prepare(task_name: str, raw: Path, out: Path, counts: Path) -> None:
     """Prepare the task TASK_NAME from the tables in RAW into the folder OUT; write how many rows went where to COUNTS."""
-    task, settings = tasks.find(task_name), config.section("prepare", rows.PrepareConfig)
-    prepared = rows.prepare(raw, task, settings)
+    task, settings = tasks.find(task_name), config.section("prepare", splits.PrepareConfig)
+    prepared = splits.prepare(raw, task, settings)
     with tracking.stage_run(
         "prepare",
         params={"prepare": settings},

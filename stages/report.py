@@ -3,8 +3,8 @@
 import statistics
 from pathlib import Path
 
-from filbert import config, files, tracking
-from filbert import report as figures
+from filbert import config, figures, files, tracking
+from filbert import report as says
 from stages import run, scratch_of
 
 HEAD = """# Results
@@ -21,17 +21,17 @@ what was tried: [runs.md](runs.md).
 
 def report(metrics: Path, details: Path, table: Path, picture: Path, plots: Path) -> None:
     """Write TABLE, PICTURE and the CSV files in PLOTS from all figures under METRICS and DETAILS."""
-    settings = config.section("report", figures.ReportConfig)
+    settings = config.section("report", says.ReportConfig)
     lines = figures.gather(metrics, details)
     head = HEAD.format(confidence=settings.confidence, margin=settings.margin)
     with tracking.stage_run(
         "report", params={"report": settings}, tags={}, hashes={}, scratch=scratch_of(table)
     ) as recorder:
-        files.write_text(table, head + figures.markdown(lines, settings) + "\n")
+        files.write_text(table, head + says.markdown(lines, settings) + "\n")
         files.write_text(plots / "pareto.csv", figures.as_csv(figures.points(lines)))
         files.write_text(plots / "curves.csv", figures.as_csv(list(figures.curves(lines))))
         with files.whole_file(picture) as making:
-            figures.draw(lines, making)
+            says.draw(lines, making)
         recorder.metrics({f"{line.task}/{line.student}": statistics.mean(line.scores) for line in lines})
     files.forget(scratch_of(table))
 

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
-from filbert import data, rows, tasks
+from filbert import data, prepare, tasks
 from filbert.tracking import Recorder, stage_run
 
 WORDS = (
@@ -90,18 +90,18 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> rows.Prepared:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> prepare.Prepared:
     folder = write_sst2(tmp_path_factory.mktemp("glue"))
-    return rows.prepare(folder / "SST-2", tasks.find("sst2"), rows.PrepareConfig(0.25, 0.1, 1000, 0))
+    return prepare.prepare(folder / "SST-2", tasks.find("sst2"), prepare.PrepareConfig(0.25, 0.1, 1000, 0))
 
 
 @pytest.fixture
-def encoded(prepared: rows.Prepared) -> data.Encoded:
+def encoded(prepared: prepare.Prepared) -> data.Encoded:
     return data.encode(prepared.tables["train"], tasks.find("sst2"), tiny_tokenizer(), data.EncodeConfig(16))
 
 
 @pytest.fixture
-def validation(prepared: rows.Prepared) -> data.Encoded:
+def validation(prepared: prepare.Prepared) -> data.Encoded:
     return data.encode(prepared.tables["validation"], tasks.find("sst2"), tiny_tokenizer(), data.EncodeConfig(16))
 
 

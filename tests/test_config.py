@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from filbert import cache, config, data, report, rows, sources, students, train
+from filbert import cache, config, data, prepare, report, sources, students, train
 from stages.evaluate import EvaluateConfig
 
 
@@ -60,7 +60,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, said: str) -
 def test_every_section_of_the_shipped_params_builds() -> None:
     config.section("checkpoint", sources.Source)
     config.section("datasets", dict[str, sources.Source])
-    config.section("prepare", rows.PrepareConfig)
+    config.section("prepare", prepare.PrepareConfig)
     config.section("encode", data.EncodeConfig)
     config.section("teach", train.FitConfig)
     config.section("cache", cache.CacheConfig)

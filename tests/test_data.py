@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from conftest import tiny_tokenizer
 
-from filbert import data, rows, tasks
+from filbert import data, prepare, tasks
 
 
-def test_a_batch_equals_the_tokenizers_own(prepared: rows.Prepared, encoded: data.Encoded) -> None:
+def test_a_batch_equals_the_tokenizers_own(prepared: prepare.Prepared, encoded: data.Encoded) -> None:
     texts = prepared.tables["train"]["sentence"].to_pylist()
     chosen = np.array([3, 0, 17])
     wanted = tiny_tokenizer()(
@@ -21,14 +21,14 @@ def test_a_batch_equals_the_tokenizers_own(prepared: rows.Prepared, encoded: dat
 
 
 def test_pairs_have_two_segments() -> None:
-    table = rows._table(
+    table = prepare._table(
         [{"idx": 0, "sentence1": "a cat", "sentence2": "the dog runs", "label": 1, "hash": 5}], tasks.find("mrpc")
     )
     batch = data.encode(table, tasks.find("mrpc"), tiny_tokenizer(), data.EncodeConfig(16)).batch(np.array([0]))
     assert batch.types.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]  # [CLS] a cat [SEP] the dog runs [SEP]
 
 
-def test_long_rows_are_cut(prepared: rows.Prepared) -> None:
+def test_long_rows_are_cut(prepared: prepare.Prepared) -> None:
     cut = data.encode(prepared.tables["train"], tasks.find("sst2"), tiny_tokenizer(), data.EncodeConfig(6))
     assert cut.lengths.max() == 6
 

@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import ttest_ind
 
 from filbert import FilbertError, report
+from filbert import figures as figures_of
 from filbert.files import write_json
 from filbert.report import ReportConfig
 
@@ -52,7 +53,7 @@ def details(**more: object) -> dict:
 
 
 @pytest.fixture
-def lines(tmp_path: Path) -> list[report.Line]:
+def lines(tmp_path: Path) -> list[figures_of.Line]:
     scores = {"teacher": [0.9], "finetune": [0.80, 0.81, 0.805], "kd": [0.85, 0.86, 0.855]}
     for student, values in scores.items():
         for seed, score in enumerate(values, 1):
@@ -62,10 +63,10 @@ def lines(tmp_path: Path) -> list[report.Line]:
             )
             write_json(tmp_path / "d" / "sst2" / student / f"{seed}.json", details())
     write_json(tmp_path / "m" / "sst2" / "rows.json", {"train": 5})
-    return report.gather(tmp_path / "m", tmp_path / "d")
+    return figures_of.gather(tmp_path / "m", tmp_path / "d")
 
 
-def test_the_table_says_what_the_files_say(lines: list[report.Line]) -> None:
+def test_the_table_says_what_the_files_say(lines: list[figures_of.Line]) -> None:
     assert [line.student for line in lines] == ["teacher", "finetune", "kd"]
     rows = [line.split(" | ") for line in report.markdown(lines, CONFIG).splitlines() if line.startswith("| kd")]
     assert rows[0][:8] == ["| kd", "3 × 16", "85.5 ± 0.5", "95.0 %", "0.50 M", "2.00×", "2.00× / 3.00×", "10"]
@@ -73,23 +74,25 @@ def test_the_table_says_what_the_files_say(lines: list[report.Line]) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("parameters", 400_000), ("steps", 99)])
-def test_a_verdict_needs_equal_size_and_steps(lines: list[report.Line], tmp_path: Path, name: str, value: int) -> None:
+def test_a_verdict_needs_equal_size_and_steps(
+    lines: list[figures_of.Line], tmp_path: Path, name: str, value: int
+) -> None:
     for seed in (1, 2, 3):
         write_json(tmp_path / "m" / "sst2" / "kd" / f"{seed}.json", figures(0.85, 500_000) | {name: value})
-    table = report.markdown(report.gather(tmp_path / "m", tmp_path / "d"), CONFIG)
+    table = report.markdown(figures_of.gather(tmp_path / "m", tmp_path / "d"), CONFIG)
     assert f"not comparable: {name} differ" in table
     assert "BEATS" not in table
 
 
-def test_points_and_curves_are_tables(lines: list[report.Line]) -> None:
-    points = list(csv.DictReader(io.StringIO(report.as_csv(report.points(lines)))))
+def test_points_and_curves_are_tables(lines: list[figures_of.Line]) -> None:
+    points = list(csv.DictReader(io.StringIO(figures_of.as_csv(figures_of.points(lines)))))
     assert len(points) == 7
     assert points[-1] == {"task": "sst2", "student": "kd", "seed": "3", "score": "85.5", "parameters": "500000",
                           "multiply_adds": "1000000", "milliseconds": "5.0"}  # fmt: skip
-    assert {row["run"] for row in report.curves(lines)} >= {"sst2/teacher/1", "sst2/kd/3"}
+    assert {row["run"] for row in figures_of.curves(lines)} >= {"sst2/teacher/1", "sst2/kd/3"}
 
 
-def test_the_picture_is_the_same_each_time(lines: list[report.Line], tmp_path: Path) -> None:
+def test_the_picture_is_the_same_each_time(lines: list[figures_of.Line], tmp_path: Path) -> None:
     for name in ("one.svg", "two.svg"):
         report.draw(lines, tmp_path / name)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
@@ -107,9 +110,9 @@ def test_the_picture_is_the_same_each_time(lines: list[report.Line], tmp_path: P
     ],
 )
 def test_figures_that_do_not_belong_together_are_refused(
-    lines: list[report.Line], tmp_path: Path, stale: dict, said: str
+    lines: list[figures_of.Line], tmp_path: Path, stale: dict, said: str
 ) -> None:
     write_json(tmp_path / "d" / "sst2" / "kd" / "2.json", details(**stale))
     with pytest.raises(FilbertError) as error:
-        report.gather(tmp_path / "m", tmp_path / "d")
+        figures_of.gather(tmp_path / "m", tmp_path / "d")
     assert said in str(error.value)

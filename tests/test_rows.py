@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from filbert import rows, tasks
+from filbert import prepare, rows, tables, tasks
 from filbert.tasks import Kind, Task
 
-CONFIG = rows.PrepareConfig(validation=0.2, test=0.2, most=1000, seed=0)
+CONFIG = prepare.PrepareConfig(validation=0.2, test=0.2, most=1000, seed=0)
 SST2, COLA, STSB = tasks.find("sst2"), tasks.find("cola"), tasks.find("stsb")
 
 
@@ -37,34 +37,34 @@ def sst2(folder: Path, train: list[str], dev: list[str] | None = None) -> Path:
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, bad: str, said: str) -> None:
-    with pytest.raises(rows.RowError) as error:
-        rows.prepare(sst2(tmp_path, ["good\t1", bad]), SST2, CONFIG)
+    with pytest.raises(tables.RowError) as error:
+        prepare.prepare(sst2(tmp_path, ["good\t1", bad]), SST2, CONFIG)
     assert said in str(error.value)
 
 
 def test_other_bad_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(rows.RowError, match=r"no table train \(.tsv, .csv, .jsonl, .parquet\) for task sst2"):
-        list(rows.read(tmp_path, "train", SST2))
+    with pytest.raises(tables.RowError, match=r"no table train \(.tsv, .csv, .jsonl, .parquet\) for task sst2"):
+        list(tables.read(tmp_path, "train", SST2))
     table(tmp_path, "train.tsv", b"sentence\tlabel\ngood\t1\n" + b"\xff\xfe\t0\n")
-    with pytest.raises(rows.RowError, match="expected UTF-8"):
-        list(rows.read(tmp_path, "train", SST2))
+    with pytest.raises(tables.RowError, match="expected UTF-8"):
+        list(tables.read(tmp_path, "train", SST2))
     table(tmp_path, "train.tsv", "text\tlabel\ngood\t1\n")
-    with pytest.raises(rows.RowError, match="no column sentence for task sst2; found text, label"):
-        list(rows.read(tmp_path, "train", SST2))
-    with pytest.raises(rows.RowError, match="no row is left for validation"):
-        rows.prepare(sst2(tmp_path, ["good\t1"]), SST2, CONFIG)
+    with pytest.raises(tables.RowError, match="no column sentence for task sst2; found text, label"):
+        list(tables.read(tmp_path, "train", SST2))
+    with pytest.raises(tables.RowError, match="no row is left for validation"):
+        prepare.prepare(sst2(tmp_path, ["good\t1"]), SST2, CONFIG)
 
 
 def test_a_regression_label_has_a_range(tmp_path: Path) -> None:
     head = "\t".join(["sentence1", "sentence2", "score"])
     table(tmp_path, "train.tsv", f"{head}\na\tb\t5.1\n")
-    with pytest.raises(rows.RowError, match=r"line 2: expected a label between 0.0 and 5.0, got '5.1'"):
-        list(rows.read(tmp_path, "train", STSB))
+    with pytest.raises(tables.RowError, match=r"line 2: expected a label between 0.0 and 5.0, got '5.1'"):
+        list(tables.read(tmp_path, "train", STSB))
 
 
 def test_glue_quotes_are_plain_and_cola_has_no_header_nor_last_newline(tmp_path: Path) -> None:
     table(tmp_path, "train.tsv", 'gj04\t1\t\tHe said "go.\nks08\t0\t*\tIt " is.')
-    read = list(rows.read(tmp_path, "train", COLA))
+    read = list(tables.read(tmp_path, "train", COLA))
     assert [(row["idx"], row["sentence"], row["label"]) for row in read] == [(0, 'He said "go.', 1), (1, 'It " is.', 0)]
 
 
@@ -77,17 +77,17 @@ def test_the_same_rows_in_every_format(tmp_path: Path) -> None:
     columns = {"sentence": [text for text, _ in wanted], "label": [label for _, label in wanted]}
     pq.write_table(pa.table(columns), tmp_path / "parquet" / "train.parquet")
     for kind in ("csv", "jsonl", "parquet"):
-        read = list(rows.read(tmp_path / kind, "train", SST2))
+        read = list(tables.read(tmp_path / kind, "train", SST2))
         assert [(row["sentence"], row["label"]) for row in read] == wanted, kind
 
 
 def test_duplicates_conflicts_and_leaks_go_and_are_counted(tmp_path: Path) -> None:
     train = [f"row {i}\t{i % 2}" for i in range(10)]
     train += ["Row  3\t1", "twice\t0", "TWICE\t1", "held out\t1"]  # a duplicate, a conflict, a leak
-    prepared = rows.prepare(sst2(tmp_path, train, ["Held OUT\t1", "other\t0", "other\t0"]), SST2, CONFIG)
+    prepared = prepare.prepare(sst2(tmp_path, train, ["Held OUT\t1", "other\t0", "other\t0"]), SST2, CONFIG)
     assert prepared.counts == {"duplicate": 1, "conflicting": 2, "leaking": 1, "train": 8, "validation": 2, "test": 3}
     texts = {
-        name: {rows.normalised(t) for t in split["sentence"].to_pylist()} for name, split in prepared.tables.items()
+        name: {tables.normalised(t) for t in split["sentence"].to_pylist()} for name, split in prepared.tables.items()
     }
     assert not texts["train"] & texts["validation"]
     assert not (texts["train"] | texts["validation"]) & texts["test"]
@@ -98,7 +98,7 @@ def test_a_swapped_pair_is_the_same_row_where_the_task_is_symmetric(tmp_path: Pa
     head = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore"
     table(tmp_path, "train.tsv", "\n".join([head, *lines]))
     table(tmp_path, "dev.tsv", "\n".join([head, "0\tnews\tf\t2012\t0\tn\tn\tB 7\ta 7\t2.0"]))
-    prepared = rows.prepare(tmp_path, STSB, CONFIG)
+    prepared = prepare.prepare(tmp_path, STSB, CONFIG)
     assert prepared.counts["leaking"] == 1
     assert "a 7" not in prepared.tables["train"]["sentence1"].to_pylist()
 
@@ -109,24 +109,24 @@ def test_the_known_flaws_of_qqp_are_dropped_and_counted_up_to_a_bound(tmp_path: 
     flawed = ["31\t1\t2\tno second question\t\t0", "a broken\tline"]
     table(tmp_path, "dev.tsv", f"{head}\n0\t1\t2\tc\td\t1\n")
     table(tmp_path, "train.tsv", "\n".join([head, *lines, *flawed]))
-    assert rows.prepare(tmp_path, qqp, CONFIG).counts["flawed"] == 2
+    assert prepare.prepare(tmp_path, qqp, CONFIG).counts["flawed"] == 2
     table(tmp_path, "train.tsv", "\n".join([head, *lines, *flawed * 11]))
-    with pytest.raises(rows.RowError, match="expected text in column question2, got ''"):
-        rows.prepare(tmp_path, qqp, CONFIG)
+    with pytest.raises(tables.RowError, match="expected text in column question2, got ''"):
+        prepare.prepare(tmp_path, qqp, CONFIG)
 
 
 def test_a_byte_order_mark_and_windows_lines_do_no_harm(tmp_path: Path) -> None:
     table(tmp_path, "train.tsv", "\ufeffsentence\tlabel\r\ngood\t1\r\n")
-    assert [(row["sentence"], row["label"]) for row in rows.read(tmp_path, "train", SST2)] == [("good", 1)]
+    assert [(row["sentence"], row["label"]) for row in tables.read(tmp_path, "train", SST2)] == [("good", 1)]
     table(tmp_path, "train.tsv", "sentence\tlabel\ngood\t²\n")
-    with pytest.raises(rows.RowError, match="expected a label out of"):
-        list(rows.read(tmp_path, "train", SST2))
+    with pytest.raises(tables.RowError, match="expected a label out of"):
+        list(tables.read(tmp_path, "train", SST2))
 
 
 def test_the_split_does_not_depend_on_the_order_of_the_rows(tmp_path: Path) -> None:
     train = [f"row {i}\t{i % 2}" for i in range(50)]
-    one = rows.prepare(sst2(tmp_path, train), SST2, CONFIG).tables["validation"]["sentence"].to_pylist()
-    two = rows.prepare(sst2(tmp_path, train[::-1]), SST2, CONFIG).tables["validation"]["sentence"].to_pylist()
+    one = prepare.prepare(sst2(tmp_path, train), SST2, CONFIG).tables["validation"]["sentence"].to_pylist()
+    two = prepare.prepare(sst2(tmp_path, train[::-1]), SST2, CONFIG).tables["validation"]["sentence"].to_pylist()
     assert sorted(one) == sorted(two)
     assert len(one) == 10
 
@@ -137,7 +137,7 @@ def test_rows_that_share_a_passage_stay_together_and_unlabelled_ones_apart(tmp_p
     made = [{"question": f"q{i}", "passage": f"p{i // 3}", "label": bool(i % 2)} for i in range(60)]
     made += [{"question": f"u{i}", "passage": "pu", "label": None} for i in range(5)]
     table(tmp_path, "combined.jsonl", "\n".join(map(json.dumps, made)))
-    tables = rows.prepare(tmp_path, task, CONFIG).tables
+    tables = prepare.prepare(tmp_path, task, CONFIG).tables
     passages = {name: set(split["passage"].to_pylist()) for name, split in tables.items()}
     assert not passages["train"] & passages["validation"]
     assert not passages["train"] & passages["test"]
@@ -147,7 +147,7 @@ def test_rows_that_share_a_passage_stay_together_and_unlabelled_ones_apart(tmp_p
 
 
 def test_arrow_files_come_back_as_they_went(tmp_path: Path) -> None:
-    prepared = rows.prepare(sst2(tmp_path, [f"row {i}\t{i % 2}" for i in range(20)]), SST2, CONFIG)
+    prepared = prepare.prepare(sst2(tmp_path, [f"row {i}\t{i % 2}" for i in range(20)]), SST2, CONFIG)
     rows.write_table(prepared.tables["train"], tmp_path / "train.arrow")
     assert rows.read_table(tmp_path / "train.arrow").equals(prepared.tables["train"])
-    assert rows.text_hash("a", "b") != rows.text_hash("ab", "")
+    assert tables.text_hash("a", "b") != tables.text_hash("ab", "")

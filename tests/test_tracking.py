@@ -90,7 +90,7 @@ def test_one_failure_to_write_loses_no_point(tmp_path: Path, monkeypatch: pytest
         return write(self, *args, **kwargs)
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", locked_once)
-    monkeypatch.setattr("filbert.tracking.FLUSH_SECONDS", -1.0)
+    monkeypatch.setattr("filbert.view.FLUSH_SECONDS", -1.0)
     with (
         pytest.warns(UserWarning, match="not reached this time"),
         stage_run("teach", params={}, tags={}, hashes={}, scratch=Path(".scratch/x")) as recorder,

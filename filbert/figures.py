@@ -1,0 +1,107 @@
+"""The figures that `evaluate` wrote, gathered by task and student; those that do not belong together are refused."""
+
+import csv
+import io
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filbert import FilbertError
+from filbert.files import read_json
+from filbert.tasks import TASKS
+
+TEACHER = "teacher"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One task × student, over its seeds: figures and details as `evaluate` wrote them, in the order of the seeds."""
+
+    task: str
+    student: str
+    seeds: tuple[int, ...]
+    figures: tuple[dict[str, Any], ...]
+    details: tuple[dict[str, Any], ...]
+
+    @property
+    def scores(self) -> list[float]:
+        """Test scores in points, one per seed; the mean over the test sets where a task has several."""
+        return [
+            100 * statistics.mean(v["score"] for name, v in figures.items() if name.startswith("test"))
+            for figures in self.figures
+        ]
+
+    def median(self, *path: str) -> float:
+        """The median over seeds of the figure at `path`."""
+        values: list[Any] = list(self.figures)
+        for name in path:
+            values = [value[name] for value in values]
+        return statistics.median(values)
+
+
+def gather(metrics: Path, details: Path) -> list[Line]:
+    """All lines under `metrics`, by task in the order of the task table, the teacher first."""
+    lines = []
+    folders = (f for task in metrics.iterdir() if task.is_dir() for f in task.iterdir() if f.is_dir())
+    for folder in folders:
+        files = sorted(folder.glob("[0-9]*.json"), key=lambda file: int(file.stem))
+        beside = [details / folder.parent.name / folder.name / file.name for file in files]
+        read = [tuple(map(read_json, group)) for group in (files, beside)]
+        lines.append(Line(folder.parent.name, folder.name, tuple(int(f.stem) for f in files), read[0], read[1]))
+    for line in lines:
+        _check(line, next((other for other in lines if (other.task, other.student) == (line.task, TEACHER)), None))
+    order = list(TASKS)
+    return sorted(lines, key=lambda line: (order.index(line.task), line.student != TEACHER, line.student))
+
+
+def _check(line: Line, teacher: Line | None) -> None:
+    """Refuse figures that do not belong together: of another teacher or other rows, or seeds of different settings."""
+    where = f"{line.task}/{line.student}"
+    if line.task not in TASKS or teacher is None:
+        raise FilbertError(f"figures of {where}: no such task or no teacher; remove its folders or run `dvc repro`")
+    made, theirs = (
+        [{"teacher": d["teacher"], **d["made_with"], "seed": None} for d in of.details] for of in (line, teacher)
+    )
+    wanted = made[0] | {name: theirs[0][name] for name in ("rows", "teacher")}
+    for seed, found in zip(line.seeds, made, strict=True):
+        for name in wanted:
+            if found.get(name) != wanted[name]:
+                raise FilbertError(
+                    f"figures of {where}, seed {seed}: made with {name} = {found.get(name)}, the others of the task with "
+                    f"{wanted[name]}; they cannot stand in one table. Run `dvc repro`, or remove the stale files of {where}"
+                )
+
+
+def points(lines: list[Line]) -> list[dict[str, Any]]:
+    """One point per task, student and seed: what the Pareto picture and `dvc plots` draw."""
+    return [
+        {
+            "task": line.task,
+            "student": line.student,
+            "seed": seed,
+            "score": round(score, 3),
+            "parameters": figures["parameters"],
+            "multiply_adds": figures["multiply_adds"],
+            "milliseconds": figures["milliseconds"]["batch_1"],
+        }
+        for line in lines
+        for seed, score, figures in zip(line.seeds, line.scores, line.figures, strict=True)
+    ]
+
+
+def curves(lines: list[Line]) -> Iterator[dict[str, Any]]:
+    """The validation scores of every training run, step by step."""
+    for line in lines:
+        for seed, details in zip(line.seeds, line.details, strict=True):
+            for point in details["curve"]:
+                yield {"run": f"{line.task}/{line.student}/{seed}", "task": line.task, "student": line.student, **point}
+
+
+def as_csv(rows: list[dict[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()

@@ -1,0 +1,117 @@
+"""Valid rows become splits that can be trusted: deduplicated, sliced, checked for leaks; as Arrow tables.
+
+Where GLUE hides its test labels, its dev files are our test rows and a slice of train is our validation: choices are
+made on validation alone. Slices are drawn by a hash of the text, so that they do not depend on the order of the rows.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from filbert.tables import Row, RowError, normalised, read
+from filbert.tasks import Kind, Task
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Fractions of the training rows that become validation rows, and test rows where the task has no test file."""
+
+    validation: float
+    test: float
+    most: int  # no slice is larger than this many rows
+    seed: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The tables of a task by split name, and how many rows were dropped for which reason."""
+
+    tables: dict[str, pa.Table]
+    counts: dict[str, int]
+
+
+def prepare(folder: Path, task: Task, config: PrepareConfig) -> Prepared:
+    """Read the raw tables of `task` in `folder`.
+
+    The tables are `train`, `validation`, `test` (and `test_…` where the task has several test files), and
+    `unlabelled` where the task allows rows without a label. A row equal to a test row after normalisation leaves the
+    training rows; test rows that come in a file of their own are never changed.
+
+    Raises:
+        RowError: a file is missing, is not UTF-8, or a row is malformed.
+    """
+    counts: Counter[str] = Counter()
+    tests = {name: list(read(folder, stem, task)) for name, stem in zip(test_names(task), task.test, strict=False)}
+    rows = list(_distinct(read(folder, task.train, task, counts), task, counts))
+    unlabelled = [row for row in rows if row["label"] is None]
+    rows = [row for row in rows if row["label"] is not None]
+    if not tests:
+        rows, tests["test"] = _slice(rows, task, config.test, config)
+    rows = list(_without(rows, tests, task, counts))
+    train, validation = _slice(rows, task, config.validation, config)
+    splits = {"train": train, "validation": validation, **tests}
+    if task.unlabelled:
+        splits["unlabelled"] = list(_without(unlabelled, {"validation": validation, **tests}, task, counts))
+    for name, split in splits.items():
+        if not split:
+            raise RowError(f"{folder}: no row is left for {name} of task {task.name}; its files hold too few rows")
+        counts[name] = len(split)
+    return Prepared({name: _table(split, task) for name, split in splits.items()}, dict(counts))
+
+
+def test_names(task: Task) -> list[str]:
+    """`test`, then `test_mismatched` and the like where a task has more than one test file."""
+    return ["test", *(f"test_{stem.rsplit('_', 1)[-1]}" for stem in task.test[1:])]
+
+
+def key(row: Row, task: Task) -> str:
+    """What makes two rows the same: their normalised texts, in either order where the task is symmetric."""
+    texts = [normalised(row[name]) for name in task.columns]
+    return "\x1f".join(sorted(texts) if task.symmetric else texts)
+
+
+def _distinct(rows: Iterator[Row], task: Task, counts: Counter[str]) -> Iterator[Row]:
+    """The first of each group of equal rows; none of a group whose labels disagree."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row, task), []).append(row)
+    for group in groups.values():
+        if len({row["label"] for row in group} - {None}) > 1:
+            counts["conflicting"] += len(group)
+            continue
+        counts["duplicate"] += len(group) - 1
+        yield next((row for row in group if row["label"] is not None), group[0])
+
+
+def _without(rows: list[Row], held_out: dict[str, list[Row]], task: Task, counts: Counter[str]) -> Iterator[Row]:
+    seen = {key(row, task) for split in held_out.values() for row in split}
+    for row in rows:
+        if key(row, task) in seen:
+            counts["leaking"] += 1
+        else:
+            yield row
+
+
+def _slice(rows: list[Row], task: Task, fraction: float, config: PrepareConfig) -> tuple[list[Row], list[Row]]:
+    """The rows without, and the rows of, a slice of about `fraction`; rows that share `together` stay together."""
+    wanted = min(round(fraction * len(rows)), config.most)
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(normalised(row[task.together]) if task.together else key(row, task), []).append(row)
+    taken: set[int] = set()
+    for name in sorted(groups, key=lambda name: hashlib.sha256(f"{config.seed}\x1f{name}".encode()).digest()):
+        if len(taken) >= wanted:
+            break
+        taken.update(row["idx"] for row in groups[name])
+    return [row for row in rows if row["idx"] not in taken], [row for row in rows if row["idx"] in taken]
+
+
+def _table(rows: list[Row], task: Task) -> pa.Table:
+    label = pa.float32() if task.kind is Kind.REGRESSION else pa.int32()
+    texts = [(name, pa.string()) for name in task.columns]
+    schema = pa.schema([("idx", pa.int32()), *texts, ("label", label), ("hash", pa.int64())])
+    return pa.Table.from_pylist(rows, schema=schema)

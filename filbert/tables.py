@@ -1,0 +1,123 @@
+"""Raw tables are read strictly: TSV as GLUE writes it, CSV, JSON lines, parquet; every row is valid or named."""
+
+import csv
+import hashlib
+import tempfile
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filbert import FilbertError
+from filbert.tasks import Kind, Task
+
+SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
+Row = dict[str, Any]  # idx, the text columns of the task, label (None where there is none), hash
+
+
+class RowError(FilbertError):
+    """A row is not what its task declares; says which file, which row, what was expected and what came."""
+
+
+def read(folder: Path, stem: str, task: Task, counts: Counter[str] | None = None) -> Iterator[Row]:
+    """The valid rows of the table `stem` in `folder`, in the file's order; `idx` counts the file's data rows from 0."""
+    file = next((folder / f"{stem}{s}" for s in SUFFIXES if (folder / f"{stem}{s}").is_file()), None)
+    if file is None:
+        raise RowError(f"{folder}: no table {stem} ({', '.join(SUFFIXES)}) for task {task.name}; fetch it again")
+    records = _read_tsv(file, task) if file.suffix == ".tsv" else _read_table(file)
+    counts = Counter() if counts is None else counts
+    for idx, (where, record) in enumerate(records):
+        try:
+            if isinstance(record, RowError):
+                raise record
+            if task.where is None or record.get(task.where[0]) == task.where[1]:
+                yield _valid(idx, record, task, where)
+        except RowError:
+            counts["flawed"] += 1
+            if counts["flawed"] > task.flaws:
+                raise
+
+
+def _read_tsv(file: Path, task: Task) -> Iterator[tuple[str, Row | RowError]]:
+    """GLUE's own format: tab-separated, a quote is a plain character. A line of other width is yielded as its error."""
+    csv.field_size_limit(2**31 - 1)
+    number = 0
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            lines = csv.reader((line.replace("\0", "") for line in stream), delimiter="\t", quoting=csv.QUOTE_NONE)
+            header = task.header or tuple(next(lines, ()))
+            for number, fields in enumerate(lines, 1 if task.header else 2):
+                where = f"{file}, line {number}"
+                if len(fields) != len(header):
+                    wanted = f"{len(header)} columns ({', '.join(header)})"
+                    yield where, RowError(f"{where}: expected {wanted}, got {len(fields)}")
+                    continue
+                yield where, dict(zip(header, fields, strict=True))
+    except UnicodeDecodeError as error:
+        raise RowError(f"{file}, after line {number}: expected UTF-8, got {error}; convert the file") from error
+
+
+def _read_table(file: Path) -> Iterator[tuple[str, Row | RowError]]:
+    """CSV, JSON lines or parquet, read by `datasets`."""
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
+    with tempfile.TemporaryDirectory(prefix="filbert-") as cache:
+        try:
+            if file.suffix == ".csv":
+                rows = Dataset.from_csv(str(file), cache_dir=cache, keep_in_memory=True, keep_default_na=False)
+            elif file.suffix == ".jsonl":
+                rows = Dataset.from_json(str(file), cache_dir=cache, keep_in_memory=True)
+            else:
+                rows = Dataset.from_parquet(str(file), cache_dir=cache, keep_in_memory=True)
+        except Exception as error:
+            cause = error.__cause__ or error
+            raise RowError(f"{file}: expected a {file.suffix[1:]} table in UTF-8, got {cause}") from error
+        for number, record in enumerate(rows, 1):
+            yield f"{file}, row {number}", dict(record)
+
+
+def _valid(idx: int, record: Row, task: Task, where: str) -> Row:
+    record = {task.rename.get(name, name): value for name, value in record.items()}
+    missing = [name for name in task.columns if name not in record]
+    if missing:
+        raise RowError(f"{where}: no column {', '.join(missing)} for task {task.name}; found {', '.join(record)}")
+    for name in task.columns:
+        if not isinstance(record[name], str) or not record[name].strip():
+            raise RowError(f"{where}: expected text in column {name}, got {record[name]!r}")
+    texts = {name: record[name] for name in task.columns}
+    return {"idx": idx, **texts, "label": _label(record.get("label"), task, where), "hash": text_hash(*texts.values())}
+
+
+def _label(value: Any, task: Task, where: str) -> float | int | None:
+    text = "" if value is None else str(value).strip()
+    if not text and task.unlabelled:
+        return None
+    if task.kind is Kind.REGRESSION:
+        low, high = task.span
+        try:
+            number = float(text)
+        except ValueError:
+            number = float("nan")
+        if not low <= number <= high:
+            raise RowError(f"{where}: expected a label between {low} and {high}, got {value!r}")
+        return number
+    if text in task.labels:
+        return task.labels.index(text)
+    number_text = text.removesuffix(".0")
+    if number_text.isdecimal() and int(number_text) < len(task.labels):
+        return int(number_text)
+    allowed = f"{', '.join(task.labels)} or 0 to {len(task.labels) - 1}"
+    raise RowError(f"{where}: expected a label out of {allowed}, got {value!r}")
+
+
+def normalised(text: str) -> str:
+    """What two rows are compared by: compatibility forms, lower case, single spaces."""
+    return " ".join(unicodedata.normalize("NFKC", text).lower().split())
+
+
+def text_hash(*texts: str) -> int:
+    """A signed 64-bit hash of the exact text, by which the teacher's words are joined to a row."""
+    digest = hashlib.blake2b("\x1f".join(texts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
