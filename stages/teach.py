@@ -33,7 +33,7 @@ def teach(task_name: str, prepared: Path, checkpoint: Path, out: Path) -> None:
         scratch=scratch,
     ) as recorder:
         recorder.dataset(tables["train"], prepared, task_name, "training")
-        fit(teacher, loss, train, lambda: validate(teacher, task, validation, on), settings, phase="teach",
+        fit(teacher, loss, train, lambda: validate(teacher, task, validation, on), settings, phase="train",
             seed=SEED, device=on, scratch=scratch, recorder=recorder)  # fmt: skip
         with files.whole_folder(out) as making:
             students.publish(teacher, tokenizer, making, recorder)

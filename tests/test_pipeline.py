@@ -140,7 +140,7 @@ def test_a_killed_stage_resumes_and_ends_bit_identical(clone: Path, shell: Shell
     lines = [{k: v for k, v in line.items() if k not in ("time", "rows_per_second")} for line in read_history(history)]
     running = subprocess.Popen(["dvc", "repro", "--force", "--single-item", "teach@sst2"], cwd=clone, start_new_session=True,
                                env=environment(FILBERT_CHECKPOINT_SECONDS="0"), stdout=subprocess.DEVNULL)  # fmt: skip
-    checkpoint = clone / ".scratch" / "data" / "teachers" / "sst2" / "teach.safetensors"
+    checkpoint = clone / ".scratch" / "data" / "teachers" / "sst2" / "train.safetensors"
     deadline = time.monotonic() + 120
     while not checkpoint.exists() and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)

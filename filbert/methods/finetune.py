@@ -27,5 +27,5 @@ def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
     def loss(batch: Batch) -> Tensor:
         return study.hard_loss(ask(student, batch).logits, batch)
 
-    study.fit(student, loss, study.train, config.fit, phase="finetune")
+    study.fit(student, loss, study.train, config.fit, phase="train")
     return student

@@ -32,5 +32,5 @@ def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
         soft = study.soft_loss(logits, batch, config.temperature)
         return config.soft * soft + (1 - config.soft) * study.hard_loss(logits, batch)
 
-    study.fit(student, loss, rows, config.fit, phase="distill")
+    study.fit(student, loss, rows, config.fit, phase="train")
     return student
