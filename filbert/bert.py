@@ -123,9 +123,12 @@ class Bert(nn.Module):
         self.encoder = Encoder(config)
         self.pooler = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.hidden_size)})
 
-    def forward(self, ids: Tensor, types: Tensor, mask: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The pooled vector [B, D] and the states after the embeddings and each layer, L + 1 of [B, T, D]."""
-        states = self.encoder(self.embeddings(ids, types), mask[:, None, None, :])
+    def forward(
+        self, ids: Tensor, types: Tensor, mask: Tensor, *reference: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The pooled vector [B, D] and the states after the embeddings and each layer, L + 1 of [B, T, D]; `reference` is
+        for encoders that read one."""
+        states = self.encoder(self.embeddings(ids, types), mask[:, None, None, :], *reference)
         return torch.tanh(self.pooler["dense"](states[-1][:, 0])), states
 
 

@@ -1,28 +1,31 @@
 """The teacher's words as Arrow files: computed once, appended to, verified, joined to rows; a mismatch is refused.
 
-A cache is a folder of Arrow IPC shards. Each shard's schema carries the fingerprint of what was asked whom; each row
-carries the row's `idx` and the hash of its text. What the teacher says of a row is one column per entry of COLUMNS.
+A cache is a folder of shards (shards.py). Each shard's schema carries the fingerprint of what was asked whom; each row
+carries its `idx` and the hashes of its text and of its pieces. What the teacher says of a row is a ragged list per column
+(columns.py): float32 or float16 values, or int8 with one float32 scale per vector in `{column}.scale`.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch import nn
 
-from filbert import FilbertError, progress, students
-from filbert.data import Batch, EncodeConfig, Encoded
+from filbert import FilbertError
+from filbert.columns import Listener, layout, real, units
+from filbert.data import EncodeConfig, Encoded
 from filbert.device import autocast, precision
 from filbert.files import sha256, weights_hash
-from filbert.rows import read_table, write_table
+from filbert.shards import ShardError, Shards
+from filbert.words import SCALE, Held, Lists, Stored, Words
 
 FINGERPRINT = b"filbert.fingerprint"
+WIDTH = b"filbert.width"
 
 
 class CacheError(FilbertError):
@@ -31,32 +34,14 @@ class CacheError(FilbertError):
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """How the teacher is asked."""
+    """How the teacher is asked, and how its words are kept."""
 
+    states: Literal["float16", "int8"]  # of everything but logits; int8 has a scale per vector
     batch_size: int
-    shard_rows: int
+    shard_mb: int
+    budget_gb: float  # a cache that would grow larger is refused before the teacher is asked
     verify_rows: int  # rows asked again, live, whenever the cache is opened for training
-    tolerance: float  # largest difference of a logit that verification accepts
-
-
-@dataclass(frozen=True)
-class Column:
-    """One thing a teacher says of a row: how it is read off the model's answer, written to Arrow and read back."""
-
-    read: Callable[[Any, Batch], Tensor]  # the answer to a batch, and the batch -> [B, width]
-    write: Callable[[np.ndarray], pa.Array]  # [N, width] -> N values
-    map: Callable[[pa.ChunkedArray], np.ndarray]  # N values -> [N, width]
-
-
-def _fixed(values: np.ndarray) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
-
-
-def _matrix(column: pa.ChunkedArray) -> np.ndarray:
-    return np.concatenate([chunk.values.to_numpy().reshape(-1, column.type.list_size) for chunk in column.chunks])
-
-
-COLUMNS = {"logits": Column(read=lambda answer, batch: answer.logits.float(), write=_fixed, map=_matrix)}
+    tolerance: float  # largest difference from the live teacher that verification accepts, relative, root mean square
 
 
 @dataclass(frozen=True)
@@ -66,148 +51,133 @@ class Fingerprint:
     teacher: str  # SHA-256 over the weights
     tokenizer: str  # SHA-256 of tokenizer.json
     max_length: int
+    states: str  # how states are stored
     precision: str  # of the teacher's arithmetic
 
 
-def fingerprint(teacher: Path, encode: EncodeConfig, device: torch.device) -> Fingerprint:
+def fingerprint(teacher: Path, encode: EncodeConfig, config: CacheConfig, device: torch.device) -> Fingerprint:
     """The fingerprint of the teacher saved in a folder."""
     tokenizer = sha256(teacher / "tokenizer.json")
-    return Fingerprint(weights_hash(teacher), tokenizer, encode.max_length, precision(device))
-
-
-@dataclass(frozen=True)
-class Words:
-    """The cached columns aligned to the rows of one split."""
-
-    columns: Mapping[str, np.ndarray]  # each [rows of the cache, width]
-    at: np.ndarray  # [N] position in the cache of each row of the split
-
-    def take(self, rows: np.ndarray) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(column[self.at[rows]]) for name, column in self.columns.items()}
+    return Fingerprint(weights_hash(teacher), tokenizer, encode.max_length, config.states, precision(device))
 
 
 class Cache:
     """The shards of one folder, opened for reading."""
 
     def __init__(self, folder: Path, expected: Fingerprint):
-        """Map the shards of `folder`.
+        """Read what is there; shards are mapped when a column of theirs is asked for.
 
         Raises:
-            CacheError: there are none, one is damaged, or they were made by another teacher or in another way. Another
+            CacheError: there is no cache.
+        """
+        self.folder, self.expected, self.shards = folder, expected, Shards(folder)
+        self._mapped: dict[tuple[str, ...], Held] = {}
+        if not self.shards.entries:
+            raise CacheError(f"{folder}: no teacher cache; run `dvc repro` to make it")
+
+    def stored(self, column: str) -> Stored:
+        """All of one column.
+
+        Raises:
+            CacheError: no shard has it, one is damaged, or was made by another teacher or in another way. Another
                 precision is accepted, so that a cache can travel between machines: `verify` says whether it will do.
         """
-        self.folder = folder
-        files = _shards(folder)
-        if not files:
-            raise CacheError(f"{folder}: no teacher cache; run `dvc repro` to make it")
-        table = pa.concat_tables([_read(file, expected, but="precision") for file in files])
-        self.idx, self.hash = table["idx"].to_numpy(), table["hash"].to_numpy()
-        self.columns = {name: column.map(table[name]) for name, column in COLUMNS.items()}
+        names = tuple(name for name, entry in self.shards.entries.items() if column in entry.columns)
+        if not names:
+            known = sorted({c for entry in self.shards.entries.values() for c in entry.columns})
+            raise CacheError(f"{self.folder}: no column `{column}`, only {', '.join(known)}; run `dvc repro`")
+        held = self._held(names)
+        scale = f"{column}{SCALE}"
+        return Stored(
+            held=held,
+            width=int(held.batches[0].schema.field(column).metadata[WIDTH]),
+            values=Lists.of(held.batches, column),
+            scales=Lists.of(held.batches, scale) if scale in held.batches[0].schema.names else None,
+        )
 
-    def on(self, rows: Encoded) -> Words:
+    def _held(self, names: tuple[str, ...]) -> Held:
+        """The rows of some shards, mapped once for all the columns they hold."""
+        if names not in self._mapped:
+            readers = [open_shard(self.shards, name, self.expected, but="precision") for name in names]
+            self._mapped[names] = Held.of(readers)
+        return self._mapped[names]
+
+    def width(self, column: str) -> int:
+        """Classes, hidden size or heads: the width of a column."""
+        return self.stored(column).width
+
+    def on(self, rows: Encoded, columns: Sequence[str]) -> Words:
         """The teacher's words on `rows`, joined by row number and text hash.
 
         Raises:
-            CacheError: the cache lacks a row.
+            CacheError: the cache lacks a column or a row, or holds states of other pieces than the rows are cut into.
         """
-        ours, theirs = _keys(rows.idx, rows.hash), _keys(self.idx, self.hash)
-        order = np.argsort(theirs, kind="stable")
-        at = order[np.minimum(np.searchsorted(theirs, ours, sorter=order), len(order) - 1)]
-        absent = np.flatnonzero((self.hash[at] != rows.hash) | (self.idx[at] != rows.idx))
-        if len(absent):
+        stored = {column: self.stored(column) for column in columns}
+        return Words(stored, {column: self._join(column, rows, found.held) for column, found in stored.items()})
+
+    def _join(self, column: str, rows: Encoded, held: Held) -> np.ndarray:
+        at, there = held.find(rows)
+        if not there.all():
             raise CacheError(
-                f"{self.folder}: no words on {len(absent)} of {len(rows)} rows, the first with idx {rows.idx[absent[0]]}; "
+                f"{self.folder}: no words on {(~there).sum()} of {len(rows)} rows, the first with idx {rows.idx[~there][0]}; "
                 "the rows have changed since the cache was made: run `dvc repro`"
             )
-        return Words(self.columns, at)
+        other = (held.key["pieces"][at] != rows.pieces) & (layout(column).unit == "piece")
+        if other.any():
+            raise CacheError(
+                f"{self.folder}: `{column}` belongs to the teacher's pieces, but {other.sum()} of {len(rows)} rows are cut into "
+                f"others, the first with idx {rows.idx[other][0]}; with another tokenizer use logits, pooled or words.i"
+            )
+        return at
 
-    def verify(self, rows: Encoded, teacher: nn.Module, config: CacheConfig, device: torch.device) -> float:
-        """Ask the teacher again about a sample of `rows`; the largest difference of a logit.
+    def verify(
+        self, rows: Encoded, columns: Sequence[str], teacher: nn.Module, config: CacheConfig, device: torch.device
+    ) -> dict[str, float]:
+        """Ask the teacher again about `rows`, a sample; by column the largest difference of any value.
 
         Raises:
-            CacheError: the difference is over `config.tolerance`.
+            CacheError: the root mean square of the differences is over `config.tolerance` of that of the values.
         """
-        sample = np.linspace(0, len(rows) - 1, min(config.verify_rows, len(rows))).astype(int)
+        sample = np.arange(len(rows))
         with torch.inference_mode(), autocast(device):
             batch = rows.batch(sample).to(device)
-            live = students.ask(teacher.to(device).eval(), batch)
-        cached = self.on(rows).take(sample)["logits"].to(device)
-        difference = float((COLUMNS["logits"].read(live, batch) - cached).abs().max())
-        if difference > config.tolerance:
-            raise CacheError(
-                f"{self.folder}: the live teacher differs from the cache by {difference:.3g} on {len(sample)} rows, over "
-                f"cache.tolerance = {config.tolerance}; delete the folder and run `dvc repro`"
-            )
-        return difference
+            live = Listener(teacher.to(device).eval(), columns)(batch)[1]
+        cached, largest = self.on(rows, columns).take(sample), {}
+        for column in columns:
+            counts = units(column, batch)
+            held = real(column, live[column], counts)
+            theirs, ours = (said[column].to(device).float()[held] for said in (live, cached))
+            largest[column] = float((theirs - ours).abs().max())
+            relative = float((theirs - ours).square().mean().sqrt() / theirs.square().mean().sqrt())
+            if not relative <= config.tolerance:
+                raise CacheError(
+                    f"{self.folder}: `{column}` of the live teacher differs from the cache by {relative:.3g} (root mean square, "
+                    f"relative; the largest by {largest[column]:.3g}) on {len(sample)} rows, over cache.tolerance = "
+                    f"{config.tolerance}; delete the folder and run `dvc repro`"
+                )
+        return largest
 
 
-def build(
-    folder: Path, teacher: nn.Module, rows: Encoded, key: Fingerprint, config: CacheConfig, device: torch.device
-) -> int:
-    """Ask the teacher about every row the cache does not hold yet; the number of rows asked.
+def sample_of(rows: int, count: int) -> np.ndarray:
+    """`count` of `rows` row numbers, evenly spread."""
+    return np.linspace(0, rows - 1, min(count, rows)).astype(int)
 
-    Shards are written whole, so that a killed build goes on where it stopped. Shards of another fingerprint go.
+
+def open_shard(shards: Shards, name: str, expected: Fingerprint, but: str = "") -> pa.RecordBatchFileReader:
+    """Map a shard that was made as `expected`; a difference in `but` is accepted.
+
+    Raises:
+        CacheError: it is damaged, or was made in another way.
     """
-    for remains in folder.glob(".*-shard-*.arrow"):  # of a killed build
-        remains.unlink()
-    held: set[tuple[int, int]] = set()
-    for file in _shards(folder):
-        try:
-            table = _read(file, key)
-        except CacheError as error:
-            progress.say(f"{error}; it is computed again")
-            file.unlink()
-            continue
-        held.update(zip(table["idx"].to_pylist(), table["hash"].to_pylist(), strict=True))
-    wanted = zip(rows.idx.tolist(), rows.hash.tolist(), strict=True)
-    missing = np.array([i for i, pair in enumerate(wanted) if pair not in held], dtype=np.int64)
-    missing = missing[np.argsort(rows.lengths[missing], kind="stable")]
-    number = max((int(file.stem.split("-")[1]) for file in _shards(folder)), default=-1) + 1
-    teacher.to(device).eval()
-    with progress.bar("teacher", len(missing)) as bar:
-        for start in range(0, len(missing), config.shard_rows):
-            part = missing[start : start + config.shard_rows]
-            columns = _asked(teacher, rows, part, config, device, bar)
-            table = pa.table({"idx": rows.idx[part], "hash": rows.hash[part], **columns})
-            table = table.replace_schema_metadata({FINGERPRINT: json.dumps(asdict(key))})
-            write_table(table, folder / f"shard-{number:05d}.arrow")
-            number += 1
-    return len(missing)
-
-
-def _asked(
-    teacher: nn.Module, rows: Encoded, part: np.ndarray, config: CacheConfig, device: torch.device, bar: tqdm
-) -> dict[str, pa.Array]:
-    said: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
-    with torch.inference_mode(), autocast(device):
-        for at in range(0, len(part), config.batch_size):
-            batch = rows.batch(part[at : at + config.batch_size]).to(device)
-            answer = students.ask(teacher, batch)
-            for name, column in COLUMNS.items():
-                said[name].append(column.read(answer, batch).cpu().numpy())
-            bar.update(len(batch))
-    return {name: COLUMNS[name].write(np.concatenate(values)) for name, values in said.items()}
-
-
-def _shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob("shard-*.arrow"))
-
-
-def _keys(idx: np.ndarray, text_hash: np.ndarray) -> np.ndarray:
-    """One int64 per row; that it stands for (idx, hash) is checked after the search."""
-    return text_hash ^ (idx.astype(np.int64) * np.int64(0x1E3779B97F4A7C15))
-
-
-def _read(file: Path, expected: Fingerprint, but: str = "") -> pa.Table:
     try:
-        table = read_table(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise CacheError(f"{file}: damaged shard ({error})") from error
-    said = json.loads((table.schema.metadata or {}).get(FINGERPRINT, b"{}"))
-    for name, value in asdict(expected).items():
-        if name != but and said.get(name) != value:
+        reader = shards.open(name)
+    except ShardError as error:
+        raise CacheError(f"{error}; run `dvc repro`, or delete the folder if that does not make it anew") from error
+    said = json.loads((reader.schema.metadata or {}).get(FINGERPRINT, b"{}"))
+    for what, value in asdict(expected).items():
+        if what != but and said.get(what) != value:
             raise CacheError(
-                f"{file}: made with another {name}: expected {value}, got {said.get(name)}; run `dvc repro`, or delete "
-                "the folder if that does not make it anew"
+                f"{shards.folder / name}: made with another {what}: expected {value}, got {said.get(what)}; run `dvc repro`, "
+                "or delete the folder if that does not make it anew"
             )
-    return table
+    return reader

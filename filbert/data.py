@@ -1,6 +1,6 @@
 """Arrow rows become batches: tokenised once, grouped by length, padded to the longest of their batch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -8,9 +8,11 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 import torch
+from tokenizers import Encoding
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from filbert.rows import read_table
 from filbert.tasks import Kind, Task
 
 BUCKET = 50  # batches whose rows are sorted by length together
@@ -31,6 +33,7 @@ class Batch:
     types: Tensor  # [B, T] int64
     mask: Tensor  # [B, T] bool
     label: Tensor  # [B] int64, or float32 for regression
+    word: Tensor | None = None  # [B, T] int64: the number of the word a piece begins, -1 where it begins none
     teacher: Mapping[str, Tensor] = field(default_factory=dict)  # what the cache holds on these rows, [B, …]
 
     def __len__(self) -> int:
@@ -41,13 +44,14 @@ class Batch:
         ids, types, mask, label = (
             t.to(device, non_blocking=True) for t in (self.ids, self.types, self.mask, self.label)
         )
-        return Batch(ids, types, mask, label, teacher)
+        word = None if self.word is None else self.word.to(device, non_blocking=True)
+        return Batch(ids, types, mask, label, word, teacher)
 
 
 class Taught(Protocol):
     """The teacher's words on the rows of one split: something that can be asked for the rows of a batch."""
 
-    def take(self, rows: np.ndarray) -> Mapping[str, Tensor]: ...
+    def take(self, rows: np.ndarray, /) -> Mapping[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class Encoded:
     idx: np.ndarray  # [N] int32
     hash: np.ndarray  # [N] int64
     pad: int
-    teacher: Taught | None = None
+    word: np.ndarray | None = None  # [pieces] int32, see Batch; None unless asked for
+    teachers: tuple[Taught, ...] = ()
 
     def __len__(self) -> int:
         return len(self.idx)
@@ -70,9 +75,26 @@ class Encoded:
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 
-    def taught(self, teacher: Taught) -> "Encoded":
-        """The same rows, whose batches also carry the teacher's words."""
-        return replace(self, teacher=teacher)
+    def taught(self, *teachers: Taught) -> "Encoded":
+        """The same rows, whose batches also carry what the teachers say of them."""
+        return replace(self, teachers=teachers)
+
+    def part(self, rows: np.ndarray) -> "Encoded":
+        """Some rows alone, untaught, in the order of `rows`."""
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        at = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        pieces = {name: getattr(self, name)[at] for name in ("ids", "types")}
+        whole = {name: getattr(self, name)[rows] for name in ("label", "idx", "hash")}
+        word = None if self.word is None else self.word[at]
+        return replace(self, **pieces, **whole, offsets=offsets, word=word, teachers=())
+
+    @property
+    def pieces(self) -> np.ndarray:
+        """[N] uint64, a hash of each row's pieces: two tokenizers that cut a row alike agree on it."""
+        place = np.arange(len(self.ids)) - np.repeat(self.offsets[:-1], self.lengths)
+        powers = np.cumprod(np.full(int(self.lengths.max(initial=0)) + 1, 0x9E3779B97F4A7C15, np.uint64))
+        return np.add.reduceat((self.ids + np.uint64(1)) * powers[place], self.offsets[:-1])
 
     def batch(self, rows: np.ndarray) -> Batch:
         """The rows with these positions, padded to the longest of them."""
@@ -82,25 +104,26 @@ class Encoded:
         at = np.where(mask, self.offsets[rows][:, None] + column, 0)
         ids = np.where(mask, self.ids[at], self.pad).astype(np.int64)
         types = np.where(mask, self.types[at], 0).astype(np.int64)
-        teacher = self.teacher.take(rows) if self.teacher else {}
         tensor = torch.from_numpy
-        return Batch(tensor(ids), tensor(types), tensor(mask), tensor(self.label[rows]), teacher)
-
-    def batches(self, size: int) -> Iterator[Batch]:
-        """All rows once, in their order: for evaluation."""
-        for start in range(0, len(self), size):
-            yield self.batch(np.arange(start, min(start + size, len(self))))
+        word = None if self.word is None else tensor(np.where(mask, self.word[at], -1).astype(np.int64))
+        teacher = {name: value for teacher in self.teachers for name, value in teacher.take(rows).items()}
+        return Batch(tensor(ids), tensor(types), tensor(mask), tensor(self.label[rows]), word, teacher)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def encode(table: pa.Table, task: Task, tokenizer: PreTrainedTokenizerBase, config: EncodeConfig) -> Encoded:
-    """Tokenise the rows of `table`; pairs share `max_length`, the longer text is cut first."""
+def encode(
+    table: pa.Table, task: Task, tokenizer: PreTrainedTokenizerBase, config: EncodeConfig, words: bool = False
+) -> Encoded:
+    """Tokenise the rows of `table`; pairs share `max_length`, the longer text is cut first.
+
+    With `words`, say also which piece begins which word of the text: what tokenizers that cut words differently share.
+    """
     texts = [table[name].to_pylist() for name in task.columns]
     pieces = tokenizer(*texts, truncation=True, max_length=config.max_length, return_token_type_ids=True,
-                       return_attention_mask=False)  # fmt: skip
+                       return_attention_mask=False, return_offsets_mapping=words)  # fmt: skip
     lengths = [len(row) for row in pieces["input_ids"]]
     label = table["label"].to_numpy()
     return Encoded(
@@ -111,7 +134,32 @@ def encode(table: pa.Table, task: Task, tokenizer: PreTrainedTokenizerBase, conf
         idx=table["idx"].to_numpy(),
         hash=table["hash"].to_numpy(),
         pad=tokenizer.pad_token_id or 0,
+        word=np.concatenate([_words(pieces[i], row) for i, row in enumerate(zip(*texts, strict=True))])
+        if words
+        else None,
     )
+
+
+def _words(pieces: Encoding, texts: tuple[str, ...]) -> np.ndarray:
+    """For each piece of a row the number of the whitespace-separated word it begins, or -1; a pair is counted through."""
+    spaces = [np.fromiter(map(str.isspace, text), bool, len(text)) for text in texts]
+    begins = [~space & np.concatenate([[True], space[:-1]]) for space in spaces]
+    before = np.concatenate([[0], np.cumsum([b.sum() for b in begins])])
+    number = [np.cumsum(b) - 1 + n for b, n in zip(begins, before, strict=False)]  # of the word at each character
+    out, last = np.full(len(pieces.ids), -1, np.int32), -1
+    for at, (text, (start, end)) in enumerate(zip(pieces.sequence_ids, pieces.offsets, strict=True)):
+        if text is not None and end > start:
+            word = number[text][end - 1]
+            out[at], last = (word, word) if word > last else (-1, last)
+    return out
+
+
+def open_split(
+    prepared: Path, name: str, task: Task, tokenizer: PreTrainedTokenizerBase, config: EncodeConfig, words: bool = False
+) -> tuple[pa.Table, Encoded]:
+    """The rows of one split in the folder `prepared`, as they are and as pieces."""
+    table = read_table(prepared / f"{name}.arrow")
+    return table, encode(table, task, tokenizer, config, words)
 
 
 def shuffled(lengths: np.ndarray, size: int, seed: int, epoch: int) -> list[np.ndarray]:

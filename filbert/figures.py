@@ -56,6 +56,15 @@ def gather(metrics: Path, details: Path) -> list[Line]:
     return sorted(lines, key=lambda line: (order.index(line.task), line.student != TEACHER, line.student))
 
 
+def neighbours(metrics: Path) -> dict[str, float]:
+    """By task what the label of the nearest training row alone would score on the test rows."""
+    files = {file.parent.name: read_json(file)["neighbours"] for file in metrics.glob("*/references.json")}
+    return {
+        task: statistics.mean(score for name, score in found.items() if name.startswith("test"))
+        for task, found in files.items()
+    }
+
+
 def _check(line: Line, teacher: Line | None) -> None:
     """Refuse figures that do not belong together: of another teacher or other rows, or seeds of different settings."""
     where = f"{line.task}/{line.student}"

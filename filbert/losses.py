@@ -29,5 +29,22 @@ def soft_regression(logits: Tensor, teacher: Tensor, temperature: float) -> Tens
     return F.mse_loss(logits.float(), teacher.float())
 
 
+def states(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error of states [B, T, D] over the real pieces, `mask` [B, T] (Jiao et al. 2020, TinyBERT, equations
+    8 and 9; the official code's mean counts padding too)."""
+    return _mean((student.float() - teacher.float()).square().mean(-1), mask)
+
+
+def attention(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error of attention scores [B, heads, T, T] before the softmax, over pairs of real pieces (Jiao et al.
+    2020, TinyBERT, equation 7)."""
+    pairs = mask[:, :, None] & mask[:, None, :]
+    return _mean((student.float() - teacher.float()).square().mean(1), pairs)
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    return (values * mask).sum() / mask.sum()
+
+
 HARD = {Kind.SINGLE: classification, Kind.PAIR: classification, Kind.REGRESSION: regression}
 SOFT = {Kind.SINGLE: soft_classification, Kind.PAIR: soft_classification, Kind.REGRESSION: soft_regression}

@@ -3,8 +3,9 @@
 import time
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from filbert.data import Batch, Encoded
+from filbert.reference_bert import REFERENCE, ReferenceForSequenceClassification
+from filbert.store import FOLDER as STORE
 from filbert.students import ask
 
 
@@ -49,12 +52,46 @@ def typical(rows: Encoded, size: int) -> Batch:
     return rows.batch(order[((np.arange(size) + 0.5) / size * len(order)).astype(int)])
 
 
-def latency(models: Mapping[str, nn.Module], batch: Batch, config: LatencyConfig) -> dict[str, dict[str, float]]:
-    """Milliseconds of a forward pass by model: minimum, median and 95th percentile of interleaved rounds."""
-    spent: dict[str, list[float]] = {name: [] for name in models}
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs beside its teacher: the figures, and all times they come from."""
+
+    figures: dict[str, Any]
+    latency: dict[str, dict[str, dict[str, float]]]  # batch size -> arm -> minimum, median, p95
+    tokens: int  # of the row that is the batch of 1
+
+
+def cost(model: nn.Module, folder: Path, teacher: nn.Module, rows: Encoded, config: LatencyConfig) -> Cost:
+    """Measure a model saved in `folder` on `rows`. A model that finds references itself is also timed with its reference at
+    hand, so that what finding and reading it takes can be told."""
+    one, timed = typical(rows, 1), {}
+    for size in config.batch_sizes:
+        batch = typical(rows, size)
+        arms = {"teacher": (teacher, batch), "student": (model, batch)}
+        if isinstance(model, ReferenceForSequenceClassification):
+            found = dict(zip(REFERENCE, model.references(batch.ids, batch.mask), strict=True))
+            arms["reference at hand"] = (model, replace(batch, teacher=found))
+        timed[str(size)] = latency(arms, config)
+    count = parameters(model)
+    figures = {
+        "parameters": count,
+        "bytes": weight_bytes(folder),
+        "multiply_adds": multiply_adds(model, one),
+        "smaller": parameters(teacher) / count,
+        "faster": {f"batch_{n}": t["teacher"]["median"] / t["student"]["median"] for n, t in timed.items()},
+        "milliseconds": {f"batch_{n}": t["student"]["median"] for n, t in timed.items()},
+    }
+    if (folder / STORE).exists():
+        figures["store_bytes"] = sum(file.stat().st_size for file in (folder / STORE).rglob("*") if file.is_file())
+    return Cost(figures, timed, int(one.mask.sum()))
+
+
+def latency(arms: Mapping[str, tuple[nn.Module, Batch]], config: LatencyConfig) -> dict[str, dict[str, float]]:
+    """Milliseconds of a forward pass by arm: minimum, median and 95th percentile of interleaved rounds."""
+    spent: dict[str, list[float]] = {name: [] for name in arms}
     with _threads(config.threads), torch.inference_mode():
         for turn in range(config.warmup + config.rounds):
-            for name, model in models.items():
+            for name, (model, batch) in arms.items():
                 start = time.perf_counter()
                 ask(model.eval(), batch)
                 if turn >= config.warmup:

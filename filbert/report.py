@@ -16,7 +16,9 @@ MIN_SEEDS = 3
 class ReportConfig:
     """Against what, and how sure."""
 
-    baseline: str  # the method of the same size that others must beat
+    baseline: str  # what a method must beat
+    against: dict[str, tuple[str, ...]]  # by method, what it must beat instead
+    same_size: float  # how far the parameters of two methods may differ and still be compared
     margin: float  # points within which two means count as equal
     confidence: float  # of the interval of the difference
 
@@ -57,21 +59,21 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
-def markdown(lines: list[Line], config: ReportConfig) -> str:
-    """The tables of all tasks."""
-    tasks = list(dict.fromkeys(line.task for line in lines))
-    return "\n\n".join(_task_table([line for line in lines if line.task == task], config) for task in tasks)
+def markdown(lines: list[Line], config: ReportConfig, neighbours: dict[str, float]) -> str:
+    """The tables of all tasks; `neighbours` are the scores of the control by the reference's label."""
+    by_task: dict[str, list[Line]] = {}
+    for line in lines:
+        by_task.setdefault(line.task, []).append(line)
+    return "\n\n".join(_task_table(found, config, neighbours.get(task)) for task, found in by_task.items())
 
 
-def _task_table(lines: list[Line], config: ReportConfig) -> str:
+def _task_table(lines: list[Line], config: ReportConfig, neighbours: float | None) -> str:
     task = TASKS[lines[0].task]
     teacher = next(line for line in lines if line.student == TEACHER)
-    baseline = next((line for line in lines if line.student == config.baseline), None)
     rows = [["student", "layers × width", "score", "of teacher", "parameters", "smaller", "faster 1 / 32", "steps",
-             f"against `{config.baseline}`"]]  # fmt: skip
+             "verdict"]]  # fmt: skip
     for line in lines:
         shape = line.details[0]["shape"]
-        compared = baseline is not None and line.student not in (TEACHER, config.baseline)
         rows.append([
             line.student,
             f"{shape['layers']} × {shape['hidden']}",
@@ -81,7 +83,7 @@ def _task_table(lines: list[Line], config: ReportConfig) -> str:
             f"{line.median('smaller'):.2f}×",
             f"{line.median('faster', 'batch_1'):.2f}× / {line.median('faster', 'batch_32'):.2f}×",
             f"{line.median('steps'):.0f}",
-            _compared(line, baseline, config) if compared and baseline else "",
+            "<br>".join(_compared(line, other, config) for other in lines if other.student in _rivals(line, config)),
         ])  # fmt: skip
     machine, facts = teacher.details[0]["machine"], teacher.details[0]
     note = (
@@ -89,15 +91,52 @@ def _task_table(lines: list[Line], config: ReportConfig) -> str:
         f"{', '.join(map(str, lines[-1].seeds))}. Latency: float32, {facts['threads']} thread, teacher and student in turn, "
         f"medians; batch 1 is a row of median length ({facts['tokens']} pieces). {machine['processor']}, {machine['flags']}."
     )
-    return f"### {task.name}\n\n{_table(rows)}\n\n{note}"
+    return "\n\n".join(filter(None, [f"### {task.name}", _table(rows), _on_references(lines, neighbours), note]))
 
 
-def _compared(line: Line, baseline: Line, config: ReportConfig) -> str:
-    for name in ("parameters", "steps"):
-        if line.median(name) != baseline.median(name):
-            return f"not comparable: {name} differ"
-    low, high = interval(line.scores, baseline.scores, config.confidence)
-    return f"{verdict(line.scores, baseline.scores, config)} ({low:+.1f} to {high:+.1f})"
+def _rivals(line: Line, config: ReportConfig) -> tuple[str, ...]:
+    if line.student in (TEACHER, config.baseline):
+        return ()
+    return config.against.get(line.student, (config.baseline,))
+
+
+def _compared(line: Line, other: Line, config: ReportConfig) -> str:
+    """The verdict on one method against another."""
+    if abs(line.median("parameters") / other.median("parameters") - 1) > config.same_size:
+        return f"not comparable to `{other.student}`: parameters differ"
+    if line.median("steps") != other.median("steps"):
+        return f"not comparable to `{other.student}`: steps differ"
+    low, high = interval(line.scores, other.scores, config.confidence)
+    return f"{verdict(line.scores, other.scores, config)} `{other.student}` ({low:+.1f} to {high:+.1f})"
+
+
+def _on_references(lines: list[Line], neighbours: float | None) -> str:
+    """What is to be said of students that read references: their store, the time to find one, what it tells."""
+    said = []
+    for line in lines:
+        if "store_bytes" not in line.figures[0]:
+            continue
+        found = [d["latency"]["1"] for d in line.details]
+        own, at_hand = (statistics.median(f[arm]["median"] for f in found) for arm in ("student", "reference at hand"))
+        store, weights = (line.median(name) / 1e6 for name in ("store_bytes", "bytes"))
+        said.append(
+            f"`{line.student}` reads a store of {store:.0f} MB beside {weights:.0f} MB of weights; at batch 1 it takes "
+            f"{own:.2f} ms, {at_hand:.2f} ms with its reference at hand."
+        )
+        told = [d["information"] for d in line.details if d["information"]]
+        if told:
+            parts = {name: [t[name] for t in told] for name in ("without", "gain_nearest", "gain_random")}
+            without, nearest, other = (f"{statistics.mean(v):.2f}" + _deviation(v) for v in parts.values())
+            said.append(
+                f"InfoNCE: I(S; T) ≥ {without} nats; the nearest reference adds {nearest}, a random one {other}."
+            )
+    if said and neighbours is not None:
+        said.append(f"The label of the nearest training row alone would score {100 * neighbours:.1f}.")
+    return " ".join(said)
+
+
+def _deviation(values: list[float]) -> str:
+    return f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
 
 
 def _table(rows: list[list[str]]) -> str:

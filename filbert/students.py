@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,20 +29,26 @@ from filbert import FilbertError
 from filbert.bert import FilbertConfig, FilbertForSequenceClassification
 from filbert.data import Batch, Encoded
 from filbert.files import write_json
+from filbert.reference_bert import ReferenceConfig, ReferenceForSequenceClassification
 from filbert.tasks import Kind, Task
 from filbert.tracking import Recorder
 
 logging.disable_progress_bar()
 logging.set_verbosity_error()  # a fresh head is what we ask for, no news
-AutoConfig.register("filbert", FilbertConfig)
-AutoModelForSequenceClassification.register(FilbertConfig, FilbertForSequenceClassification)
-FilbertConfig.register_for_auto_class()
-FilbertForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+for shape in (FilbertConfig, ReferenceConfig):
+    AutoConfig.register(shape.model_type, shape)
+    shape.register_for_auto_class()
+for kind in (FilbertForSequenceClassification, ReferenceForSequenceClassification):
+    AutoModelForSequenceClassification.register(kind.config_class, kind)
+    kind.register_for_auto_class("AutoModelForSequenceClassification")
 
 HISTORY = "history.jsonl"
 MADE_WITH = "made_with.json"  # settings, task, method, seed, and hashes of what was read
 ONLY_FILBERT = ("model_type", "architectures", "auto_map", "head_size", "layer_heads", "layer_intermediate",
                 "embedding_size")  # fmt: skip
+
+
+Student = TypeVar("Student", bound=FilbertForSequenceClassification)
 
 
 class ShapeError(FilbertError):
@@ -67,6 +73,14 @@ def new_student(checkpoint: Path, task: Task, config: StudentConfig) -> FilbertF
     Raises:
         ShapeError: the checkpoint is not BERT-shaped or has no such layer.
     """
+    return new_student_of(FilbertForSequenceClassification, checkpoint, task, config)
+
+
+def new_student_of(kind: type[Student], checkpoint: Path, task: Task, config: StudentConfig, **fields: Any) -> Student:
+    """A student of another kind, likewise; parts that `kind` adds are fresh, `fields` are of its configuration.
+
+    The head is drawn before those parts, so that one seed gives students of all kinds one head.
+    """
     source = AutoConfig.from_pretrained(checkpoint)
     if source.model_type != "bert":
         raise ShapeError(
@@ -76,17 +90,18 @@ def new_student(checkpoint: Path, task: Task, config: StudentConfig) -> FilbertF
         raise ShapeError(
             f"student.layers: expected numbers from 0 to {source.num_hidden_layers - 1}, got {config.layers}"
         )
-    fields = {k: v for k, v in source.to_dict().items() if k not in ONLY_FILBERT and k != "dtype"}
-    shape = fields | {"num_hidden_layers": len(config.layers)} | _labels(task)
-    student = FilbertForSequenceClassification(FilbertConfig(**shape))
-    ours = student.state_dict()
+    taken = {k: v for k, v in source.to_dict().items() if k not in ONLY_FILBERT and k != "dtype"}
+    shape = taken | {"num_hidden_layers": len(config.layers)} | _labels(task)
+    plain = FilbertForSequenceClassification(FilbertConfig(**shape))
+    ours = plain.state_dict()
     weights = {
         name: value.float() for name, value in _cut(read_weights(checkpoint), config.layers).items() if name in ours
     }
     missing = [name for name in ours if name not in weights and not name.startswith(("bert.pooler.", "classifier."))]
     if missing:
         raise ShapeError(f"{checkpoint}: its weights lack {missing[0]} and {len(missing) - 1} others")
-    student.load_state_dict(weights, strict=False)
+    student = kind(kind.config_class(**shape, **fields))
+    student.load_state_dict(ours | weights, strict=False)
     return student
 
 
@@ -142,12 +157,18 @@ def load(folder: Path) -> PreTrainedModel:
     return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def ask(model: nn.Module, batch: Batch) -> Any:
-    """The answer of any model, ours or Hugging Face's, to a batch: `.logits` [B, C], perhaps `.hidden_states`."""
-    inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
-    if "token_type_ids" in _parameters(type(model).forward):
+def ask(model: nn.Module, batch: Batch, states: bool = False) -> Any:
+    """The answer of any model, ours or Hugging Face's, to a batch: `.logits` [B, C], with `states` `.hidden_states` too.
+
+    What the batch carries under the name of one of the model's inputs, such as a reference, is given to it.
+    """
+    known = _parameters(type(model).forward)
+    inputs: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.mask}
+    if "token_type_ids" in known:
         inputs["token_type_ids"] = batch.types
-    return model(**inputs)
+    if states:
+        inputs["output_hidden_states"] = True
+    return model(**inputs, **{name: value for name, value in batch.teacher.items() if name in known})
 
 
 @cache

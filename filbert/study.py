@@ -1,8 +1,9 @@
 """What a method is given: the task, its rows, the teacher's words, a fresh student, and the training loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from filbert import losses, students
 from filbert.bert import FilbertForSequenceClassification
 from filbert.cache import Cache
-from filbert.data import Batch, Encoded
+from filbert.data import Batch, Encoded, Taught
 from filbert.device import seed_everything
+from filbert.layerwise import Depth
 from filbert.tasks import Task
 from filbert.tracking import Recorder
 from filbert.train import FitConfig, Fitted, fit, validate
@@ -26,7 +28,9 @@ class Study:
     validation: Encoded
     checkpoint: Path
     shape: students.StudentConfig
+    depth: Depth
     cache: Cache
+    references: Path
     seed: int
     device: torch.device
     scratch: Path
@@ -34,26 +38,44 @@ class Study:
 
     def student(self) -> FilbertForSequenceClassification:
         """A fresh student: layers of the checkpoint and a head drawn from the seed."""
+        return self.student_of(FilbertForSequenceClassification)
+
+    def student_of(self, kind: type[students.Student], **fields: Any) -> students.Student:
+        """A fresh student of another kind, the parts it adds drawn from the seed too; `fields` are of its configuration."""
         seed_everything(self.seed)
-        return students.new_student(self.checkpoint, self.task, self.shape)
+        return students.new_student_of(kind, self.checkpoint, self.task, self.shape, **fields)
+
+    def taught(self, columns: Sequence[str], *beside: Taught) -> Encoded:
+        """The training rows, whose batches carry these columns of the teacher's words."""
+        return self.train.taught(self.cache.on(self.train, columns), *beside)
 
     def hard_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """The task's own loss against the labels."""
         return losses.HARD[self.task.kind](logits, batch.label)
 
-    def soft_loss(self, logits: Tensor, batch: Batch, temperature: float) -> Tensor:
-        """The task's distillation loss against the teacher's cached logits."""
-        return losses.SOFT[self.task.kind](logits, batch.teacher["logits"], temperature)
+    def distilled_loss(self, logits: Tensor, batch: Batch, temperature: float, soft: float) -> Tensor:
+        """`soft` of the distillation loss against the teacher's cached logits, the rest of the loss against the labels."""
+        teacher = losses.SOFT[self.task.kind](logits, batch.teacher["logits"], temperature)
+        return soft * teacher + (1 - soft) * self.hard_loss(logits, batch)
 
     def fit(
-        self, model: nn.Module, loss: Callable[[Batch], Tensor], rows: Encoded, config: FitConfig, phase: str
+        self,
+        student: nn.Module,
+        loss: Callable[[Batch], Tensor],
+        rows: Encoded,
+        config: FitConfig,
+        phase: str,
+        beside: nn.Module | None = None,
+        validation: Encoded | None = None,
     ) -> Fitted:
-        """Train `model` for one phase and leave it with the weights that scored best on validation."""
+        """Train `student`, and what is `beside` it, for one phase; leave them with the weights that scored best on the
+        validation rows (which may be given as rows that carry more)."""
+        scored = validation or self.validation
         return fit(
-            model,
+            nn.ModuleDict({"student": student, "beside": beside}) if beside is not None else student,
             loss,
             rows,
-            lambda: validate(model, self.task, self.validation, self.device),
+            lambda: validate(student, self.task, scored, self.device),
             config,
             phase=phase,
             seed=self.seed,

@@ -86,6 +86,12 @@ def curve(file: Path) -> list[dict[str, Any]]:
     return [{"phase": line["phase"], "step": line["step"], "score": line["validation_score"]} for line in scored]
 
 
+def last(file: Path, phase: str) -> dict[str, float]:
+    """The last values a history tells of a phase; empty where it tells none."""
+    lines = [line for line in read_history(file) if line["phase"] == phase]
+    return {k: v for k, v in lines[-1].items() if k not in ("phase", "step", "time")} if lines else {}
+
+
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{'a': {'b': 1}} -> {'a/b': 1}; a dataclass counts as the dict of its fields."""
     out: dict[str, Any] = {}

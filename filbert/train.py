@@ -37,7 +37,7 @@ class TrainingError(FilbertError):
 
 @dataclass(frozen=True)
 class FitConfig:
-    """One phase of training: AdamW, linear warm-up, then linear decay to 0."""
+    """One phase of training: AdamW, linear warm-up, then linear decay to 0; of no epochs, nothing happens."""
 
     epochs: int
     batch_size: int
@@ -45,7 +45,7 @@ class FitConfig:
     warmup: float  # fraction of all steps
     weight_decay: float
     clip: float  # norm of the gradient
-    validations: int  # how often the validation rows are scored, the last time at the end
+    validations: int  # how often the validation rows are scored, the last time at the end; 0: the last weights are kept
     patience: int  # stop after this many validations without a better score
 
 
@@ -84,9 +84,9 @@ def fit(
     """
     per_epoch = math.ceil(len(rows) / config.batch_size)
     total = per_epoch * config.epochs
-    every = max(1, math.ceil(total / config.validations))
+    every = max(1, math.ceil(total / config.validations)) if config.validations else total + 1
     model.to(device).train()
-    optimizer = _optimizer(model, config, device)
+    optimizer = new_optimizer(model, config)
     state = State(
         model, optimizer, scratch / f"{phase}.safetensors", fingerprint(model, rows, config, seed, recorder.made_with)
     )
@@ -107,7 +107,7 @@ def fit(
             bar.update(config.batch_size)
             if state.step % LOG_STEPS == 0 or state.step == total:
                 _record_loss(value, phase, state.step, total, optimizer, bar, recorder)
-            if state.step % every == 0 or state.step == total:
+            if state.step % every == 0 or (state.step == total and config.validations):
                 scores = validate()
                 state.judge(scores["score"])
                 values = {f"validation_{name}": score for name, score in scores.items()}
@@ -117,9 +117,10 @@ def fit(
                 state.save()
                 saved = time.monotonic()
     state.save()
-    state.restore_best()
     recorder.rewind(phase, state.step)
-    recorder.log(phase, state.step, {"best": state.best, "best_step": state.best_step})
+    if state.best_weights:
+        state.restore_best()
+        recorder.log(phase, state.step, {"best": state.best, "best_step": state.best_step})
     return Fitted(state.best, state.best_step, state.step)
 
 
@@ -132,7 +133,8 @@ def validate(model: nn.Module, task: Task, rows: Encoded, device: torch.device) 
     return scores(task, logits, rows.label)
 
 
-def _optimizer(model: nn.Module, config: FitConfig, device: torch.device) -> torch.optim.AdamW:
+def new_optimizer(model: nn.Module, config: FitConfig) -> torch.optim.AdamW:
+    """AdamW over the parameters that require a gradient; biases and norms do not decay."""
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for name, p in trained if not name.endswith(NO_DECAY)], "weight_decay": config.weight_decay},

@@ -1,19 +1,39 @@
 """Ask the teacher about every training row, once. The only stage that runs the teacher over data."""
 
+from importlib import import_module
 from pathlib import Path
+from typing import Annotated
+
+import pyarrow as pa
+import typer
 
 from filbert import cache as teacher_cache
-from filbert import config, data, device, files, rows, students, tasks, tracking
+from filbert import config, data, device, files, fill, rows, students, tasks, tracking
+from filbert.layerwise import Depth
 from stages import run, scratch_of
 
 
-def cache(task_name: str, prepared: Path, teacher_folder: Path, out: Path) -> None:
-    """Append what the teacher in TEACHER_FOLDER says of the rows in PREPARED to the cache in the folder OUT."""
+def cache(
+    task_name: str,
+    prepared: Path,
+    teacher_folder: Path,
+    out: Path,
+    verify: Annotated[
+        bool, typer.Option(help="only ask a sample again, live, and report the largest differences")
+    ] = False,
+) -> None:
+    """Append what the listed methods need to know of the teacher in TEACHER_FOLDER, on the rows in PREPARED, to the cache
+    in the folder OUT."""
     task, settings = tasks.find(task_name), config.section("cache", teacher_cache.CacheConfig)
     encoding, on = config.section("encode", data.EncodeConfig), device.pick()
-    table = rows.read_table(prepared / "train.arrow")
-    encoded = data.encode(table, task, data.load_tokenizer(teacher_folder), encoding)
-    teacher, key = students.load(teacher_folder), teacher_cache.fingerprint(teacher_folder, encoding, on)
+    table, tokenizer = rows.read_table(prepared / "train.arrow"), data.load_tokenizer(teacher_folder)
+    teacher, key = students.load(teacher_folder), teacher_cache.fingerprint(teacher_folder, encoding, settings, on)
+    shape = config.section("student", students.StudentConfig)
+    columns = _needed(Depth(len(shape.layers), teacher.config.num_hidden_layers))
+
+    def encode(part: pa.Table) -> data.Encoded:
+        return data.encode(part, task, tokenizer, encoding, words=any(c.startswith("words") for c in columns))
+
     with tracking.stage_run(
         "cache",
         params={"cache": settings, "encode": encoding},
@@ -21,12 +41,22 @@ def cache(task_name: str, prepared: Path, teacher_folder: Path, out: Path) -> No
         hashes={"rows": rows.digest(table), "teacher": key.teacher[:12]},
         scratch=scratch_of(out),
     ) as recorder:
-        asked = teacher_cache.build(out, teacher, encoded, key, settings, on)
+        asked = 0 if verify else fill.fill(out, teacher, table, encode, columns, key, settings, on)
         opened = teacher_cache.Cache(out, key)
-        difference = opened.verify(encoded, teacher, settings, on)
-        print(f"{task_name}: asked about {asked} of {len(encoded)} rows; live and cached differ by {difference:.2g}")
-        recorder.metrics({"rows": len(encoded), "asked": asked, "largest_difference": difference})
+        sample = encode(table.take(teacher_cache.sample_of(len(table), settings.verify_rows)))
+        differences = opened.verify(sample, columns, teacher, settings, on)
+        print(
+            f"{task_name}: asked about {asked} of {len(table)} rows; the largest differences between live and cached:"
+        )
+        print("\n".join(f"  {column:<14} {difference:.2g}" for column, difference in differences.items()))
+        recorder.metrics({"rows": len(table), "asked": asked, "bytes": opened.shards.bytes, "difference": differences})
     files.forget(scratch_of(out))
+
+
+def _needed(depth: Depth) -> tuple[str, ...]:
+    """All columns that the methods in params.yaml ask for, each once."""
+    methods = config.section("methods", tuple[str, ...])
+    return tuple(dict.fromkeys(c for name in methods for c in import_module(f"filbert.methods.{name}").columns(depth)))
 
 
 if __name__ == "__main__":

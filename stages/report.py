@@ -10,8 +10,8 @@ from stages import run, scratch_of
 HEAD = """# Results
 
 Written by the `report` stage from `data/metrics` and `data/details`; every figure is of a run, none is typed in.
-`against …` is the verdict on the difference of mean scores and its {confidence:.0%} Welch interval: TIES if the interval lies
-within ± {margin} points, else BEATS or LOSES if it excludes 0, else INCONCLUSIVE. Which command made which task, and
+A verdict is on the difference of mean scores and its {confidence:.0%} Welch interval: TIES if the interval lies within
+± {margin} points, else BEATS or LOSES if it excludes 0, else INCONCLUSIVE. Which command made which task, and
 what was tried: [runs.md](runs.md).
 
 ![score against size and latency](pareto.svg)
@@ -27,7 +27,7 @@ def report(metrics: Path, details: Path, table: Path, picture: Path, plots: Path
     with tracking.stage_run(
         "report", params={"report": settings}, tags={}, hashes={}, scratch=scratch_of(table)
     ) as recorder:
-        files.write_text(table, head + says.markdown(lines, settings) + "\n")
+        files.write_text(table, head + says.markdown(lines, settings, figures.neighbours(metrics)) + "\n")
         files.write_text(plots / "pareto.csv", figures.as_csv(figures.points(lines)))
         files.write_text(plots / "curves.csv", figures.as_csv(list(figures.curves(lines))))
         with files.whole_file(picture) as making:

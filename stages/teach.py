@@ -17,8 +17,8 @@ def teach(task_name: str, prepared: Path, checkpoint: Path, out: Path) -> None:
     encoding = config.section("encode", data.EncodeConfig)
     scratch, on = scratch_of(out), device.pick()
     tokenizer = data.load_tokenizer(checkpoint)
-    tables = {name: rows.read_table(prepared / f"{name}.arrow") for name in ("train", "validation")}
-    train, validation = (data.encode(table, task, tokenizer, encoding) for table in tables.values())
+    table, train = data.open_split(prepared, "train", task, tokenizer, encoding)
+    validation = data.open_split(prepared, "validation", task, tokenizer, encoding)[1]
     device.seed_everything(SEED)
     teacher = students.new_teacher(checkpoint, task)
 
@@ -29,10 +29,10 @@ def teach(task_name: str, prepared: Path, checkpoint: Path, out: Path) -> None:
         "teach",
         params={"fit": settings, "encode": encoding},
         tags={"task": task_name},
-        hashes={"rows": rows.digest(tables["train"])},
+        hashes={"rows": rows.digest(table)},
         scratch=scratch,
     ) as recorder:
-        recorder.dataset(tables["train"], prepared, task_name, "training")
+        recorder.dataset(table, prepared, task_name, "training")
         fit(teacher, loss, train, lambda: validate(teacher, task, validation, on), settings, phase="train",
             seed=SEED, device=on, scratch=scratch, recorder=recorder)  # fmt: skip
         with files.whole_folder(out) as making:

@@ -12,7 +12,9 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
-from filbert import data, prepare, tasks
+from filbert import cache, data, fill, prepare, references, students, tasks
+from filbert.layerwise import Depth
+from filbert.study import Study
 from filbert.tracking import Recorder, stage_run
 
 WORDS = (
@@ -20,6 +22,7 @@ WORDS = (
     "runs sleeps here there ##s ##ly"
 ).split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+CPU = torch.device("cpu")
 GOOD, BAD = ("good", "great", "fine", "warm"), ("bad", "awful", "dull", "cold")
 
 
@@ -111,3 +114,24 @@ def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
     monkeypatch.chdir(tmp_path)
     with stage_run("test", params={}, tags={}, hashes={}, scratch=tmp_path / ".scratch" / "run") as made:
         yield made
+
+
+@pytest.fixture
+def study(
+    tmp_path: Path, prepared: prepare.Prepared, encoded: data.Encoded, validation: data.Encoded, teacher: Path, checkpoint: Path,
+    recorder: Recorder,
+) -> Study:  # fmt: skip
+    """All a method is given: every column of the teacher's words, references, a student of one layer."""
+    task, depth, encode = tasks.find("sst2"), Depth(student=1, teacher=2), data.EncodeConfig(16)
+    config = cache.CacheConfig("float16", batch_size=8, shard_mb=1, budget_gb=1, verify_rows=8, tolerance=0.05)
+    key = cache.fingerprint(teacher, encode, config, CPU)
+    fill.fill(
+        tmp_path / "cache", students.load(teacher), prepared.tables["train"],
+        lambda table: data.encode(table, task, tiny_tokenizer(), encode), depth.columns, key, config, CPU,
+    )  # fmt: skip
+    index = references.index_of(encoded)
+    splits = {"train": encoded, "validation": validation}
+    found = {name: references.look_up(index, encoded, rows, 3) for name, rows in splits.items()}
+    references.save(tmp_path / "references", index, found)
+    return Study(task, encoded, validation, checkpoint, students.StudentConfig((0,)), depth, cache.Cache(tmp_path / "cache", key),
+                 tmp_path / "references", 1, CPU, tmp_path / ".scratch" / "study", recorder)  # fmt: skip

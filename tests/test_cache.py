@@ -4,130 +4,249 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from conftest import tiny_tokenizer
-from transformers import DistilBertConfig, DistilBertForSequenceClassification
+from transformers import AutoModelForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
 
-from filbert import cache, data, device, students
+from filbert import cache, columns, data, device, fill, prepare, students, tasks
 
 CPU = torch.device("cpu")
-CONFIG = cache.CacheConfig(batch_size=8, shard_rows=20, verify_rows=8, tolerance=0.05)
+CONFIG = cache.CacheConfig("float16", batch_size=8, shard_mb=1, budget_gb=1, verify_rows=8, tolerance=0.02)
 ENCODE = data.EncodeConfig(16)
+SST2 = tasks.find("sst2")
+SOME = ("logits", "hidden.0", "attention.2")
+EVERY = (*SOME, "pooled", "hidden.2", "words.2", "values.1")
 
 
-def part(rows: data.Encoded, count: int) -> data.Encoded:
-    """The first rows alone."""
-    cut = {name: getattr(rows, name)[:count] for name in ("label", "idx", "hash")}
-    return replace(rows, offsets=rows.offsets[: count + 1], **cut)
+def encode(table: pa.Table) -> data.Encoded:
+    return data.encode(table, SST2, tiny_tokenizer(), ENCODE, words=True)
 
 
-def built(folder: Path, teacher: Path, rows: data.Encoded) -> cache.Cache:
-    key = cache.fingerprint(teacher, ENCODE, CPU)
-    cache.build(folder, students.load(teacher), rows, key, CONFIG, CPU)
-    return cache.Cache(folder, key)
+def key(teacher: Path, config: cache.CacheConfig = CONFIG) -> cache.Fingerprint:
+    return cache.fingerprint(teacher, ENCODE, config, CPU)
 
 
-def test_cached_words_equal_the_live_teacher(tmp_path: Path, teacher: Path, encoded: data.Encoded) -> None:
-    opened, model = built(tmp_path, teacher, encoded), students.load(teacher)
+def filled(
+    folder: Path, teacher: Path, table: pa.Table, names: tuple[str, ...] = SOME, config: cache.CacheConfig = CONFIG
+) -> int:
+    model = students.load(teacher)
+    return fill.fill(folder, model, table, encode, names, key(teacher, config), config, CPU)
+
+
+@pytest.fixture
+def table(prepared: prepare.Prepared) -> pa.Table:
+    return prepared.tables["train"]
+
+
+@pytest.fixture
+def rows(table: pa.Table) -> data.Encoded:
+    return encode(table)
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards of at most 20 rows whatever they hold."""
+    monkeypatch.setattr(
+        fill._Asking, "bytes_per_row", lambda self, sample: dict.fromkeys(self.columns, 1e6 / 20 / len(self.columns))
+    )
+
+
+def test_cached_words_equal_transformers_own(
+    tmp_path: Path, teacher: Path, table: pa.Table, rows: data.Encoded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second truth is the eager model of transformers, which returns states and attention itself."""
+    monkeypatch.setattr(device, "precision", lambda _: "float32")
+    filled(tmp_path, teacher, table, EVERY)
     chosen = np.array([5, 0, 41])
-    with torch.inference_mode(), device.autocast(CPU):
-        live = students.ask(model, encoded.batch(chosen)).logits.float()
-    batch = encoded.taught(opened.on(encoded)).batch(chosen)
-    torch.testing.assert_close(batch.teacher["logits"], live, atol=2e-2, rtol=0)  # bfloat16 where the processor has it
-    assert opened.verify(encoded, model, CONFIG, CPU) < CONFIG.tolerance
+    batch = rows.taught(cache.Cache(tmp_path, key(teacher)).on(rows, EVERY)).batch(chosen)
+    eager = AutoModelForSequenceClassification.from_pretrained(teacher, attn_implementation="eager").eval()
+    with torch.inference_mode():
+        live = eager(batch.ids, batch.mask.long(), batch.types, output_hidden_states=True, output_attentions=True)
+    said, real = batch.teacher, batch.mask[..., None]
+    close = {"atol": 2e-3, "rtol": 2e-3}  # of float16
+    torch.testing.assert_close(said["logits"], live.logits.float(), **close)
+    for layer in (0, 2):
+        torch.testing.assert_close(said[f"hidden.{layer}"].float(), live.hidden_states[layer].float() * real, **close)
+    scores = said["attention.2"].float().masked_fill(~batch.mask[:, None, None, :], -torch.inf)
+    torch.testing.assert_close(scores.softmax(-1) * real[:, None], live.attentions[1].float() * real[:, None], **close)
+    with torch.inference_mode():
+        torch.testing.assert_close(eager.classifier(said["pooled"].float()), live.logits.float(), **close)
+        values = (
+            eager.bert.encoder.layer[0]
+            .attention.self.value(live.hidden_states[0].float())
+            .unflatten(-1, (4, 4))
+            .transpose(1, 2)
+        )
+    relations = values @ values.transpose(-1, -2) / 2 * (real & real.transpose(1, 2))[:, None]
+    torch.testing.assert_close(said["values.1"].float(), relations, **close)
 
 
-def test_only_missing_rows_are_asked(tmp_path: Path, teacher: Path, encoded: data.Encoded) -> None:
-    model, key = students.load(teacher), cache.fingerprint(teacher, ENCODE, CPU)
-    asked = [cache.build(tmp_path, model, rows, key, CONFIG, CPU) for rows in (part(encoded, 30), encoded, encoded)]
-    assert asked == [30, len(encoded) - 30, 0]
-    opened = cache.Cache(tmp_path, key)
-    assert len(opened.on(encoded).at) == len(encoded)
-    assert len(list(tmp_path.iterdir())) == 2 + -(-(len(encoded) - 30) // 20)  # shards of at most 20 rows
+def test_int8_keeps_a_scale_per_vector(tmp_path: Path, teacher: Path, table: pa.Table, rows: data.Encoded) -> None:
+    small = replace(CONFIG, states="int8")
+    filled(tmp_path / "float16", teacher, table, EVERY)
+    filled(tmp_path / "int8", teacher, table, EVERY, small)
+    exact, coarse = (
+        cache.Cache(tmp_path / c.states, key(teacher, c)).on(rows, EVERY).take(np.arange(9)) for c in (CONFIG, small)
+    )
+    assert torch.equal(exact["logits"], coarse["logits"])
+    for column in EVERY[1:]:
+        step = exact[column].float().abs().amax(-1, keepdim=True) / 127
+        assert ((exact[column].float() - coarse[column]).abs() <= 0.51 * step + 2e-3).all(), column
 
 
-def test_a_killed_build_goes_on(tmp_path: Path, teacher: Path, encoded: data.Encoded, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_words_are_what_tokenizers_share(tmp_path: Path, teacher: Path, table: pa.Table) -> None:
+    filled(tmp_path, teacher, table, ("words.2", "hidden.2"))
+    opened, theirs = cache.Cache(tmp_path, key(teacher)), encode(table)
+    other = replace(theirs, ids=theirs.ids + 1)  # a student that cuts words into pieces of its own
+    batch = other.taught(opened.on(other, ["words.2"])).batch(np.array([0, 3]))
+    states = opened.on(theirs, ["hidden.2"]).take(np.array([0, 3]))["hidden.2"]
+    torch.testing.assert_close(batch.teacher["words.2"], columns.by_word(states, theirs.batch(np.array([0, 3]))))
+    with pytest.raises(cache.CacheError, match=r"`hidden.2` belongs to the teacher's pieces, but \d+ of \d+ rows"):
+        opened.on(other, ["hidden.2"])
+
+
+def test_only_missing_rows_are_asked(
+    tmp_path: Path, teacher: Path, table: pa.Table, rows: data.Encoded, small_shards: None
+) -> None:
+    asked = [filled(tmp_path, teacher, part) for part in (table.slice(0, 30), table, table)]
+    assert asked == [30, len(table) - 30, 0]
+    assert len(cache.Cache(tmp_path, key(teacher)).on(rows, SOME).at["logits"]) == len(table)
+    assert len(list(tmp_path.glob("*.arrow"))) == 2 + -(-(len(table) - 30) // 20)
+
+
+def test_only_missing_columns_are_asked(tmp_path: Path, teacher: Path, table: pa.Table, rows: data.Encoded) -> None:
+    asked = [filled(tmp_path, teacher, table, names) for names in (("logits",), SOME, ("logits",))]
+    assert asked == [len(table), len(table), 0]
+    opened = cache.Cache(tmp_path, key(teacher))
+    assert [entry.columns for entry in opened.shards.entries.values()] == [("logits",), ("hidden.0", "attention.2")]
+    model = students.load(teacher)
+    assert max(opened.verify(rows.part(np.arange(8)), SOME, model, CONFIG, CPU).values()) < 0.05
+
+
+def test_a_killed_run_goes_on(
+    tmp_path: Path, teacher: Path, table: pa.Table, small_shards: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls, ask = [], students.ask
 
-    def dies(model, batch):  # type: ignore[no-untyped-def]
+    def dies(model, batch, states=False):  # type: ignore[no-untyped-def]
         calls.append(len(batch))
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return ask(model, batch)
+        return ask(model, batch, states)
 
     monkeypatch.setattr(students, "ask", dies)
-    key = cache.fingerprint(teacher, ENCODE, CPU)
     with pytest.raises(KeyboardInterrupt):
-        cache.build(tmp_path, students.load(teacher), encoded, key, CONFIG, CPU)
-    assert [file.name for file in tmp_path.iterdir()] == ["shard-00000.arrow"]  # whole, and nothing beside it
-    assert cache.build(tmp_path, students.load(teacher), encoded, key, CONFIG, CPU) == len(encoded) - 20
+        filled(tmp_path, teacher, table)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "manifest.json",
+        "shard-00000.arrow",
+    ]  # nothing half-written
+    (tmp_path / ".77-shard-00003.arrow").write_bytes(b"half")  # as kill -9 leaves it
+    (tmp_path / "shard-00001.arrow").write_bytes(b"whole, but not listed yet")
+    assert filled(tmp_path, teacher, table) == len(table) - 20
+    assert not list(tmp_path.glob(".*"))
 
 
-def test_what_does_not_fit_is_refused(tmp_path: Path, teacher: Path, encoded: data.Encoded) -> None:
+def test_what_does_not_fit_is_refused(tmp_path: Path, teacher: Path, table: pa.Table, rows: data.Encoded) -> None:
     folder = tmp_path / "cache"
-    opened = built(folder, teacher, part(encoded, 30))
-    key = cache.fingerprint(teacher, ENCODE, CPU)
-    for name, value in {"teacher": "0" * 64, "tokenizer": "1" * 64, "max_length": 99}.items():
+    filled(folder, teacher, table.slice(0, 30))
+    right = key(teacher)
+    for name, value in {"teacher": "0" * 64, "tokenizer": "1" * 64, "max_length": 99, "states": "int8"}.items():
         with pytest.raises(cache.CacheError, match=f"made with another {name}: expected {value}"):
-            cache.Cache(folder, replace(key, **{name: value}))
-    with pytest.raises(cache.CacheError, match=rf"no words on {len(encoded) - 30} of {len(encoded)} rows"):
-        opened.on(encoded)
-    assert (
-        cache.Cache(folder, replace(key, precision="float8")).idx.size == 30
-    )  # made on another machine: verify decides
-    moved = replace(encoded, idx=encoded.idx + 1)
+            cache.Cache(folder, replace(right, **{name: value})).on(rows, ["logits"])
+    opened = cache.Cache(folder, right)
+    with pytest.raises(cache.CacheError, match=rf"no words on {len(table) - 30} of {len(table)} rows"):
+        opened.on(rows, ["logits"])
+    with pytest.raises(cache.CacheError, match=r"no column `hidden.1`, only attention.2, hidden.0, logits"):
+        opened.on(rows, ["hidden.1"])
+    other = cache.Cache(folder, replace(right, precision="float8"))  # made on another machine: verify decides
+    first = rows.part(np.arange(30))
+    assert len(other.on(first, ["logits"]).at["logits"]) == 30
     with pytest.raises(cache.CacheError, match="no words on 30 of 30 rows"):
-        opened.on(part(moved, 30))
+        opened.on(replace(first, idx=first.idx + 1), ["logits"])
     with pytest.raises(cache.CacheError, match="no teacher cache; run `dvc repro`"):
-        cache.Cache(tmp_path / "nowhere", key)
+        cache.Cache(tmp_path / "nowhere", right)
 
 
-def test_words_of_other_rows_are_found_out(tmp_path: Path, teacher: Path, encoded: data.Encoded) -> None:
-    opened = built(tmp_path, teacher, encoded)
-    logits = opened.columns["logits"]
-    assert logits.std(axis=0).min() > 5 * CONFIG.tolerance  # or nothing here would show
-    opened.columns = {"logits": logits[::-1].copy()}
-    with pytest.raises(cache.CacheError, match="the live teacher differs from the cache by"):
-        opened.verify(encoded, students.load(teacher), CONFIG, CPU)
+def test_a_cache_over_the_budget_is_not_begun(tmp_path: Path, teacher: Path, table: pa.Table) -> None:
+    with pytest.raises(
+        cache.CacheError, match=r"would take .* GB \(of which attention.2 .*\), over cache.budget_gb = 1e-06; lower"
+    ):
+        filled(tmp_path, teacher, table, config=replace(CONFIG, budget_gb=1e-6))
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_text_may_come_again_under_another_number(tmp_path: Path, teacher: Path, encoded: data.Encoded) -> None:
-    built(tmp_path, teacher, encoded)
-    again = replace(encoded, idx=encoded.idx + 1000)
-    opened = built(tmp_path, teacher, again)
-    chosen = np.arange(len(encoded))
-    torch.testing.assert_close(opened.on(again).take(chosen), opened.on(encoded).take(chosen))
+def test_the_estimate_is_the_size(
+    tmp_path: Path, teacher: Path, table: pa.Table, capsys: pytest.CaptureFixture
+) -> None:
+    filled(tmp_path, teacher, table, EVERY)
+    said = float(capsys.readouterr().err.split(" GB of ")[0].split()[-1]) * 1e9
+    assert said == pytest.approx(sum(file.stat().st_size for file in tmp_path.glob("*.arrow")), rel=0.25)
 
 
-def test_remains_of_a_killed_build_go(tmp_path: Path, teacher: Path, encoded: data.Encoded) -> None:
-    (tmp_path / ".77-shard-00003.arrow").write_bytes(b"half")
-    built(tmp_path, teacher, part(encoded, 10))
-    assert [file.name for file in tmp_path.iterdir()] == ["shard-00000.arrow"]
-
-
-def test_another_teachers_words_are_found_out(tmp_path: Path, teacher: Path, encoded: data.Encoded) -> None:
-    opened, other = built(tmp_path, teacher, encoded), students.load(teacher)
+def test_words_of_other_rows_and_other_teachers_are_found_out(
+    tmp_path: Path, teacher: Path, table: pa.Table, rows: data.Encoded
+) -> None:
+    filled(tmp_path, teacher, table)
+    opened, other, sample = cache.Cache(tmp_path, key(teacher)), students.load(teacher), rows.part(np.arange(0, 40, 5))
+    opened.verify(sample, SOME, other, CONFIG, CPU)
     with torch.no_grad():
         other.classifier.bias += 1.0
-    with pytest.raises(cache.CacheError, match="the live teacher differs from the cache by"):
-        opened.verify(encoded, other, CONFIG, CPU)
+    with pytest.raises(cache.CacheError, match="`logits` of the live teacher differs from the cache by"):
+        opened.verify(sample, SOME, other, CONFIG, CPU)
+    turned = replace(sample, ids=sample.ids[::-1].copy())
+    with pytest.raises(cache.CacheError, match="`logits` of the live teacher differs from the cache by"):
+        opened.verify(turned, ["logits"], students.load(teacher), CONFIG, CPU)
 
 
-def test_a_damaged_shard_is_refused_and_made_again(tmp_path: Path, teacher: Path, encoded: data.Encoded) -> None:
-    built(tmp_path, teacher, encoded)
+def test_a_text_may_come_again_under_another_number(
+    tmp_path: Path, teacher: Path, table: pa.Table, rows: data.Encoded
+) -> None:
+    again = table.set_column(0, "idx", pa.array(table["idx"].to_numpy() + 1000))
+    filled(tmp_path, teacher, table)
+    filled(tmp_path, teacher, again)
+    opened, chosen = cache.Cache(tmp_path, key(teacher)), np.arange(len(table))
+    torch.testing.assert_close(opened.on(encode(again), SOME).take(chosen), opened.on(rows, SOME).take(chosen))
+
+
+@pytest.mark.parametrize("how", ["cut", "changed", "gone"])
+def test_a_damaged_shard_is_refused_and_made_again(
+    tmp_path: Path, teacher: Path, table: pa.Table, rows: data.Encoded, small_shards: None, how: str
+) -> None:
+    filled(tmp_path, teacher, table)
     shard = tmp_path / "shard-00001.arrow"
-    shard.write_bytes(shard.read_bytes()[:-200])
-    key = cache.fingerprint(teacher, ENCODE, CPU)
-    with pytest.raises(cache.CacheError, match=r"shard-00001.arrow: damaged shard"):
-        cache.Cache(tmp_path, key)
-    assert cache.build(tmp_path, students.load(teacher), encoded, key, CONFIG, CPU) == 20
-    assert len(cache.Cache(tmp_path, key).on(encoded).at) == len(encoded)
+    whole = shard.read_bytes()
+    changed = {"cut": whole[:-200], "changed": whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:]}
+    shard.unlink() if how == "gone" else shard.write_bytes(changed[how])
+    with pytest.raises(cache.CacheError, match=r"shard-00001.arrow: (damaged: expected|missing).*; run `dvc repro`"):
+        cache.Cache(tmp_path, key(teacher)).on(rows, SOME)
+    assert filled(tmp_path, teacher, table) == 20
+    assert len(cache.Cache(tmp_path, key(teacher)).on(rows, SOME).at["logits"]) == len(table)
 
 
-def test_any_encoder_may_teach(tmp_path: Path, encoded: data.Encoded) -> None:
+def test_any_encoder_may_teach(tmp_path: Path, table: pa.Table, rows: data.Encoded) -> None:
     shape = DistilBertConfig(dim=16, n_layers=2, n_heads=4, hidden_dim=32, vocab_size=40, num_labels=2)
     DistilBertForSequenceClassification(shape).save_pretrained(tmp_path / "teacher")
     tiny_tokenizer().save_pretrained(tmp_path / "teacher")
-    opened = built(tmp_path / "cache", tmp_path / "teacher", encoded)
-    assert opened.on(encoded).take(np.array([0, 1]))["logits"].shape == (2, 2)
+    filled(tmp_path / "cache", tmp_path / "teacher", table, ("logits", "hidden.2", "pooled"))
+    opened = cache.Cache(tmp_path / "cache", key(tmp_path / "teacher"))
+    assert opened.on(rows, ["logits"]).take(np.array([0, 1]))["logits"].shape == (2, 2)
+    with pytest.raises(columns.ColumnError, match=r"DistilBert.* has no module `layer.0.attention.self"):
+        filled(tmp_path / "other", tmp_path / "teacher", table, ("attention.1",))
+
+
+def test_a_column_that_is_not_there_is_named(teacher: Path) -> None:
+    model = students.load(teacher)
+    for column, words in {"hiden.1": "no column `hiden.1`", "hidden": "no column `hidden`", "attention.0": "from 1 to 2, got 0",
+                          "hidden.3": "from 0 to 2, got 3", "logits.1": "no column `logits.1`"}.items():  # fmt: skip
+        with pytest.raises(columns.ColumnError, match=words):
+            columns.Listener(model, [column])
+
+
+def test_reading_maps_and_does_not_load(tmp_path: Path, teacher: Path, table: pa.Table, rows: data.Encoded) -> None:
+    filled(tmp_path, teacher, table)
+    views = cache.Cache(tmp_path, key(teacher)).stored("hidden.0").values.values
+    assert not any(view.flags.owndata for view in views)
+    assert not any(view.flags.writeable for view in views)

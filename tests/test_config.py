@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from filbert import cache, config, data, prepare, report, sources, students, train
+from filbert import cache, config, data, prepare, references, report, sources, students, train
 from stages.evaluate import EvaluateConfig
 
 
@@ -67,6 +67,7 @@ def test_every_section_of_the_shipped_params_builds() -> None:
     config.section("student", students.StudentConfig)
     config.section("evaluate", EvaluateConfig)
     config.section("report", report.ReportConfig)
+    config.section("references", references.ReferencesConfig)
     everything = config.read()
     for method in everything["distill"]:
         config.section(f"distill.{method}", import_module(f"filbert.methods.{method}").Config)
@@ -80,6 +81,7 @@ def test_every_section_of_the_shipped_params_builds() -> None:
         "student",
         "distill",
         "evaluate",
+        "references",
         "report",
     }
     assert set(everything) == built | {"tasks", "methods", "seeds"}

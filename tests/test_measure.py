@@ -44,7 +44,8 @@ def test_models_are_timed_in_turn(encoded: data.Encoded) -> None:
             assert torch.get_num_threads() == 1
 
     config = measure.LatencyConfig(batch_sizes=(1,), warmup=1, rounds=3, threads=1)
-    found = measure.latency({"a": Spy("a"), "b": Spy("b")}, measure.typical(encoded, 1), config)
+    batch = measure.typical(encoded, 1)
+    found = measure.latency({"a": (Spy("a"), batch), "b": (Spy("b"), batch)}, config)
     assert order == ["a", "b"] * 4
     assert set(found["a"]) == {"minimum", "median", "p95"}
     assert found["a"]["minimum"] <= found["a"]["median"] <= found["a"]["p95"]

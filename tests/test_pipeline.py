@@ -19,8 +19,10 @@ from filbert.files import sha256
 from filbert.tracking import read_history
 
 ROOT = Path(__file__).parent.parent
-MADE = ("checkpoint", "fetch@sst2", "prepare@sst2", "teach@sst2", "cache@sst2", "distill@sst2-finetune-1", "distill@sst2-kd-1",
-        "evaluate_teacher@sst2", "evaluate@sst2-finetune-1", "evaluate@sst2-kd-1", "report")  # fmt: skip
+METHODS = ("finetune", "kd", "refbert")
+MADE = ("checkpoint", "fetch@sst2", "prepare@sst2", "teach@sst2", "cache@sst2", "references@sst2", "report",
+        "evaluate_teacher@sst2",
+        *(f"{stage}@sst2-{method}-1" for stage in ("distill", "evaluate") for method in METHODS))  # fmt: skip
 Shell = Callable[..., subprocess.CompletedProcess]
 
 
@@ -35,7 +37,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
     folder_source = {"kind": "folder", "revision": None, "within": "", "sha256": {}}
-    params |= {"tasks": ["sst2"], "methods": ["finetune", "kd"], "seeds": [1], "student": {"layers": [0]},
+    params |= {"tasks": ["sst2"], "methods": list(METHODS), "seeds": [1], "student": {"layers": [0]},
                "checkpoint": folder_source | {"name": str(checkpoint)},
                "datasets": {"glue": folder_source | {"name": "glue"}}}  # fmt: skip
     params["teach"] |= {"epochs": 40, "batch_size": 8, "learning_rate": 5e-3, "validations": 10, "patience": 10}
@@ -95,7 +97,11 @@ def test_repro_runs_every_stage_once_and_then_nothing(clone: Path, shell: Shell,
 
 def test_the_table_compares_teacher_and_students(clone: Path, reproduced: str) -> None:
     table = [line for line in (clone / "docs" / "results.md").read_text().splitlines() if re.match(r"\| \w", line)]
-    assert [line.split(" | ")[0] for line in table] == ["| student", "| teacher", "| finetune", "| kd"]
+    assert [line.split(" | ")[0] for line in table] == [
+        "| student",
+        "| teacher",
+        *(f"| {method}" for method in METHODS),
+    ]
     assert "100.0 %" in table[1]
     assert (clone / "docs" / "pareto.svg").read_text().lstrip().startswith("<?xml")
 
@@ -170,7 +176,7 @@ def test_a_failed_stage_fails_the_flow_and_other_branches_finish(
     clone: Path, shell: Shell, reproduced: str, tmp_path: Path
 ) -> None:
     text = (clone / "params.yaml").read_text()
-    (clone / "params.yaml").write_text(re.sub(r"(?m)^(    temperature:).*", r"\1 hot", text))
+    (clone / "params.yaml").write_text(re.sub(r"(?m)^(    temperature:).*", r"\1 hot", text, count=1))
     try:
         done = shell(sys.executable, "-m", "pipelines.flow", ok=False, PREFECT_HOME=str(tmp_path))
     finally:
@@ -180,6 +186,22 @@ def test_a_failed_stage_fails_the_flow_and_other_branches_finish(
     assert "distill: params.yaml: distill.kd.temperature: expected float, got 'hot'" in said
     assert "Stage 'evaluate@sst2-finetune-1' didn't change, skipping" in said
     assert "'report' didn't change" not in said
+
+
+def test_a_student_answers_new_text(shell: Shell, clone: Path, reproduced: str) -> None:
+    folder, texts = "data/students/sst2/refbert/1", ("the film was great", "the plot is awful")
+    said = [
+        json.loads(line) for line in shell(sys.executable, "-m", "stages.predict", folder, *texts).stdout.splitlines()
+    ]
+    assert [line["text"] for line in said] == list(texts)
+    assert all(line["label"] in ("negative", "positive") and 0.5 <= line["probability"] <= 1 for line in said)
+
+
+def test_the_cache_verifies_itself(shell: Shell, clone: Path, reproduced: str) -> None:
+    folders = [f"data/{name}/sst2" for name in ("prepared", "teachers", "cache")]
+    said = shell(sys.executable, "-m", "stages.cache", "sst2", *folders, "--verify").stdout
+    assert re.search(r"asked about 0 of \d+ rows", said)
+    assert re.search(r"attention.2 +\d", said)
 
 
 def test_a_stage_explains_itself(shell: Shell) -> None:

@@ -12,7 +12,7 @@ from filbert import figures as figures_of
 from filbert.files import write_json
 from filbert.report import ReportConfig
 
-CONFIG = ReportConfig(baseline="finetune", margin=0.5, confidence=0.95)
+CONFIG = ReportConfig("finetune", {"refbert": ("kd", "finetune")}, same_size=0.05, margin=0.5, confidence=0.95)
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,32 @@ def lines(tmp_path: Path) -> list[figures_of.Line]:
 
 def test_the_table_says_what_the_files_say(lines: list[figures_of.Line]) -> None:
     assert [line.student for line in lines] == ["teacher", "finetune", "kd"]
-    rows = [line.split(" | ") for line in report.markdown(lines, CONFIG).splitlines() if line.startswith("| kd")]
+    rows = [line.split(" | ") for line in report.markdown(lines, CONFIG, {}).splitlines() if line.startswith("| kd")]
     assert rows[0][:8] == ["| kd", "3 × 16", "85.5 ± 0.5", "95.0 %", "0.50 M", "2.00×", "2.00× / 3.00×", "10"]
-    assert rows[0][8].startswith("BEATS (+3.")
+    assert rows[0][8].startswith("BEATS `finetune` (+3.")
+
+
+def test_a_student_that_reads_references_says_what_that_takes(lines: list[figures_of.Line], tmp_path: Path) -> None:
+    times = {"teacher": {"median": 9.0}, "student": {"median": 5.5}, "reference at hand": {"median": 5.0}}
+    told = {"without": 2.0, "gain_nearest": 0.25, "gain_random": 0.0}
+    for seed in (1, 2, 3):
+        own = figures(0.85 + seed / 1000, 510_000) | {"store_bytes": 3e6}
+        write_json(tmp_path / "m" / "sst2" / "refbert" / f"{seed}.json", own)
+        write_json(
+            tmp_path / "d" / "sst2" / "refbert" / f"{seed}.json", details(latency={"1": times}, information=told)
+        )
+    write_json(tmp_path / "m" / "sst2" / "references.json", {"neighbours": {"validation": 0.1, "test": 0.625}})
+    gathered, neighbours = figures_of.gather(tmp_path / "m", tmp_path / "d"), figures_of.neighbours(tmp_path / "m")
+    said = report.markdown(gathered, CONFIG, neighbours)
+    row = next(line for line in said.splitlines() if line.startswith("| refbert"))
+    assert "BEATS `finetune` (" in row  # 2 % more parameters are one size
+    assert "`kd` (" in row
+    assert (
+        "a store of 3 MB beside 2 MB of weights; at batch 1 it takes 5.50 ms, 5.00 ms with its reference at hand"
+        in said
+    )
+    assert "the nearest reference adds 0.25 ± 0.00, a random one 0.00 ± 0.00" in said
+    assert "The label of the nearest training row alone would score 62.5." in said
 
 
 @pytest.mark.parametrize(("name", "value"), [("parameters", 400_000), ("steps", 99)])
@@ -79,8 +102,8 @@ def test_a_verdict_needs_equal_size_and_steps(
 ) -> None:
     for seed in (1, 2, 3):
         write_json(tmp_path / "m" / "sst2" / "kd" / f"{seed}.json", figures(0.85, 500_000) | {name: value})
-    table = report.markdown(figures_of.gather(tmp_path / "m", tmp_path / "d"), CONFIG)
-    assert f"not comparable: {name} differ" in table
+    table = report.markdown(figures_of.gather(tmp_path / "m", tmp_path / "d"), CONFIG, {})
+    assert f"not comparable to `finetune`: {name} differ" in table
     assert "BEATS" not in table
 
 

@@ -1,1 +1,2 @@
-"""One method, one file: `Config`, its section of params.yaml, and `compress(study, config)`, which makes the student."""
+"""One method, one file: `Config`, its section of params.yaml; `columns(depth)`, what it needs of the teacher; and
+`compress(study, config)`, which makes the student."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from filbert.bert import FilbertForSequenceClassification
 from filbert.data import Batch
+from filbert.layerwise import Depth
 from filbert.students import ask
 from filbert.study import Study
 from filbert.train import FitConfig
@@ -18,6 +19,11 @@ from filbert.train import FitConfig
 @dataclass(frozen=True)
 class Config:
     fit: FitConfig
+
+
+def columns(depth: Depth) -> tuple[str, ...]:
+    """What the teacher must be asked: nothing."""
+    return ()
 
 
 def compress(study: Study, config: Config) -> FilbertForSequenceClassification:

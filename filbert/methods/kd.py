@@ -10,6 +10,7 @@ from torch import Tensor
 
 from filbert.bert import FilbertForSequenceClassification
 from filbert.data import Batch
+from filbert.layerwise import Depth
 from filbert.students import ask
 from filbert.study import Study
 from filbert.train import FitConfig
@@ -22,15 +23,17 @@ class Config:
     fit: FitConfig
 
 
+def columns(depth: Depth) -> tuple[str, ...]:
+    """What the teacher must be asked."""
+    return ("logits",)
+
+
 def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
     """Train a fresh student on labels and cached logits."""
     student = study.student()
-    rows = study.train.taught(study.cache.on(study.train))
 
     def loss(batch: Batch) -> Tensor:
-        logits = ask(student, batch).logits
-        soft = study.soft_loss(logits, batch, config.temperature)
-        return config.soft * soft + (1 - config.soft) * study.hard_loss(logits, batch)
+        return study.distilled_loss(ask(student, batch).logits, batch, config.temperature, config.soft)
 
-    study.fit(student, loss, rows, config.fit, phase="train")
+    study.fit(student, loss, study.taught(["logits"]), config.fit, phase="train")
     return student

@@ -1,0 +1,236 @@
+"""What the teacher cache costs and saves: building, training from it, reading it, and its memory.
+
+Arms run in turn, `rounds` times; a ratio is of medians, beside it the ratio of minima. Training arms take the same steps
+from the same start:
+
+| arm | per step |
+| --- | --- |
+| no teacher | the student's loss on labels |
+| logits, cached | `kd`'s loss, the teacher's logits from the cache |
+| logits, live | the same, the teacher run beside it |
+| states, given | `tinybert`'s layer-wise loss, the teacher's states already in memory: the loss without the cache |
+| states, cached | the same, from the cache |
+| states, live | the same, the teacher run beside it |
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pyarrow as pa
+import torch
+import typer
+from torch import Tensor
+
+from filbert import cache, config, data, device, fill, losses, rows, students, tasks
+from filbert.columns import Listener
+from filbert.files import whole_file
+from filbert.layerwise import Depth, Following
+from filbert.train import FitConfig, new_optimizer
+
+STEPS, BATCH = 12, 32
+MEMORY_ROWS = (10_000, 100_000, 1_000_000)
+Times = dict[str, list[float]]
+
+
+def main(
+    task_name: str,
+    prepared: Path,
+    teacher_folder: Path,
+    checkpoint: Path,
+    out: Annotated[Path, typer.Argument(help="the Markdown file to write")],
+    rounds: int = 5,
+    count: Annotated[int, typer.Option(help="rows of the task used for building and reading")] = 1024,
+    memory: Annotated[bool, typer.Option(help="also build and read up to a million synthetic rows")] = True,
+) -> None:
+    """Measure on the rows and teacher of TASK_NAME as the pipeline made them."""
+    bench = Bench(task_name, prepared, teacher_folder, checkpoint, count)
+    parts = [bench.building(rounds), bench.training(rounds), bench.reading(rounds)]
+    machine = device.facts()
+    head = (
+        f"Measured by `python -m benchmarks.cache` on {task_name}: {count} rows of {bench.rows.lengths.mean():.0f} pieces, teacher "
+        f"{bench.depth.teacher} × {bench.teacher.config.hidden_size}, student {bench.depth.student} layers, batch {BATCH}, "
+        f"{rounds} rounds in turn, {torch.get_num_threads()} threads, {device.precision(bench.on)}. {machine['processor']}, "
+        f"{machine['flags']}, torch {machine['torch']}."
+    )
+    if memory:
+        parts.append(memory_table())
+    with whole_file(out) as making:
+        making.write_text("\n\n".join(["# The teacher cache: what it costs and saves", head, *parts]) + "\n")
+    print(out.read_text())
+
+
+class Bench:
+    """One teacher, some rows, a student, and a cache of all that the layer-wise loss needs."""
+
+    def __init__(self, task_name: str, prepared: Path, teacher_folder: Path, checkpoint: Path, count: int):
+        self.task, self.on = tasks.find(task_name), device.pick()
+        self.encoding, asking = config.section("encode", data.EncodeConfig), config.section("cache", cache.CacheConfig)
+        self.asking, self.tokenizer = asking, data.load_tokenizer(teacher_folder)
+        table = rows.read_table(prepared / "train.arrow")
+        self.table = table.take(np.linspace(0, len(table) - 1, min(count, len(table))).astype(int))
+        self.rows = self.encode(self.table)
+        self.teacher = students.load(teacher_folder).to(self.on)
+        self.shape = config.section("student", students.StudentConfig)
+        self.checkpoint = checkpoint
+        self.depth = Depth(len(self.shape.layers), self.teacher.config.num_hidden_layers)
+        self.key = cache.fingerprint(teacher_folder, self.encoding, asking, self.on)
+        self.folder = Path(tempfile.mkdtemp(prefix="filbert-bench-"))
+        self.build(self.folder / "kept", self.depth.columns)
+        self.cache = cache.Cache(self.folder / "kept", self.key)
+
+    def encode(self, table: pa.Table) -> data.Encoded:
+        return data.encode(table, self.task, self.tokenizer, self.encoding)
+
+    def build(self, folder: Path, columns: tuple[str, ...]) -> None:
+        fill.fill(folder, self.teacher, self.table, self.encode, columns, self.key, self.asking, self.on)
+
+    def bare(self) -> None:
+        """The teacher's forward over all rows, encoded first and grouped by length as the cache does it."""
+        encoded = self.encode(self.table)
+        order = np.argsort(encoded.lengths, kind="stable")
+        for start in range(0, len(order), self.asking.batch_size):
+            with torch.inference_mode(), device.autocast(self.on):
+                students.ask(self.teacher, encoded.batch(order[start : start + self.asking.batch_size]).to(self.on))
+
+    def building(self, rounds: int) -> str:
+        number = iter(range(1_000_000))
+        arms: dict[str, Callable[[], None]] = {
+            "the bare teacher": self.bare,
+            "cache of logits": lambda: self.build(self.folder / str(next(number)), ("logits",)),
+            "cache of states, attention, logits": lambda: self.build(
+                self.folder / str(next(number)), self.depth.columns
+            ),
+        }
+        return "## Building\n\n" + _ratios(_in_turn(arms, rounds), len(self.rows), "rows/s")
+
+    def training(self, rounds: int) -> str:
+        plain, words = self.rows, self.cache.on(self.rows, self.depth.columns)
+        states, logits = self.rows.taught(words), self.rows.taught(self.cache.on(self.rows, ["logits"]))
+        order = data.shuffled(plain.lengths, BATCH, 0, 0)[:STEPS]
+        given = [states.batch(at) for at in order]
+        arms = {
+            "no teacher": self._epoch([lambda at=at: plain.batch(at) for at in order], "hard"),
+            "logits, cached": self._epoch([lambda at=at: logits.batch(at) for at in order], "logits"),
+            "logits, live": self._epoch(
+                [lambda at=at: self._live(plain.batch(at), ("logits",)) for at in order], "logits"
+            ),
+            "states, given": self._epoch([lambda batch=batch: batch for batch in given], "states"),
+            "states, cached": self._epoch([lambda at=at: states.batch(at) for at in order], "states"),
+            "states, live": self._epoch(
+                [lambda at=at: self._live(plain.batch(at), self.depth.columns) for at in order], "states"
+            ),
+        }
+        seen = sum(map(len, order))
+        times = _in_turn(arms, rounds)
+        against = {"states, cached": "states, given"}
+        return "## Training\n\n" + _ratios(times, seen, "rows/s") + "\n\n" + "\n".join(
+            f"- {name} against {other}: {_ratio(times[name], times[other])}" for name, other in against.items()
+        )  # fmt: skip
+
+    def _live(self, batch: data.Batch, columns: tuple[str, ...]) -> data.Batch:
+        with torch.inference_mode(), device.autocast(self.on), Listener(self.teacher, columns) as listen:
+            said = listen(batch.to(self.on))[1]
+        return data.replace(batch, teacher={name: value.clone() for name, value in said.items()})
+
+    def _epoch(self, batches: list[Callable[[], data.Batch]], loss: str) -> Callable[[], None]:
+        """A function that trains a student of its own on these batches."""
+        torch.manual_seed(0)
+        student = students.new_student(self.checkpoint, self.task, self.shape).to(self.on).train()
+        following = Following(student, self.depth, self.teacher.config.hidden_size)
+        trained = torch.nn.ModuleDict({"student": student, "beside": following})
+        fit = FitConfig(1, BATCH, 1e-5, 0.1, 0.01, 1.0, 0, 1)
+        optimizer = new_optimizer(trained if loss == "states" else student, fit)
+        if loss != "states":
+            following.__exit__()
+
+        def value(batch: data.Batch) -> Tensor:
+            if loss == "states":
+                return following.loss(batch)
+            logits = students.ask(student, batch).logits
+            hard = losses.HARD[self.task.kind](logits, batch.label)
+            return hard if loss == "hard" else hard + losses.SOFT[self.task.kind](logits, batch.teacher["logits"], 2.0)
+
+        def run() -> None:
+            for batch in batches:
+                with device.autocast(self.on):
+                    found = value(batch().to(self.on))
+                optimizer.zero_grad(set_to_none=True)
+                found.backward()
+                torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+                optimizer.step()
+
+        return run
+
+    def reading(self, rounds: int) -> str:
+        words = self.cache.on(self.rows, self.depth.columns)
+        order = data.shuffled(self.rows.lengths, BATCH, 0, 0)
+        taken = [words.take(at) for at in order]
+        size = sum(tensor.nbytes for batch in taken for tensor in batch.values())
+
+        def copy() -> None:
+            for batch in taken:
+                for tensor in batch.values():
+                    tensor.clone()
+
+        def read() -> None:
+            for at in order:
+                words.take(at)
+
+        times = _in_turn({"a plain copy of the batches": copy, "batches from the cache": read}, rounds)
+        return "## Reading\n\n" + _ratios(
+            {name: [1e9 * t for t in found] for name, found in times.items()}, size, "GB/s"
+        )
+
+
+def memory_table() -> str:
+    """Peak memory that is no mapped file, by number of synthetic rows, each in a process of its own."""
+    found = [["rows", "cache, MB", "peak while building, MB", "peak while reading, MB"]]
+    for count in MEMORY_ROWS:
+        command = [sys.executable, "-m", "benchmarks.cache_memory", str(count)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        found.append([f"{count:,}", *said.split()])
+    return (
+        "## Memory\n\nSynthetic rows of 12 words, a teacher of 2 × 16, states of all layers, beyond what 256 rows take.\n\n"
+        + _table(found)
+    )
+
+
+def _in_turn(arms: dict[str, Callable[[], None]], rounds: int) -> Times:
+    """Seconds of each arm, one after the other, after a round that does not count."""
+    times: Times = {name: [] for name in arms}
+    for turn in range(rounds + 1):
+        for name, run in arms.items():
+            start = time.perf_counter()
+            run()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def _ratios(times: Times, work: float, unit: str) -> str:
+    """Each arm beside the first."""
+    first = next(iter(times.values()))
+    lines = [
+        [name, f"{work / float(np.median(found)):.3g}", "" if found is first else _ratio(found, first)]
+        for name, found in times.items()
+    ]
+    return _table([["", unit, f"time, against {next(iter(times))}"], *lines])
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> str:
+    return f"{np.median(ours) / np.median(theirs):.3f} (of minima {min(ours) / min(theirs):.3f})"
+
+
+def _table(lines: list[list[str]]) -> str:
+    head, *body = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([head, "|" + " --- |" * len(lines[0]), *body])
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,104 @@
+"""How much memory building and reading a cache takes, beyond mapped files, for a number of synthetic rows."""
+
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+import typer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+from filbert import cache, data, fill, tasks
+from filbert.rows import read_table
+
+WORDS = [f"w{i}" for i in range(1000)]
+COLUMNS = ("logits", "hidden.0", "hidden.1", "hidden.2")
+CONFIG = cache.CacheConfig("float16", batch_size=256, shard_mb=512, budget_gb=50, verify_rows=8, tolerance=0.05)
+CHUNK = 10_000
+
+
+def main(count: int) -> None:
+    """Print megabytes: the cache, the peak while building, the peak while reading every row once in batches."""
+    task, folder = tasks.find("sst2"), Path(tempfile.mkdtemp(prefix="filbert-bench-"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=_tokenizer(), unk_token="[UNK]", pad_token="[PAD]")
+    shape = BertConfig(
+        vocab_size=len(WORDS) + 2, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    teacher, cpu, key = (
+        BertForSequenceClassification(shape),
+        torch.device("cpu"),
+        cache.Fingerprint("t", "t", 16, "float16", "any"),
+    )
+    table = _rows(folder / "rows.arrow", count)
+
+    def encode(part: pa.Table) -> data.Encoded:
+        return data.encode(part, task, tokenizer, data.EncodeConfig(16))
+
+    def build(name: str, part: pa.Table) -> cache.Cache:
+        fill.fill(folder / name, teacher, part, encode, COLUMNS, key, CONFIG, cpu)
+        return cache.Cache(folder / name, key)
+
+    build("warm", table.slice(0, 256))
+    with _peak() as building:
+        opened = build("kept", table)
+    with _peak() as reading:
+        for start in range(0, count, CHUNK):
+            part = encode(table.slice(start, CHUNK))
+            words = opened.on(part, COLUMNS)
+            for at in np.array_split(np.arange(len(part)), len(part) // 32):
+                words.take(at)
+    print(f"{opened.shards.bytes / 1e6:.0f} {building[0]:.0f} {reading[0]:.0f}")
+
+
+def _rows(file: Path, count: int) -> pa.Table:
+    """A memory-mapped table of `count` rows, written some at a time."""
+    draw = np.random.default_rng(0)
+    schema = pa.schema({"idx": pa.int32(), "sentence": pa.string(), "label": pa.int32(), "hash": pa.int64()})
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, schema) as out:
+        for start in range(0, count, CHUNK):
+            texts = [" ".join(WORDS[i] for i in row) for row in draw.integers(len(WORDS), size=(CHUNK, 12))]
+            idx = np.arange(start, start + CHUNK, dtype=np.int32)
+            out.write_batch(pa.record_batch([idx, texts, idx % 2, idx.astype(np.int64) * 7919], schema=schema))
+    return read_table(file)
+
+
+def _tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(["[PAD]", "[UNK]", *WORDS])}, unk_token="[UNK]")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+@contextmanager
+def _peak() -> Iterator[list[float]]:
+    """The largest growth in megabytes of memory that is no mapped file, in a list of one number, while the block runs."""
+    found, done, before = [0.0], threading.Event(), _anonymous()
+
+    def watch() -> None:
+        while not done.is_set():
+            found[0] = max(found[0], _anonymous() - before)
+            time.sleep(0.02)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _anonymous() -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) / 1e3
+
+
+if __name__ == "__main__":
+    typer.run(main)

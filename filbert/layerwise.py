@@ -1,0 +1,81 @@
+"""Layer-wise distillation (Jiao et al. 2020, TinyBERT, arXiv 1909.10351): the student's states and attention scores follow
+the teacher's, layer by layer; what `tinybert` and `refbert` share.
+
+    L = sum_{m=0..M} MSE(H_m W, T_g(m)) + a sum_{m=1..M} MSE(A_m, A_g(m))        g(m) = m N / M
+
+As in the official code one W with bias serves all layers. Ours: the weight a (the paper's is 1); W starts as the identity
+where student and teacher are of one width; means are over real pieces only; g is rounded where M does not divide N.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from filbert import FilbertError, losses
+from filbert.columns import Listener
+from filbert.data import Batch
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Layers of student and teacher."""
+
+    student: int
+    teacher: int
+
+    def of_teacher(self, layer: int) -> int:
+        """The teacher's layer that the student's `layer` follows; layer 0 is the embedding (section 4.1, uniform)."""
+        return round(layer * self.teacher / self.student)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the teacher must be asked: states and attention of the followed layers, and its logits."""
+        pairs = [(m, self.of_teacher(m)) for m in range(self.student + 1)]
+        return ("logits", *(f"hidden.{n}" for _, n in pairs), *(f"attention.{n}" for m, n in pairs if m))
+
+
+class Following(nn.Module):
+    """The layer-wise loss of a student, and the projection W [student's width, teacher's width] that it trains."""
+
+    def __init__(self, student: PreTrainedModel, depth: Depth, teacher_width: int, attention: float = 1.0):
+        super().__init__()
+        self.depth, self.attention = depth, attention
+        self.projection = aligned(nn.Linear(student.config.hidden_size, teacher_width))
+        columns = (
+            *(f"hidden.{m}" for m in range(depth.student + 1)),
+            *(f"attention.{m + 1}" for m in range(depth.student)),
+        )
+        self.listen = Listener(student, columns)
+
+    def __enter__(self) -> "Following":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.listen.__exit__()
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The sum of all terms, against the teacher's words in the batch."""
+        said = self.listen(batch)[1]
+        return torch.stack([self._term(column, said[column], batch) for column in said]).sum()
+
+    def _term(self, column: str, ours: Tensor, batch: Batch) -> Tensor:
+        kind, layer = column.split(".")
+        theirs = batch.teacher[f"{kind}.{self.depth.of_teacher(int(layer))}"]
+        if kind == "hidden":
+            return losses.states(self.projection(ours), theirs, batch.mask)
+        if ours.shape != theirs.shape:
+            raise FilbertError(
+                f"layer {layer}: the student has {ours.shape[1]} heads, the teacher {theirs.shape[1]}; the attention loss needs "
+                "as many"
+            )
+        return self.attention * losses.attention(ours, theirs, batch.mask)
+
+
+def aligned(projection: nn.Linear) -> nn.Linear:
+    """A projection that starts as the identity where both sides are of one width: they speak of the same checkpoint."""
+    if projection.in_features == projection.out_features:
+        nn.init.eye_(projection.weight)
+        nn.init.zeros_(projection.bias)
+    return projection

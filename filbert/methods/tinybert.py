@@ -1,0 +1,45 @@
+"""TinyBERT's task distillation (Jiao et al. 2020, arXiv 1909.10351): layer by layer, then the prediction.
+
+First the student's embedding output, states and attention scores follow the teacher's (equations 7 to 9); then its
+prediction does (equation 10). The teacher's words come from the cache: no teacher runs here. Not the paper's: the student
+is cut from the pretrained checkpoint instead of being distilled on Wikipedia first; no augmentation; the labels may have
+a share of the prediction loss.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from filbert.bert import FilbertForSequenceClassification
+from filbert.data import Batch
+from filbert.layerwise import Depth, Following
+from filbert.students import ask
+from filbert.study import Study
+from filbert.train import FitConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    attention: float  # weight of the attention terms; the paper's is 1
+    intermediate: FitConfig
+    temperature: float
+    soft: float  # weight of the teacher in the prediction phase; the labels have 1 - soft
+    prediction: FitConfig
+
+
+def columns(depth: Depth) -> tuple[str, ...]:
+    """What the teacher must be asked."""
+    return depth.columns
+
+
+def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
+    """Train a fresh student on the teacher's states and attention, then on its logits."""
+    student, rows = study.student(), study.taught(study.depth.columns)
+    with Following(student, study.depth, study.cache.width("hidden.0"), config.attention) as following:
+        study.fit(student, following.loss, rows, config.intermediate, "intermediate", beside=following)
+
+    def predict(batch: Batch) -> Tensor:
+        return study.distilled_loss(ask(student, batch).logits, batch, config.temperature, config.soft)
+
+    study.fit(student, predict, rows, config.prediction, "prediction")
+    return student

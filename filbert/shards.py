@@ -1,0 +1,91 @@
+"""Arrow IPC shards in a folder: streamed to disk batch by batch, listed with a checksum, memory-mapped back.
+
+A shard counts once `manifest.json` lists it, so that a killed writer leaves nothing that could be mistaken for whole.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import xxhash
+
+from filbert import FilbertError
+from filbert.files import read_json, whole_file, write_json
+
+MANIFEST = "manifest.json"
+
+
+class ShardError(FilbertError):
+    """A shard is not what the manifest says."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the manifest says of one shard."""
+
+    rows: int
+    columns: tuple[str, ...]
+    bytes: int
+    xxh3: str
+
+
+class Shards:
+    """The shards of one folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        listed = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
+        self.entries = {name: Entry(**said | {"columns": tuple(said["columns"])}) for name, said in listed.items()}
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.bytes for entry in self.entries.values())
+
+    def append(self, columns: tuple[str, ...], schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
+        """Write one shard as its batches come, holding one at a time in memory, and list it."""
+        number = max((int(name.split("-")[1].split(".")[0]) for name in self.entries), default=-1) + 1
+        file, rows = self.folder / f"shard-{number:05d}.arrow", 0
+        with whole_file(file) as making, pa.OSFile(str(making), "wb") as sink, pa.ipc.new_file(sink, schema) as out:
+            for batch in batches:
+                out.write_batch(batch)
+                rows += batch.num_rows
+        self.entries[file.name] = Entry(rows, columns, file.stat().st_size, _checksum(file))
+        self._write()
+
+    def drop(self, name: str) -> None:
+        (self.folder / name).unlink(missing_ok=True)
+        del self.entries[name]
+        self._write()
+
+    def sweep(self) -> None:
+        """Remove what the manifest does not list: the remains of a killed writer."""
+        for file in self.folder.glob("*"):
+            if file.name != MANIFEST and file.name not in self.entries:
+                file.unlink()
+
+    def open(self, name: str) -> pa.RecordBatchFileReader:
+        """Map a shard, after checking that its bytes are those that were written.
+
+        Raises:
+            ShardError: it is missing, cut off, or changed.
+        """
+        file, entry = self.folder / name, self.entries[name]
+        if not file.exists():
+            raise ShardError(f"{file}: missing; {MANIFEST} lists it with {entry.rows} rows")
+        if file.stat().st_size != entry.bytes:
+            raise ShardError(f"{file}: damaged: expected {entry.bytes} bytes, found {file.stat().st_size}")
+        if (found := _checksum(file)) != entry.xxh3:
+            raise ShardError(f"{file}: damaged: expected checksum {entry.xxh3}, found {found}")
+        return pa.ipc.open_file(pa.memory_map(str(file)))
+
+    def _write(self) -> None:
+        write_json(self.folder / MANIFEST, {name: asdict(entry) for name, entry in sorted(self.entries.items())})
+
+
+def _checksum(file: Path) -> str:
+    digest = xxhash.xxh3_64()
+    with pa.memory_map(str(file)) as mapped:
+        while part := mapped.read_buffer(1 << 24):
+            digest.update(part)
+    return digest.hexdigest()
