@@ -69,27 +69,34 @@ def distil(study: Study, config: Config, pick: Pick) -> ReferenceForSequenceClas
 def _gain(
     study: Study, student: ReferenceForSequenceClassification, referring: Referring, config: Config
 ) -> dict[str, float]:
-    """The information that references add to the student's own state: mean-pooled last states on training rows."""
-    rows, last = (
-        np.random.default_rng(study.seed).permutation(len(study.train))[: config.information.rows],
-        referring.columns[1],
-    )
+    """What references add to the student's own mean last state about the teacher's, on training rows."""
+    rows = np.random.default_rng(study.seed).permutation(len(study.train))[: config.information.rows]
+    last, lengths = referring.columns[1], study.train.lengths
     words = study.cache.on(study.train, [last])
-    kinds = {kind: replace(referring, pick=kind).of("train", study.train).at for kind in ("nearest", "random")}
-    own: list[Tensor] = []
-    said: list[Tensor] = []
-    beside: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
-    for part in np.array_split(rows, max(1, len(rows) // 256)):
-        batch = study.train.batch(part).to(study.device)
-        blind = dict(zip(REFERENCE, zeros(len(batch), student.config.reference_size), strict=True))
-        blind["reference_mask"] = ~blind["reference_mask"]
-        with torch.inference_mode():
-            state = ask(student.eval(), replace(batch, teacher=blind).to(study.device)).hidden_states[-1]
-        own.append(_pooled(state.cpu(), study.train.lengths[part]))
-        for out, at in [(said, part), *((beside[kind], at[part, 0]) for kind, at in kinds.items())]:
-            out.append(_pooled(words.take(at)[last], study.train.lengths[at]))
-    references = {kind: torch.cat(parts) for kind, parts in beside.items()}
-    return information.gain(torch.cat(own), torch.cat(said), references, config.information, study.seed)
+
+    def by_teacher(at: np.ndarray) -> Tensor:
+        return torch.cat([_pooled(words.take(part)[last], lengths[part]) for part in _parts(at)])
+
+    def by_student(at: np.ndarray) -> Tensor:
+        return torch.cat([_pooled(_without_reference(student, study.train.batch(part), study.device), lengths[part])
+                          for part in _parts(at)])  # fmt: skip
+
+    kinds: tuple[Pick, Pick] = ("nearest", "random")
+    found = {kind: replace(referring, pick=kind).of("train", study.train).at[rows, 0] for kind in kinds}
+    references: dict[str, Tensor] = {kind: by_teacher(at) for kind, at in found.items()}
+    return information.gain(by_student(rows), by_teacher(rows), references, config.information, study.seed)
+
+
+def _parts(at: np.ndarray) -> list[np.ndarray]:
+    return np.array_split(at, max(1, len(at) // 256))
+
+
+@torch.inference_mode()
+def _without_reference(student: ReferenceForSequenceClassification, batch: Batch, device: torch.device) -> Tensor:
+    """The student's last states [B, T, D] where its reference is masked."""
+    keys, values, mask = zeros(len(batch), student.config.reference_size)
+    deaf = replace(batch, teacher=dict(zip(REFERENCE, (keys, values, ~mask), strict=True)))
+    return ask(student.eval(), deaf.to(device)).hidden_states[-1].cpu()
 
 
 def _pooled(states: Tensor, lengths: np.ndarray) -> Tensor:
