@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: repro test lint glue flow ui status clean help
+.PHONY: repro test lint glue flow bench ui status clean help
 .DEFAULT_GOAL := help
 
 repro: $(READY) ## the main job: run what has changed, print the table
@@ -42,6 +42,10 @@ glue: $(READY) ## the same pipeline on GLUE: make glue GLUE=folder CHECKPOINT=fo
 
 flow: $(READY) ## the same graph as a Prefect flow, JOBS stages at once
 	@python -m pipelines.flow --workers $(JOBS)
+
+T ?= rotten_tomatoes
+bench: $(READY) ## what the teacher cache costs and saves, on a quiet machine, after `make repro`: docs/cache.md
+	@python -m benchmarks.cache $(T) data/prepared/$(T) data/teachers/$(T) data/raw/checkpoint docs/cache.md
 
 ui: $(READY) ## MLflow's pages on PORT (5000)
 	@case "$$MLFLOW_TRACKING_URI" in http*) echo "MLflow is at $$MLFLOW_TRACKING_URI" ;; \

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -75,7 +76,8 @@ class Bench:
         table = rows.read_table(prepared / "train.arrow")
         self.table = table.take(np.linspace(0, len(table) - 1, min(count, len(table))).astype(int))
         self.rows = self.encode(self.table)
-        self.teacher = students.load(teacher_folder).to(self.on)
+        self.teacher = students.load(teacher_folder)
+        torch.nn.Module.to(self.teacher, self.on)
         self.shape = config.section("student", students.StudentConfig)
         self.checkpoint = checkpoint
         self.depth = Depth(len(self.shape.layers), self.teacher.config.num_hidden_layers)
@@ -113,18 +115,14 @@ class Bench:
         plain, words = self.rows, self.cache.on(self.rows, self.depth.columns)
         states, logits = self.rows.taught(words), self.rows.taught(self.cache.on(self.rows, ["logits"]))
         order = data.shuffled(plain.lengths, BATCH, 0, 0)[:STEPS]
-        given = [states.batch(at) for at in order]
+        given = dict(zip(map(bytes, order), map(states.batch, order), strict=True))
         arms = {
-            "no teacher": self._epoch([lambda at=at: plain.batch(at) for at in order], "hard"),
-            "logits, cached": self._epoch([lambda at=at: logits.batch(at) for at in order], "logits"),
-            "logits, live": self._epoch(
-                [lambda at=at: self._live(plain.batch(at), ("logits",)) for at in order], "logits"
-            ),
-            "states, given": self._epoch([lambda batch=batch: batch for batch in given], "states"),
-            "states, cached": self._epoch([lambda at=at: states.batch(at) for at in order], "states"),
-            "states, live": self._epoch(
-                [lambda at=at: self._live(plain.batch(at), self.depth.columns) for at in order], "states"
-            ),
+            "no teacher": self._epoch(order, plain.batch, "hard"),
+            "logits, cached": self._epoch(order, logits.batch, "logits"),
+            "logits, live": self._epoch(order, partial(self._live, ("logits",)), "logits"),
+            "states, given": self._epoch(order, lambda at: given[bytes(at)], "states"),
+            "states, cached": self._epoch(order, states.batch, "states"),
+            "states, live": self._epoch(order, partial(self._live, self.depth.columns), "states"),
         }
         seen = sum(map(len, order))
         times = _in_turn(arms, rounds)
@@ -133,15 +131,19 @@ class Bench:
             f"- {name} against {other}: {_ratio(times[name], times[other])}" for name, other in against.items()
         )  # fmt: skip
 
-    def _live(self, batch: data.Batch, columns: tuple[str, ...]) -> data.Batch:
+    def _live(self, columns: tuple[str, ...], at: np.ndarray) -> data.Batch:
+        batch = self.rows.batch(at)
         with torch.inference_mode(), device.autocast(self.on), Listener(self.teacher, columns) as listen:
             said = listen(batch.to(self.on))[1]
         return data.replace(batch, teacher={name: value.clone() for name, value in said.items()})
 
-    def _epoch(self, batches: list[Callable[[], data.Batch]], loss: str) -> Callable[[], None]:
-        """A function that trains a student of its own on these batches."""
+    def _epoch(
+        self, order: list[np.ndarray], batch_of: Callable[[np.ndarray], data.Batch], loss: str
+    ) -> Callable[[], None]:
+        """A function that trains a student of its own on these rows, batch by batch."""
         torch.manual_seed(0)
-        student = students.new_student(self.checkpoint, self.task, self.shape).to(self.on).train()
+        student = students.new_student(self.checkpoint, self.task, self.shape).train()
+        torch.nn.Module.to(student, self.on)
         following = Following(student, self.depth, self.teacher.config.hidden_size)
         trained = torch.nn.ModuleDict({"student": student, "beside": following})
         fit = FitConfig(1, BATCH, 1e-5, 0.1, 0.01, 1.0, 0, 1)
@@ -157,9 +159,9 @@ class Bench:
             return hard if loss == "hard" else hard + losses.SOFT[self.task.kind](logits, batch.teacher["logits"], 2.0)
 
         def run() -> None:
-            for batch in batches:
+            for at in order:
                 with device.autocast(self.on):
-                    found = value(batch().to(self.on))
+                    found = value(batch_of(at).to(self.on))
                 optimizer.zero_grad(set_to_none=True)
                 found.backward()
                 torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)

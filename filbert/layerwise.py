@@ -43,10 +43,8 @@ class Following(nn.Module):
         super().__init__()
         self.depth, self.attention = depth, attention
         self.projection = aligned(nn.Linear(student.config.hidden_size, teacher_width))
-        columns = (
-            *(f"hidden.{m}" for m in range(depth.student + 1)),
-            *(f"attention.{m + 1}" for m in range(depth.student)),
-        )
+        columns = [f"hidden.{m}" for m in range(depth.student + 1)]
+        columns += [f"attention.{m + 1}" for m in range(depth.student) if attention]
         self.listen = Listener(student, columns)
 
     def __enter__(self) -> "Following":
