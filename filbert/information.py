@@ -2,9 +2,9 @@
 
 I(X; T) >= log N - L_NCE for any critic f(x, t) (van den Oord et al. 2018, arXiv 1807.03748, section 2.3), N rows in a batch.
 S is what the student says of a row without its reference, T_R the teacher's words on the reference, T its words on the row.
-The critic of (S, T_R) is that of S, frozen, plus one that starts at nothing, so that the difference of the two bounds is
-what the reference adds to a critic that could do without it. By the chain rule it estimates I(T_R; T | S) >= 0, which is 0
-where the reference is random: the theory of RefBERT as derived in our notes; the paper's own theorem could not be read.
+A critic of S is trained and frozen but for its weight; beside it a critic of T_R that starts at nothing. What T_R adds over
+a reference of zeros is the estimate. By the chain rule it is of I(T_R; T | S) >= 0, which is 0 where the reference is
+random: the theory of RefBERT as derived in our notes; the paper's own theorem could not be read.
 """
 
 from collections.abc import Callable, Mapping
@@ -62,18 +62,20 @@ def gain(
         order = torch.randperm(len(s))
         parts = order.split([len(s) // 2, len(s) // 4, len(s) - len(s) // 2 - len(s) // 4])
         alone = Critic(s.shape[1], t.shape[1])
-        without = _fit(alone, lambda rows: alone(s[rows], t[rows]), parts, config)
+        _fit(alone, lambda rows: alone(s[rows], t[rows]), parts, config)
         alone.eval().requires_grad_(False)
-        found = {"without": without}
-        for name, reference in references.items():
-            x, more = torch.cat([s, reference], dim=1), Critic(s.shape[1] + reference.shape[1], t.shape[1])
+        found = {}
+        for name, reference in {"nothing": torch.zeros_like(t), **references}.items():
+            more = Critic(reference.shape[1], t.shape[1])
+            more.weight = nn.Parameter(torch.ones(()))
             nn.init.zeros_(more.scale)
 
-            def both(rows: Tensor, x: Tensor = x, more: Critic = more) -> Tensor:
-                return alone(s[rows], t[rows]) + more(x[rows], t[rows])
+            def both(rows: Tensor, reference: Tensor = reference, more: Critic = more) -> Tensor:
+                return more.weight * alone(s[rows], t[rows]) + more(reference[rows], t[rows])
 
-            found[f"gain_{name}"] = _fit(more, both, parts, config) - without
-    return found
+            found[name] = _fit(more, both, parts, config)
+    without = found.pop("nothing")
+    return {"without": without, **{f"gain_{name}": bound - without for name, bound in found.items()}}
 
 
 def _fit(critic: nn.Module, scores: Scores, parts: tuple[Tensor, ...], config: InformationConfig) -> float:
