@@ -32,10 +32,12 @@ GLUE_TASKS ?= cola,mrpc,rte,stsb
 LAYERS     ?= 0,2,4,6,8,10
 EPOCHS     ?= 3
 JOBS       ?= 2
+LAYERWISE  := tinybert refbert refbert_random refbert_zero
 source      = -S $(1).kind=$(if $(2),folder,hub) -S $(1).name=$(or $(2),$(3)) -S $(1).within='' -S $(1).sha256=null
-glue: $(READY) ## the same pipeline on GLUE: make glue GLUE=folder CHECKPOINT=folder GLUE_TASKS=cola,rte JOBS=2
+glue: $(READY) ## the same pipeline on GLUE: make glue GLUE=folder CHECKPOINT=folder GLUE_TASKS=cola,rte METHODS=kd,refbert
 	@python -m pipelines.flow --workers $(JOBS) -S 'tasks=[$(GLUE_TASKS)]' -S 'student.layers=[$(LAYERS)]' \
 	  -S teach.epochs=$(EPOCHS) -S distill.finetune.fit.epochs=$(EPOCHS) -S distill.kd.fit.epochs=$(EPOCHS) \
+	  $(foreach m,$(LAYERWISE),-S distill.$(m).prediction.epochs=$$(($(EPOCHS)-1))) $(if $(METHODS),-S 'methods=[$(METHODS)]') \
 	  $(call source,datasets.glue,$(GLUE),nyu-mll/glue) $(call source,checkpoint,$(CHECKPOINT),google-bert/bert-base-uncased)
 	@sed -n '/^###/,$$p' docs/results.md
 	@echo "to go back to the default: git checkout params.yaml && make repro"
