@@ -1,6 +1,7 @@
 """Filling the cache: the teacher is asked for what is missing, once, and its words stream to disk."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain
@@ -14,7 +15,7 @@ from tqdm.auto import tqdm
 
 from filbert import progress
 from filbert.cache import FINGERPRINT, WIDTH, CacheConfig, CacheError, Fingerprint, open_shard, sample_of
-from filbert.columns import EXACT, Listener, real, units, widths
+from filbert.columns import EXACT, Listener, layout, real, units, widths
 from filbert.data import Batch, Encoded
 from filbert.device import autocast
 from filbert.shards import Shards
@@ -145,7 +146,7 @@ class _Asking:
     def _record(self, said: dict[str, Tensor], batch: Batch, key: dict[str, np.ndarray]) -> pa.RecordBatch:
         arrays, width = {name: pa.array(values) for name, values in key.items()}, widths(said)
         for column, dense in said.items():
-            arrays |= _arrays(column, dense, units(column, batch), self.config.states)
+            arrays |= _arrays(column, dense, units(column, batch), width[column], self.config.states)
         fields = [
             pa.field(name, array.type, metadata={WIDTH: str(width[name])} if name in width else None)
             for name, array in arrays.items()
@@ -154,21 +155,23 @@ class _Asking:
         return pa.record_batch(list(arrays.values()), schema=schema)
 
 
-def _arrays(column: str, dense: Tensor, counts: Tensor, states: str) -> dict[str, pa.Array]:
+def _arrays(column: str, dense: Tensor, counts: Tensor, width: int, states: str) -> dict[str, pa.Array]:
     """A dense column as ragged Arrow lists: float, or int8 with a scale per vector."""
-    held = real(column, dense, counts)
+    shapes = [layout(column).shape(n, width) for n in counts.tolist()]
+    sizes = [math.prod(shape) for shape in shapes]
+    held = None if sum(sizes) == dense.numel() else real(column, dense, counts)  # most batches have no padding at all
     if column in EXACT or states == "float16":
-        return {column: _lists(dense.to(torch.float32 if column in EXACT else torch.float16), held)}
-    dense = dense.float().where(held, 0)
+        return {column: _lists(dense.to(torch.float32 if column in EXACT else torch.float16), held, sizes)}
+    dense = dense.float() if held is None else dense.float().where(held, 0)
     scale = dense.abs().amax(-1).clamp_min(1e-30) / 127
+    vectors = [math.prod(shape[:-1]) for shape in shapes]
     return {
-        column: _lists((dense / scale[..., None]).round().to(torch.int8), held),
-        f"{column}{SCALE}": _lists(scale, held.any(-1)),
+        column: _lists((dense / scale[..., None]).round().to(torch.int8), held, sizes),
+        f"{column}{SCALE}": _lists(scale, None if held is None else held.any(-1), vectors),
     }
 
 
-def _lists(dense: Tensor, held: Tensor) -> pa.Array:
-    sizes = held.flatten(1).sum(1) if held.dim() > 1 else held.long()
-    offsets = np.concatenate([[0], np.cumsum(sizes.cpu().numpy())]).astype(np.int32)
-    values = dense.flatten() if offsets[-1] == dense.numel() else dense[held]
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.cpu().numpy()))
+def _lists(dense: Tensor, held: Tensor | None, sizes: list[int]) -> pa.Array:
+    values = dense.flatten() if held is None else dense[held]
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values.cpu().numpy()))
