@@ -50,14 +50,15 @@ def main(
     memory: Annotated[bool, typer.Option(help="also build and read up to a million synthetic rows")] = True,
 ) -> None:
     """Measure on the rows and teacher of TASK_NAME as the pipeline made them."""
-    bench = Bench(task_name, prepared, teacher_folder, checkpoint, count)
-    parts = [bench.building(rounds), bench.training(rounds), bench.reading(rounds)]
+    with tempfile.TemporaryDirectory(prefix="filbert-bench-") as folder:
+        bench = Bench(task_name, prepared, teacher_folder, checkpoint, count, Path(folder))
+        parts = [bench.building(rounds), bench.training(rounds), bench.reading(rounds)]
     machine = device.facts()
     head = (
         f"Measured by `python -m benchmarks.cache` on {task_name}: {count} rows of {bench.rows.lengths.mean():.0f} pieces, teacher "
         f"{bench.depth.teacher} × {bench.teacher.config.hidden_size}, student {bench.depth.student} layers, batch {BATCH}, "
         f"{rounds} rounds in turn, {torch.get_num_threads()} threads, {device.precision(bench.on)}. {machine['processor']}, "
-        f"{machine['flags']}, torch {machine['torch']}."
+        f"{machine['flags']}, torch {machine['torch']}. All files lie in the page cache."
     )
     if memory:
         parts.append(memory_table())
@@ -69,7 +70,9 @@ def main(
 class Bench:
     """One teacher, some rows, a student, and a cache of all that the layer-wise loss needs."""
 
-    def __init__(self, task_name: str, prepared: Path, teacher_folder: Path, checkpoint: Path, count: int):
+    def __init__(
+        self, task_name: str, prepared: Path, teacher_folder: Path, checkpoint: Path, count: int, folder: Path
+    ):
         self.task, self.on = tasks.find(task_name), device.pick()
         self.encoding, asking = config.section("encode", data.EncodeConfig), config.section("cache", cache.CacheConfig)
         self.asking, self.tokenizer = asking, data.load_tokenizer(teacher_folder)
@@ -82,7 +85,7 @@ class Bench:
         self.checkpoint = checkpoint
         self.depth = Depth(len(self.shape.layers), self.teacher.config.num_hidden_layers)
         self.key = cache.fingerprint(teacher_folder, self.encoding, asking, self.on)
-        self.folder = Path(tempfile.mkdtemp(prefix="filbert-bench-"))
+        self.folder = folder
         self.build(self.folder / "kept", self.depth.columns)
         self.cache = cache.Cache(self.folder / "kept", self.key)
 
@@ -126,7 +129,11 @@ class Bench:
         }
         seen = sum(map(len, order))
         times = _in_turn(arms, rounds)
-        against = {"states, cached": "states, given"}
+        against = {
+            "states, cached": "states, given",
+            "states, live": "states, cached",
+            "logits, live": "logits, cached",
+        }
         return "## Training\n\n" + _ratios(times, seen, "rows/s") + "\n\n" + "\n".join(
             f"- {name} against {other}: {_ratio(times[name], times[other])}" for name, other in against.items()
         )  # fmt: skip
@@ -210,6 +217,8 @@ def _in_turn(arms: dict[str, Callable[[], None]], rounds: int) -> Times:
         for name, run in arms.items():
             start = time.perf_counter()
             run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             if turn:
                 times[name].append(time.perf_counter() - start)
     return times

@@ -25,7 +25,12 @@ CHUNK = 10_000
 
 def main(count: int) -> None:
     """Print megabytes: the cache, the peak while building, the peak while reading every row once in batches."""
-    task, folder = tasks.find("sst2"), Path(tempfile.mkdtemp(prefix="filbert-bench-"))
+    with tempfile.TemporaryDirectory(prefix="filbert-bench-") as folder:
+        measure(count, Path(folder))
+
+
+def measure(count: int, folder: Path) -> None:
+    task = tasks.find("sst2")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=_tokenizer(), unk_token="[UNK]", pad_token="[PAD]")
     shape = BertConfig(
         vocab_size=len(WORDS) + 2, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32

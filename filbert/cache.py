@@ -21,7 +21,7 @@ from filbert.columns import Listener, layout, real, units
 from filbert.data import EncodeConfig, Encoded
 from filbert.device import autocast, precision
 from filbert.files import sha256, weights_hash
-from filbert.shards import ShardError, Shards
+from filbert.shards import MANIFEST, ShardError, Shards
 from filbert.words import SCALE, Held, Lists, Stored, Words
 
 FINGERPRINT = b"filbert.fingerprint"
@@ -74,6 +74,11 @@ class Cache:
         self._mapped: dict[tuple[str, ...], Held] = {}
         if not self.shards.entries:
             raise CacheError(f"{folder}: no teacher cache; run `dvc repro` to make it")
+
+    @property
+    def digest(self) -> str:
+        """Twelve hex digits that change with anything in the cache."""
+        return sha256(self.folder / MANIFEST)[:12]
 
     def stored(self, column: str) -> Stored:
         """All of one column.
@@ -172,12 +177,11 @@ def open_shard(shards: Shards, name: str, expected: Fingerprint, but: str = "") 
     try:
         reader = shards.open(name)
     except ShardError as error:
-        raise CacheError(f"{error}; run `dvc repro`, or delete the folder if that does not make it anew") from error
+        raise CacheError(f"{error}; run `dvc repro`") from error
     said = json.loads((reader.schema.metadata or {}).get(FINGERPRINT, b"{}"))
     for what, value in asdict(expected).items():
         if what != but and said.get(what) != value:
             raise CacheError(
-                f"{shards.folder / name}: made with another {what}: expected {value}, got {said.get(what)}; run `dvc repro`, "
-                "or delete the folder if that does not make it anew"
+                f"{shards.folder / name}: made with another {what}: expected {value}, got {said.get(what)}; run `dvc repro`"
             )
     return reader

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from filbert.rows import read_table
+from filbert.store import hash_terms
 from filbert.tasks import Kind, Task
 
 BUCKET = 50  # batches whose rows are sorted by length together
@@ -93,8 +94,7 @@ class Encoded:
     def pieces(self) -> np.ndarray:
         """[N] uint64, a hash of each row's pieces: two tokenizers that cut a row alike agree on it."""
         place = np.arange(len(self.ids)) - np.repeat(self.offsets[:-1], self.lengths)
-        powers = np.cumprod(np.full(int(self.lengths.max(initial=0)) + 1, 0x9E3779B97F4A7C15, np.uint64))
-        return np.add.reduceat((self.ids + np.uint64(1)) * powers[place], self.offsets[:-1])
+        return np.add.reduceat(hash_terms(self.ids, place), self.offsets[:-1])
 
     def batch(self, rows: np.ndarray) -> Batch:
         """The rows with these positions, padded to the longest of them."""

@@ -56,13 +56,24 @@ def gather(metrics: Path, details: Path) -> list[Line]:
     return sorted(lines, key=lambda line: (order.index(line.task), line.student != TEACHER, line.student))
 
 
-def neighbours(metrics: Path) -> dict[str, float]:
-    """By task what the label of the nearest training row alone would score on the test rows."""
-    files = {file.parent.name: read_json(file)["neighbours"] for file in metrics.glob("*/references.json")}
-    return {
-        task: statistics.mean(score for name, score in found.items() if name.startswith("test"))
-        for task, found in files.items()
-    }
+def neighbours(metrics: Path, lines: list[Line]) -> dict[str, float]:
+    """By task what the label of the nearest training row alone would score on the test rows.
+
+    Raises:
+        FilbertError: it was measured on other rows than the task's teacher.
+    """
+    found = {}
+    for line in lines:
+        file = metrics / line.task / "references.json"
+        if line.student == TEACHER and file.exists():
+            said, rows = read_json(file), line.details[0]["made_with"]["rows"]
+            if said["rows"] != rows:
+                raise FilbertError(
+                    f"{file}: made with rows = {said['rows']}, the teacher of the task with {rows}; run `dvc repro`"
+                )
+            scores = (score for name, score in said["neighbours"].items() if name.startswith("test"))
+            found[line.task] = statistics.mean(scores)
+    return found
 
 
 def _check(line: Line, teacher: Line | None) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -22,7 +23,7 @@ from filbert.shards import Shards
 from filbert.words import KEYS, SCALE, row_keys
 
 ENCODED = 16384  # rows held as pieces at a time
-SAMPLE = 128  # rows whose words are measured to tell the size of the whole
+SAMPLE = 128  # rows, or a fiftieth of all, whose words are measured to tell the size of the whole
 
 
 def fill(
@@ -43,16 +44,35 @@ def fill(
     Raises:
         CacheError: the cache would grow over `config.budget_gb`.
     """
-    shards = Shards(folder)
-    shards.sweep()
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        return _fill(Shards(folder), teacher, table, encode, columns, key, config, device)
+
+
+def _fill(
+    shards: Shards,
+    teacher: nn.Module,
+    table: pa.Table,
+    encode: Callable[[pa.Table], Encoded],
+    columns: Sequence[str],
+    key: Fingerprint,
+    config: CacheConfig,
+    device: torch.device,
+) -> int:
     teacher.to(device).eval()
-    lacking = _lacking(shards, table, columns, key)
+    lacking, spoilt = _lacking(shards, table, columns, key)
     writers = [_Asking(teacher, wanted, key, config, device) for wanted, _ in lacking]
     sizes = [
-        writer.bytes_per_row(encode(table.take(rows[sample_of(len(rows), SAMPLE)])))
+        writer.bytes_per_row(encode(table.take(rows[sample_of(len(rows), min(SAMPLE, max(8, len(rows) // 50)))])))
         for writer, (_, rows) in zip(writers, lacking, strict=True)
     ]
-    _check_budget(shards, [(len(rows), size) for size, (_, rows) in zip(sizes, lacking, strict=True)], config)
+    kept = sum(entry.bytes for name, entry in shards.entries.items() if name not in spoilt)
+    _check_budget(
+        shards.folder, kept, [(len(rows), size) for size, (_, rows) in zip(sizes, lacking, strict=True)], config
+    )
+    for name in spoilt:
+        shards.drop(name)
+    shards.sweep()
     with progress.bar("teacher", sum(len(rows) for _, rows in lacking)) as bar:
         for writer, size, (wanted, rows) in zip(writers, sizes, lacking, strict=True):
             step = max(config.batch_size, int(config.shard_mb * 1e6 / sum(size.values())))
@@ -67,16 +87,16 @@ def fill(
 
 def _lacking(
     shards: Shards, table: pa.Table, columns: Sequence[str], key: Fingerprint
-) -> list[tuple[tuple[str, ...], np.ndarray]]:
-    """Which columns are missing of which rows: groups of rows that lack the same."""
+) -> tuple[list[tuple[tuple[str, ...], np.ndarray]], list[str]]:
+    """Which columns are missing of which rows, as groups of rows that lack the same; and the shards that cannot be used."""
     keys = row_keys(table["idx"].to_numpy(), table["hash"].to_numpy())
-    held = {column: [np.empty(0, np.int64)] for column in columns}
+    held, spoilt = {column: [np.empty(0, np.int64)] for column in columns}, []
     for name in list(shards.entries):
         try:
-            reader = open_shard(shards, name, key)
+            reader = open_shard(shards, name, key, but="precision")
         except CacheError as error:
-            progress.say(f"{error}; it is computed again")
-            shards.drop(name)
+            progress.say(f"computed again: {error}")
+            spoilt.append(name)
             continue
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         found = np.concatenate([row_keys(b["idx"].to_numpy(), b["hash"].to_numpy()) for b in batches])
@@ -85,27 +105,28 @@ def _lacking(
     code = np.zeros(len(keys), np.int64)  # bit i: column i is missing
     for bit, column in enumerate(columns):
         code |= (~np.isin(keys, np.concatenate(held[column]))).astype(np.int64) << bit
-    return [
+    groups = [
         (tuple(c for bit, c in enumerate(columns) if pattern >> bit & 1), np.flatnonzero(code == pattern))
         for pattern in np.unique(code[code > 0]).tolist()
     ]
+    return groups, spoilt
 
 
-def _check_budget(shards: Shards, wanted: list[tuple[int, dict[str, float]]], config: CacheConfig) -> None:
+def _check_budget(folder: Path, kept: int, wanted: list[tuple[int, dict[str, float]]], config: CacheConfig) -> None:
     parts: dict[str, float] = {}
     for rows, sizes in wanted:
         for column, size in sizes.items():
             parts[column] = parts.get(column, 0) + rows * size / 1e9
-    total = shards.bytes / 1e9 + sum(parts.values())
-    if total > config.budget_gb:
+    total = kept / 1e9 + sum(parts.values())
+    if parts and total > config.budget_gb:
         largest = ", ".join(f"{c} {gb:.3g}" for c, gb in sorted(parts.items(), key=lambda item: -item[1])[:4])
         raise CacheError(
-            f"{shards.folder}: the cache would take {total:.3g} GB (of which {largest}), over cache.budget_gb = "
-            f"{config.budget_gb}; lower encode.max_length, set cache.states to int8, take methods that need these columns "
-            "out of `methods`, or raise the budget"
+            f"{folder}: the cache would take {total:.3g} GB (there are {kept / 1e9:.3g}; to come {largest}), over cache.budget_gb "
+            f"= {config.budget_gb}; lower encode.max_length, set cache.states to int8, take methods that need these columns "
+            "out of `methods`, delete the folder if it holds what is needed no more, or raise the budget"
         )
     if parts:
-        progress.say(f"{shards.folder}: {total:.3g} GB of {config.budget_gb:g}")
+        progress.say(f"{folder}: {total:.3g} GB of {config.budget_gb:g}")
 
 
 class _Asking:

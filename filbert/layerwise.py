@@ -43,15 +43,24 @@ class Following(nn.Module):
         super().__init__()
         self.depth, self.attention = depth, attention
         self.projection = aligned(nn.Linear(student.config.hidden_size, teacher_width))
-        columns = [f"hidden.{m}" for m in range(depth.student + 1)]
-        columns += [f"attention.{m + 1}" for m in range(depth.student) if attention]
-        self.listen = Listener(student, columns)
+        own = [f"hidden.{m}" for m in range(depth.student + 1)]
+        own += [f"attention.{m + 1}" for m in range(depth.student) if attention]
+        self.listen = Listener(student, own)
 
     def __enter__(self) -> "Following":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.listen.__exit__()
+
+    @property
+    def columns(self) -> list[str]:
+        """What of the teacher is followed."""
+        return [self._followed(column) for column in self.listen.columns]
+
+    def _followed(self, column: str) -> str:
+        kind, layer = column.split(".")
+        return f"{kind}.{self.depth.of_teacher(int(layer))}"
 
     def loss(self, batch: Batch) -> Tensor:
         """The sum of all terms, against the teacher's words in the batch."""
@@ -60,7 +69,7 @@ class Following(nn.Module):
 
     def _term(self, column: str, ours: Tensor, batch: Batch) -> Tensor:
         kind, layer = column.split(".")
-        theirs = batch.teacher[f"{kind}.{self.depth.of_teacher(int(layer))}"]
+        theirs = batch.teacher[self._followed(column)]
         if kind == "hidden":
             return losses.states(self.projection(ours), theirs, batch.mask)
         if ours.shape != theirs.shape:

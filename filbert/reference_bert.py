@@ -5,7 +5,10 @@ formulae could not be read, so equations and normalisation here are our reconstr
 embedding output [B, T, D] and, of the reference, E the teacher's embedding output and H its last states [B, R, Dt]:
 
     r_k = norm(E P_k)    r_v = norm(H P_v)    Q = x W_Q    K = [x; r_k] W_K    V = [x; r_v] W_V
-    softmax(Q Kᵀ / √d + [0; g]) V        g a trained number per head: how much of the reference is let in
+    softmax(Q Kᵀ / √d + [0; g + log(T / R)]) V
+
+g is trained, one number per head: at equal scores the reference as a whole weighs e^g of what the row itself weighs, however
+long either is. In plain concatenation g would be log(R / T).
 
 This file travels with the student, with bert.py and store.py, and is what `trust_remote_code=True` runs.
 """
@@ -23,6 +26,7 @@ from .bert import Encoder, FilbertConfig, FilbertForSequenceClassification, Laye
 from .store import FOLDER, ReferenceStore
 
 REFERENCE = ("reference_keys", "reference_values", "reference_mask")  # the inputs a reference fills
+GATE_SCALE = 100.0  # Adam moves a number by about the learning rate a step: too little for a logarithm of odds
 NORMS = ("none", "reference", "joint", "statistics")
 
 
@@ -64,7 +68,10 @@ class ReferenceSelfAttention(SelfAttention):
         width = config.hidden_size
         self.project = nn.ModuleDict({part: nn.Linear(config.reference_size, width) for part in ("key", "value")})
         self.kind = config.reference_norm
-        self.gate = nn.Parameter(torch.full((heads,), config.reference_gate))
+        self.start, self.gate = (
+            config.reference_gate,
+            nn.Parameter(torch.zeros(heads)),
+        )  # g is start + GATE_SCALE * gate
         self.norm = nn.ModuleDict({part: self._new_norm(config) for part in ("key", "value")})
 
     def _new_norm(self, config: ReferenceConfig) -> nn.Module:
@@ -86,10 +93,12 @@ class ReferenceSelfAttention(SelfAttention):
             for part in (self.query(x), self.key(beside["key"]), self.value(beside["value"]))
         )
         both = torch.cat([real, held], dim=1)[:, None, None, :]
-        gate = F.pad(self.gate[:, None].expand(-1, held.shape[1]), (real.shape[1], 0))[
-            None, :, None, :
-        ]  # [1, h, 1, T + R]
-        bias = gate.to(q.dtype).masked_fill(~both, -torch.inf)
+        share = torch.log(real.sum(1) / held.sum(1).clamp(min=1))[:, None]  # log(T / R), [B, 1]
+        gate = self.start + GATE_SCALE * self.gate + share  # [B, h]
+        gates = F.pad(gate[..., None].expand(-1, -1, held.shape[1]), (real.shape[1], 0))[
+            :, :, None, :
+        ]  # [B, h, 1, T + R]
+        bias = gates.to(q.dtype).masked_fill(~both, -torch.inf)
         dropout = self.dropout if self.training else 0.0
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout).transpose(1, 2).flatten(2)
 
@@ -133,6 +142,8 @@ class ReferenceForSequenceClassification(FilbertForSequenceClassification):
         super().__init__(config)
         self.bert.encoder = ReferenceEncoder(config)
         self.store: ReferenceStore | None = None
+        name = str(self.name_or_path or "")
+        self.home = str(Path(name).absolute()) if name and Path(name).is_dir() else name  # a folder, or a hub's name
         self.post_init()
 
     def forward(  # type: ignore[override]
@@ -173,14 +184,14 @@ class ReferenceForSequenceClassification(FilbertForSequenceClassification):
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As transformers does, and the store beside it."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        if self.store is None and self.name_or_path and self._folder().exists():
+        if self.store is None and self.home and self._folder().exists():
             self.store = ReferenceStore(self._folder())
         if self.store is not None:
             self.store.copy_to(Path(save_directory) / FOLDER)
 
     def _folder(self) -> Path:
         """Where the store lies: beside the weights, in a folder or on a hub."""
-        name = str(self.name_or_path or "this student was never saved")
-        if not Path(name).is_dir() and name.count("/") == 1:
-            name = snapshot_download(name, allow_patterns=f"{FOLDER}/*")
-        return Path(name) / FOLDER
+        if self.home and not Path(self.home).is_absolute():
+            revision = getattr(self.config, "_commit_hash", None)
+            return Path(snapshot_download(self.home, revision=revision, allow_patterns=f"{FOLDER}/*")) / FOLDER
+        return Path(self.home or "this student was never saved") / FOLDER

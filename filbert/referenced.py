@@ -47,17 +47,18 @@ def distil(study: Study, config: Config, pick: Pick) -> ReferenceForSequenceClas
         aligned(projection)
     referring = Referring(study.references, study.cache, study.train, memory, pick, config.references)
     train, validation = referring.of("train", study.train), referring.of("validation", study.validation)
-    rows, checked = study.taught(columns(study.depth), train), study.validation.taught(validation)
+    checked = study.validation.taught(validation)
 
     with Following(student, study.depth, width, config.attention) as following:
         study.fit(
-            student, following.loss, rows, config.intermediate, "intermediate", beside=following, validation=checked
-        )
+            student, following.loss, study.taught(following.columns, train), config.intermediate, "intermediate",
+            beside=following, validation=checked,
+        )  # fmt: skip
 
     def predict(batch: Batch) -> Tensor:
         return study.distilled_loss(ask(student, batch).logits, batch, config.temperature, config.soft)
 
-    study.fit(student, predict, rows, config.prediction, "prediction", validation=checked)
+    study.fit(student, predict, study.taught(["logits"], train), config.prediction, "prediction", validation=checked)
     store = study.scratch / FOLDER
     referring.write_store(store)
     student.store = ReferenceStore(store)

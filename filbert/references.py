@@ -49,7 +49,11 @@ class PickConfig:
 
 
 def look_up(index: Index, train: Encoded, rows: Encoded, most: int) -> pa.Table:
-    """The `most` nearest training rows of each of `rows`, as positions in `train`, with their BM25 scores."""
+    """The `most` nearest training rows of each of `rows`, as positions in `train`, with their BM25 scores.
+
+    Raises:
+        ReferencesError: there are not so many others.
+    """
     twins: dict[int, list[int]] = {}
     for position, pieces in enumerate(train.pieces.tolist()):
         twins.setdefault(pieces, []).append(position)
@@ -59,8 +63,13 @@ def look_up(index: Index, train: Encoded, rows: Encoded, most: int) -> pa.Table:
             found.append(index.nearest(pieces_of(rows, row), most, np.array(twins.get(pieces, []), np.int64)))
             bar.update(1)
     nearest, scores = (np.stack(part) for part in zip(*found, strict=True))
+    if nearest.shape[1] < most or np.isneginf(scores).any():
+        raise ReferencesError(
+            f"expected {most} references of each row among {len(train)} training rows, itself and its like left out; some have "
+            "fewer: lower references.most in params.yaml"
+        )
     return pa.table(
-        {"idx": rows.idx, "hash": rows.hash, "nearest": _fixed(nearest.astype(np.int32)), "score": _fixed(scores)}
+        {"idx": rows.idx, "pieces": rows.pieces, "nearest": _fixed(nearest.astype(np.int32)), "score": _fixed(scores)}
     )
 
 
@@ -151,7 +160,7 @@ class Referring:
     def _nearest(self, split: str, rows: Encoded) -> np.ndarray:
         for name, expected in {"train": self.train, split: rows}.items():
             table = read_table(self.folder / f"{name}.arrow")
-            if not np.array_equal(table["hash"].to_numpy(), expected.hash):
+            if not np.array_equal(table["pieces"].to_numpy(), expected.pieces):
                 raise ReferencesError(f"{self.folder / name}.arrow: looked up for other rows; run `dvc repro`")
         found = nearest(table)
         if found.shape[1] < self.config.count:
@@ -175,6 +184,7 @@ class Referring:
             return
         shutil.copytree(self.folder / "index", folder / "index")
         np.save(folder / "offsets.npy", self.train.offsets)
+        np.save(folder / "pieces.npy", self.train.pieces)
         for name, column in zip(ARRAYS, self.columns, strict=True):
             self._write_vectors(folder, name, words, column, width)
 

@@ -83,7 +83,7 @@ def _task_table(lines: list[Line], config: ReportConfig, neighbours: float | Non
             f"{line.median('smaller'):.2f}×",
             f"{line.median('faster', 'batch_1'):.2f}× / {line.median('faster', 'batch_32'):.2f}×",
             f"{line.median('steps'):.0f}",
-            "<br>".join(_compared(line, other, config) for other in lines if other.student in _rivals(line, config)),
+            "<br>".join(_compared(line, other, config) for other in _rivals(line, lines, config)),
         ])  # fmt: skip
     machine, facts = teacher.details[0]["machine"], teacher.details[0]
     note = (
@@ -94,10 +94,12 @@ def _task_table(lines: list[Line], config: ReportConfig, neighbours: float | Non
     return "\n\n".join(filter(None, [f"### {task.name}", _table(rows), _on_references(lines, neighbours), note]))
 
 
-def _rivals(line: Line, config: ReportConfig) -> tuple[str, ...]:
+def _rivals(line: Line, lines: list[Line], config: ReportConfig) -> list[Line]:
+    """What a method is compared with: those named for it, or the baseline where none of them was run."""
     if line.student in (TEACHER, config.baseline):
-        return ()
-    return config.against.get(line.student, (config.baseline,))
+        return []
+    named = [other for other in lines if other.student in config.against.get(line.student, ())]
+    return named or [other for other in lines if other.student == config.baseline]
 
 
 def _compared(line: Line, other: Line, config: ReportConfig) -> str:

@@ -60,8 +60,8 @@ class Shards:
 
     def sweep(self) -> None:
         """Remove what the manifest does not list: the remains of a killed writer."""
-        for file in self.folder.glob("*"):
-            if file.name != MANIFEST and file.name not in self.entries:
+        for file in [*self.folder.glob("shard-*.arrow"), *self.folder.glob(".*-shard-*.arrow")]:
+            if file.name not in self.entries:
                 file.unlink()
 
     def open(self, name: str) -> pa.RecordBatchFileReader:

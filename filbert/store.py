@@ -42,14 +42,20 @@ class Index:
         self.bm25.save(folder, show_progress=False)
 
     def nearest(self, pieces: list[int], count: int, but: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The `count` best rows and their scores, best first, equal ones in their order; rows in `but` never."""
+        """The `count` best rows and their scores, best first, equal ones in their order; rows in `but` score -inf."""
         scores = self.bm25.get_scores_from_ids([piece for piece in pieces if piece < self.known])
         if but is not None:
             scores[but] = -np.inf
         count = min(count, self.size)
-        found = np.argpartition(-scores, count - 1)[:count]
-        found = found[np.lexsort((found, -scores[found]))]
+        found = np.flatnonzero(scores >= -np.partition(-scores, count - 1)[count - 1])  # all that tie with the last
+        found = found[np.lexsort((found, -scores[found]))][:count]
         return found, scores[found]
+
+
+def hash_terms(pieces: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """uint64, one of each piece at its place in its row; their sum is the row's hash."""
+    powers = np.cumprod(np.full(int(place.max(initial=0)) + 1, 0x9E3779B97F4A7C15, np.uint64))
+    return (pieces.astype(np.uint64) + np.uint64(1)) * powers[place]
 
 
 def random_rows(pieces: list[int], size: int, count: int, but: int | None = None) -> np.ndarray:
@@ -77,17 +83,21 @@ class ReferenceStore:
         self.pick, self.count, self.width = said["pick"], said["count"], said["width"]
         if self.pick != "zero":
             self.index = Index.open(folder / "index")
-            self.offsets = np.load(folder / "offsets.npy")
+            self.offsets, self.pieces = np.load(folder / "offsets.npy"), np.load(folder / "pieces.npy")
             self.arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
             scaled = self.arrays["keys"].dtype == np.int8
             self.scales = {name: np.load(folder / f"{name}.scale.npy", mmap_mode="r") for name in ARRAYS if scaled}
 
     def find(self, ids: Tensor, mask: Tensor) -> np.ndarray:
-        """The references [B, count] of inputs with pieces `ids` [B, T], real where `mask` is."""
+        """The references [B, count] of inputs with pieces `ids` [B, T], real where `mask` is; no row of the same pieces."""
         rows = [row[real].tolist() for row, real in zip(ids.cpu(), mask.bool().cpu(), strict=True)]
         if self.pick == "random":
             return np.stack([random_rows(pieces, self.index.size, self.count) for pieces in rows])
-        return np.stack([self.index.nearest(pieces, self.count)[0] for pieces in rows])
+        hashes = [hash_terms(np.array(pieces), np.arange(len(pieces))).sum(dtype=np.uint64) for pieces in rows]
+        twins = [np.flatnonzero(self.pieces == one) for one in hashes]
+        return np.stack(
+            [self.index.nearest(pieces, self.count, but)[0] for pieces, but in zip(rows, twins, strict=True)]
+        )
 
     def read(self, found: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Keys and values [B, R, width] float32 and mask [B, R] of references [B, count], one after the other."""

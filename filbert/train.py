@@ -28,7 +28,6 @@ from filbert.tracking import Recorder
 CHECKPOINT_SECONDS = float(os.environ.get("FILBERT_CHECKPOINT_SECONDS", "60"))
 LOG_STEPS = 10
 VALIDATION_BATCH = 64
-NO_DECAY = ("bias", "LayerNorm.weight")
 
 
 class TrainingError(FilbertError):
@@ -134,11 +133,11 @@ def validate(model: nn.Module, task: Task, rows: Encoded, device: torch.device) 
 
 
 def new_optimizer(model: nn.Module, config: FitConfig) -> torch.optim.AdamW:
-    """AdamW over the parameters that require a gradient; biases and norms do not decay."""
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    """AdamW over the parameters that require a gradient; vectors (biases, norms) do not decay."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for name, p in trained if not name.endswith(NO_DECAY)], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in trained if name.endswith(NO_DECAY)], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=True)
 

@@ -150,5 +150,5 @@ def _log_model(model: Any, tokenizer: Any) -> None:
         name="model",
         task="text-classification",
         signature=signature,
-        pip_requirements=["torch", "transformers"],
+        pip_requirements=["torch", "transformers", *(["bm25s"] if hasattr(model, "store") else [])],
     )

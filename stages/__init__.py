@@ -19,7 +19,7 @@ def run(stage: Callable[..., None]) -> None:
     app.command()(stage)
     try:
         app()
-    except FilbertError as error:
+    except (FilbertError, FileNotFoundError) as error:
         sys.exit(f"{stage.__name__}: {error}")
 
 

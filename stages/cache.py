@@ -54,9 +54,9 @@ def cache(
 
 
 def _needed(depth: Depth) -> tuple[str, ...]:
-    """All columns that the methods in params.yaml ask for, each once."""
-    methods = config.section("methods", tuple[str, ...])
-    return tuple(dict.fromkeys(c for name in methods for c in import_module(f"filbert.methods.{name}").columns(depth)))
+    """The logits and all columns that the methods in params.yaml ask for, each once."""
+    methods = [import_module(f"filbert.methods.{name}") for name in config.section("methods", tuple[str, ...])]
+    return tuple(dict.fromkeys(("logits", *(column for method in methods for column in method.columns(depth)))))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,12 @@ def distill(
         "distill",
         params={"student": shape, "encode": encoding, **vars(settings)},
         tags={"task": task_name, "method": method_name, "seed": str(seed)},
-        hashes={"rows": rows.digest(table), "teacher": key.teacher[:12]},
+        hashes={
+            "rows": rows.digest(table),
+            "teacher": key.teacher[:12],
+            "words": opened.digest,
+            "references": files.sha256(references / "train.arrow")[:12],
+        },
         scratch=scratch,
     ) as recorder:
         recorder.dataset(table, prepared, task_name, "training")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from filbert import data, device, students
+from filbert import FilbertError, data, device, files, students
 from stages import run
 
 BATCH = 32
@@ -20,18 +20,22 @@ def predict(
     texts: Annotated[
         list[str] | None, typer.Argument(help="one text each, a pair joined by a tab; else lines of stdin")
     ] = None,
-    max_length: int = 128,
 ) -> None:
     """Print what the student in FOLDER says of each of TEXTS: a line of JSON with the text, its label and probability, or
     its number where the task is a regression."""
     model, tokenizer, on = students.load(folder), data.load_tokenizer(folder), device.pick()
     torch.nn.Module.to(model, on)
+    length = files.read_json(folder / students.MADE_WITH)["encode/max_length"]
     names: Any = model.config.id2label
     lines = iter(texts or (line.rstrip("\n") for line in sys.stdin))
     while part := list(islice(lines, BATCH)):
-        columns = zip(*(line.split("\t") for line in part), strict=True)
+        rows = [line.split("\t") for line in part]
+        if ragged := next((row for row in rows if len(row) != len(rows[0])), None):
+            raise FilbertError(
+                f"expected {len(rows[0])} texts joined by tabs in each line, got {len(ragged)} in: {ragged[0][:60]}"
+            )
         pieces = tokenizer(
-            *map(list, columns), padding=True, truncation=True, max_length=max_length, return_tensors="pt"
+            *map(list, zip(*rows, strict=True)), padding=True, truncation=True, max_length=length, return_tensors="pt"
         )
         with torch.inference_mode():
             logits = model(**pieces.to(on)).logits.float()

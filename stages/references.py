@@ -12,13 +12,14 @@ def look_up(task_name: str, prepared: Path, checkpoint: Path, out: Path, control
     task, settings = tasks.find(task_name), config.section("references", references.ReferencesConfig)
     encoding, tokenizer = config.section("encode", data.EncodeConfig), data.load_tokenizer(checkpoint)
     names = sorted(file.stem for file in prepared.glob("*.arrow"))
-    encoded = {name: data.open_split(prepared, name, task, tokenizer, encoding)[1] for name in names}
+    splits = {name: data.open_split(prepared, name, task, tokenizer, encoding) for name in names}
+    encoded, digest = {name: split[1] for name, split in splits.items()}, rows.digest(splits["train"][0])
     train = encoded["train"]
     with tracking.stage_run(
         "references",
         params={"references": settings, "encode": encoding},
         tags={"task": task_name},
-        hashes={"rows": rows.digest(rows.read_table(prepared / "train.arrow"))},
+        hashes={"rows": digest},
         scratch=scratch_of(out),
     ) as recorder:
         index = references.index_of(train)
@@ -31,7 +32,7 @@ def look_up(task_name: str, prepared: Path, checkpoint: Path, out: Path, control
         recorder.metrics({"neighbours": scores})
         with files.whole_folder(out) as making:
             references.save(making, index, {name: found[name] for name in ("train", "validation")})
-        files.write_json(control, {"neighbours": scores})
+        files.write_json(control, {"rows": digest, "neighbours": scores})
     files.forget(scratch_of(out))
 
 

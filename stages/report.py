@@ -27,7 +27,7 @@ def report(metrics: Path, details: Path, table: Path, picture: Path, plots: Path
     with tracking.stage_run(
         "report", params={"report": settings}, tags={}, hashes={}, scratch=scratch_of(table)
     ) as recorder:
-        files.write_text(table, head + says.markdown(lines, settings, figures.neighbours(metrics)) + "\n")
+        files.write_text(table, head + says.markdown(lines, settings, figures.neighbours(metrics, lines)) + "\n")
         files.write_text(plots / "pareto.csv", figures.as_csv(figures.points(lines)))
         files.write_text(plots / "curves.csv", figures.as_csv(list(figures.curves(lines))))
         with files.whole_file(picture) as making:

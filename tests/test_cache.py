@@ -172,10 +172,21 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, teacher: Path, table: pa.T
 
 def test_a_cache_over_the_budget_is_not_begun(tmp_path: Path, teacher: Path, table: pa.Table) -> None:
     with pytest.raises(
-        cache.CacheError, match=r"would take .* GB \(of which attention.2 .*\), over cache.budget_gb = 1e-06; lower"
+        cache.CacheError,
+        match=r"would take .* GB \(there are 0; to come attention.2 .*\), over cache.budget_gb = 1e-06; lower",
     ):
         filled(tmp_path, teacher, table, config=replace(CONFIG, budget_gb=1e-6))
     assert not list(tmp_path.iterdir())
+    filled(tmp_path, teacher, table)
+    before = {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    with pytest.raises(cache.CacheError, match=r"over cache.budget_gb"):
+        filled(tmp_path, teacher, table, config=replace(CONFIG, states="int8", budget_gb=1e-6))
+    assert before == {
+        file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()
+    }  # what was there is there still
+    assert (
+        filled(tmp_path, teacher, table, config=replace(CONFIG, budget_gb=1e-6)) == 0
+    )  # nothing to come, nothing to refuse
 
 
 def test_the_estimate_is_the_size(

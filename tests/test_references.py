@@ -69,6 +69,27 @@ def test_a_row_is_never_its_own_reference_nor_is_its_twin(encoded: data.Encoded,
     assert all({0, last, last + 1}.isdisjoint(found[row]) for row in (0, last))
 
 
+def test_equal_scores_go_in_their_order_however_many_are_asked() -> None:
+    rows = [[7, i % 3] for i in range(60)]
+    index = Index.of(rows)
+    most = index.nearest([7, 1], 40)[0]
+    assert most.tolist()[:20] == [i for i in range(60) if i % 3 == 1]
+    assert all(index.nearest([7, 1], count)[0].tolist() == most.tolist()[:count] for count in range(1, 40))
+
+
+def test_too_few_others_are_named(encoded: data.Encoded) -> None:
+    few = encoded.part(np.arange(3))
+    with pytest.raises(references.ReferencesError, match="expected 3 references of each row among 3 training rows"):
+        references.look_up(references.index_of(few), few, few, 3)
+
+
+def test_text_that_was_trained_on_finds_another(study: Study, encoded: data.Encoded) -> None:
+    """What a row may not do in training, its own text may not do at inference."""
+    batch = encoded.batch(np.arange(len(encoded)))
+    wanted = references.nearest(references.read_table(study.references / "train.arrow"))[:, :2]
+    assert np.array_equal(made(study).store.find(batch.ids, batch.mask), wanted)
+
+
 def test_references_are_training_rows_and_labels_enter_nowhere(
     study: Study, encoded: data.Encoded, validation: data.Encoded, tmp_path: Path
 ) -> None:
@@ -154,7 +175,8 @@ def test_the_first_layer_is_the_formula(study: Study) -> None:
     r_k, r_v = (layer.norm[n](layer.project[n](r)) for n, r in (("key", keys), ("value", values)))
     q = layer.query(x)
     k, v = layer.key(torch.cat([x, r_k], 1)), layer.value(torch.cat([x, r_v], 1))
-    scores = (q @ k.transpose(1, 2) / 8**0.5)[..., :6] + torch.tensor([0.0, 0.0, 0.0, 0.0, -0.5, -0.5])
+    gate = -0.5 + math.log(4 / 2)  # the reference as a whole, of two pieces, against four of its own
+    scores = (q @ k.transpose(1, 2) / 8**0.5)[..., :6] + torch.tensor([0.0, 0.0, 0.0, 0.0, gate, gate])
     wanted = scores.softmax(-1) @ v[:, :6]
     torch.testing.assert_close(layer(x, torch.ones(1, 1, 1, 4, dtype=torch.bool), keys, values, held), wanted)
 

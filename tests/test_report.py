@@ -82,9 +82,11 @@ def test_a_student_that_reads_references_says_what_that_takes(lines: list[figure
         write_json(
             tmp_path / "d" / "sst2" / "refbert" / f"{seed}.json", details(latency={"1": times}, information=told)
         )
-    write_json(tmp_path / "m" / "sst2" / "references.json", {"neighbours": {"validation": 0.1, "test": 0.625}})
-    gathered, neighbours = figures_of.gather(tmp_path / "m", tmp_path / "d"), figures_of.neighbours(tmp_path / "m")
-    said = report.markdown(gathered, CONFIG, neighbours)
+    write_json(
+        tmp_path / "m" / "sst2" / "references.json", {"rows": "r1", "neighbours": {"validation": 0.1, "test": 0.625}}
+    )
+    gathered = figures_of.gather(tmp_path / "m", tmp_path / "d")
+    said = report.markdown(gathered, CONFIG, figures_of.neighbours(tmp_path / "m", gathered))
     row = next(line for line in said.splitlines() if line.startswith("| refbert"))
     assert "BEATS `finetune` (" in row  # 2 % more parameters are one size
     assert "`kd` (" in row
@@ -93,6 +95,9 @@ def test_a_student_that_reads_references_says_what_that_takes(lines: list[figure
         in said
     )
     assert "the nearest reference adds 0.25 ± 0.00, a random one 0.00 ± 0.00" in said
+    write_json(tmp_path / "m" / "sst2" / "references.json", {"rows": "r0", "neighbours": {"test": 0.625}})
+    with pytest.raises(FilbertError, match="made with rows = r0"):
+        figures_of.neighbours(tmp_path / "m", gathered)
     assert "The label of the nearest training row alone would score 62.5." in said
 
 

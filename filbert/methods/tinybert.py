@@ -34,12 +34,19 @@ def columns(depth: Depth) -> tuple[str, ...]:
 
 def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
     """Train a fresh student on the teacher's states and attention, then on its logits."""
-    student, rows = study.student(), study.taught(study.depth.columns)
+    student = study.student()
     with Following(student, study.depth, study.cache.width("hidden.0"), config.attention) as following:
-        study.fit(student, following.loss, rows, config.intermediate, "intermediate", beside=following)
+        study.fit(
+            student,
+            following.loss,
+            study.taught(following.columns),
+            config.intermediate,
+            "intermediate",
+            beside=following,
+        )
 
     def predict(batch: Batch) -> Tensor:
         return study.distilled_loss(ask(student, batch).logits, batch, config.temperature, config.soft)
 
-    study.fit(student, predict, rows, config.prediction, "prediction")
+    study.fit(student, predict, study.taught(["logits"]), config.prediction, "prediction")
     return student
