@@ -32,6 +32,7 @@ from filbert import cache, config, data, device, fill, losses, rows, students, t
 from filbert.columns import Listener
 from filbert.files import whole_file
 from filbert.layerwise import Depth, Following
+from filbert.report import table
 from filbert.train import FitConfig, new_optimizer
 
 STEPS, BATCH = 12, 32
@@ -206,7 +207,7 @@ def memory_table() -> str:
         found.append([f"{count:,}", *said.split()])
     return (
         "## Memory\n\nSynthetic rows of 12 words, a teacher of 2 × 16, states of all layers, beyond what 256 rows take.\n\n"
-        + _table(found)
+        + table(found)
     )
 
 
@@ -231,16 +232,11 @@ def _ratios(times: Times, work: float, unit: str) -> str:
         [name, f"{work / float(np.median(found)):.3g}", "" if found is first else _ratio(found, first)]
         for name, found in times.items()
     ]
-    return _table([["", unit, f"time, against {next(iter(times))}"], *lines])
+    return table([["", unit, f"time, against {next(iter(times))}"], *lines])
 
 
 def _ratio(ours: list[float], theirs: list[float]) -> str:
     return f"{np.median(ours) / np.median(theirs):.3f} (of minima {min(ours) / min(theirs):.3f})"
-
-
-def _table(lines: list[list[str]]) -> str:
-    head, *body = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([head, "|" + " --- |" * len(lines[0]), *body])
 
 
 if __name__ == "__main__":

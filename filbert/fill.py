@@ -45,26 +45,20 @@ def fill(
         CacheError: the cache would grow over `config.budget_gb`.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    asking = _Asking(teacher.to(device).eval(), key, config, device)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        return _fill(Shards(folder), teacher, table, encode, columns, key, config, device)
+        return _fill(Shards(folder), asking, table, encode, columns)
 
 
 def _fill(
-    shards: Shards,
-    teacher: nn.Module,
-    table: pa.Table,
-    encode: Callable[[pa.Table], Encoded],
-    columns: Sequence[str],
-    key: Fingerprint,
-    config: CacheConfig,
-    device: torch.device,
+    shards: Shards, asking: "_Asking", table: pa.Table, encode: Callable[[pa.Table], Encoded], columns: Sequence[str]
 ) -> int:
-    teacher.to(device).eval()
-    lacking, spoilt = _lacking(shards, table, columns, key)
-    writers = [_Asking(teacher, wanted, key, config, device) for wanted, _ in lacking]
+    config = asking.config
+    lacking, spoilt = _lacking(shards, table, columns, asking.key)
+    samples = (rows[sample_of(len(rows), min(SAMPLE, max(8, len(rows) // 50)))] for _, rows in lacking)
     sizes = [
-        writer.bytes_per_row(encode(table.take(rows[sample_of(len(rows), min(SAMPLE, max(8, len(rows) // 50)))])))
-        for writer, (_, rows) in zip(writers, lacking, strict=True)
+        asking.bytes_per_row(encode(table.take(sample)), wanted)
+        for sample, (wanted, _) in zip(samples, lacking, strict=True)
     ]
     kept = sum(entry.bytes for name, entry in shards.entries.items() if name not in spoilt)
     _check_budget(
@@ -74,12 +68,12 @@ def _fill(
         shards.drop(name)
     shards.sweep()
     with progress.bar("teacher", sum(len(rows) for _, rows in lacking)) as bar:
-        for writer, size, (wanted, rows) in zip(writers, sizes, lacking, strict=True):
+        for size, (wanted, rows) in zip(sizes, lacking, strict=True):
             step = max(config.batch_size, int(config.shard_mb * 1e6 / sum(size.values())))
             for start in range(0, len(rows), step):
                 shard = rows[start : start + step]
                 parts = (encode(table.take(shard[at : at + ENCODED])) for at in range(0, len(shard), ENCODED))
-                batches = chain.from_iterable(writer.batches(part, bar) for part in parts)
+                batches = chain.from_iterable(asking.batches(part, wanted, bar) for part in parts)
                 first = next(batches)
                 shards.append(wanted, first.schema, chain([first], batches))
     return len(np.unique(np.concatenate([rows for _, rows in lacking]))) if lacking else 0
@@ -130,22 +124,15 @@ def _check_budget(folder: Path, kept: int, wanted: list[tuple[int, dict[str, flo
 
 
 class _Asking:
-    """One teacher asked for some columns: rows in, record batches out."""
+    """One teacher asked for columns: rows in, record batches out."""
 
-    def __init__(
-        self,
-        teacher: nn.Module,
-        columns: tuple[str, ...],
-        key: Fingerprint,
-        config: CacheConfig,
-        device: torch.device,
-    ):
-        self.teacher, self.columns, self.key, self.config, self.device = teacher, columns, key, config, device
+    def __init__(self, teacher: nn.Module, key: Fingerprint, config: CacheConfig, device: torch.device):
+        self.teacher, self.key, self.config, self.device = teacher, key, config, device
 
-    def batches(self, rows: Encoded, bar: tqdm | None = None) -> Iterator[pa.RecordBatch]:
+    def batches(self, rows: Encoded, columns: Sequence[str], bar: tqdm | None = None) -> Iterator[pa.RecordBatch]:
         """The words on all rows, rows of like length together."""
         order, pieces = np.argsort(rows.lengths, kind="stable"), rows.pieces
-        with Listener(self.teacher, self.columns) as listen:
+        with Listener(self.teacher, columns) as listen:
             for at in range(0, len(order), self.config.batch_size):
                 part = order[at : at + self.config.batch_size]
                 batch = rows.batch(part).to(self.device)
@@ -157,9 +144,9 @@ class _Asking:
                 if bar is not None:
                     bar.update(len(batch))
 
-    def bytes_per_row(self, sample: Encoded) -> dict[str, float]:
+    def bytes_per_row(self, sample: Encoded, columns: Sequence[str]) -> dict[str, float]:
         """By column, measured on a sample."""
-        found = list(self.batches(sample))
+        found = list(self.batches(sample, columns))
         names = found[0].schema.names
         total = {name: sum(batch[name].nbytes for batch in found) / len(sample) for name in names}
         return {c: total[c] + total.get(f"{c}{SCALE}", 0) for c in names if not c.endswith(SCALE)}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from filbert import FilbertError, losses
-from filbert.columns import Listener
+from filbert.columns import Listener, parse
 from filbert.data import Batch
 
 
@@ -59,8 +59,8 @@ class Following(nn.Module):
         return [self._followed(column) for column in self.listen.columns]
 
     def _followed(self, column: str) -> str:
-        kind, layer = column.split(".")
-        return f"{kind}.{self.depth.of_teacher(int(layer))}"
+        kind, layer = parse(column)
+        return f"{kind}.{self.depth.of_teacher(layer)}"
 
     def loss(self, batch: Batch) -> Tensor:
         """The sum of all terms, against the teacher's words in the batch."""
@@ -68,7 +68,7 @@ class Following(nn.Module):
         return torch.stack([self._term(column, said[column], batch) for column in said]).sum()
 
     def _term(self, column: str, ours: Tensor, batch: Batch) -> Tensor:
-        kind, layer = column.split(".")
+        kind, layer = parse(column)
         theirs = batch.teacher[self._followed(column)]
         if kind == "hidden":
             return losses.states(self.projection(ours), theirs, batch.mask)

@@ -91,7 +91,7 @@ def _task_table(lines: list[Line], config: ReportConfig, neighbours: float | Non
         f"{', '.join(map(str, lines[-1].seeds))}. Latency: float32, {facts['threads']} thread, teacher and student in turn, "
         f"medians; batch 1 is a row of median length ({facts['tokens']} pieces). {machine['processor']}, {machine['flags']}."
     )
-    return "\n\n".join(filter(None, [f"### {task.name}", _table(rows), _on_references(lines, neighbours), note]))
+    return "\n\n".join(filter(None, [f"### {task.name}", table(rows), _on_references(lines, neighbours), note]))
 
 
 def _rivals(line: Line, lines: list[Line], config: ReportConfig) -> list[Line]:
@@ -141,7 +141,8 @@ def _deviation(values: list[float]) -> str:
     return f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
 
 
-def _table(rows: list[list[str]]) -> str:
+def table(rows: list[list[str]]) -> str:
+    """Rows as a Markdown table, the first its head."""
     head, *body = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([head, "|" + " --- |" * len(rows[0]), *body])
 

@@ -49,7 +49,7 @@ def rows(table: pa.Table) -> data.Encoded:
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards of at most 20 rows whatever they hold."""
     monkeypatch.setattr(
-        fill._Asking, "bytes_per_row", lambda self, sample: dict.fromkeys(self.columns, 1e6 / 20 / len(self.columns))
+        fill._Asking, "bytes_per_row", lambda self, sample, columns: dict.fromkeys(columns, 1e6 / 20 / len(columns))
     )
 
 
