@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from filbert import FilbertError
-from filbert.columns import Listener, layout, real, units
+from filbert.columns import Listener, layout, pack, shapes, units
 from filbert.data import EncodeConfig, Encoded
 from filbert.device import autocast, precision
 from filbert.files import sha256, weights_hash
@@ -117,21 +117,26 @@ class Cache:
         Raises:
             CacheError: the cache lacks a column or a row, or holds states of other pieces than the rows are cut into.
         """
-        stored = {column: self.stored(column) for column in columns}
-        return Words(stored, {column: self._join(column, rows, found.held) for column, found in stored.items()})
+        stored, pieces, at = {column: self.stored(column) for column in columns}, rows.pieces, {}
+        for held in {id(found.held): found.held for found in stored.values()}.values():  # columns of the same shards
+            joined = self._join(rows, held)
+            other = held.key["pieces"][joined] != pieces
+            for column in (name for name, found in stored.items() if found.held is held):
+                if layout(column).unit == "piece" and other.any():
+                    raise CacheError(
+                        f"{self.folder}: `{column}` belongs to the teacher's pieces, but {other.sum()} of {len(rows)} rows are "
+                        f"cut into others, the first with idx {rows.idx[other][0]}; with another tokenizer use logits, pooled "
+                        "or words.i"
+                    )
+                at[column] = joined
+        return Words(stored, at)
 
-    def _join(self, column: str, rows: Encoded, held: Held) -> np.ndarray:
+    def _join(self, rows: Encoded, held: Held) -> np.ndarray:
         at, there = held.find(rows)
         if not there.all():
             raise CacheError(
                 f"{self.folder}: no words on {(~there).sum()} of {len(rows)} rows, the first with idx {rows.idx[~there][0]}; "
                 "the rows have changed since the cache was made: run `dvc repro`"
-            )
-        other = (held.key["pieces"][at] != rows.pieces) & (layout(column).unit == "piece")
-        if other.any():
-            raise CacheError(
-                f"{self.folder}: `{column}` belongs to the teacher's pieces, but {other.sum()} of {len(rows)} rows are cut into "
-                f"others, the first with idx {rows.idx[other][0]}; with another tokenizer use logits, pooled or words.i"
             )
         return at
 
@@ -149,11 +154,13 @@ class Cache:
             live = Listener(teacher.to(device).eval(), columns)(batch)[1]
         cached, largest = self.on(rows, columns).take(sample), {}
         for column in columns:
-            counts = units(column, batch)
-            held = real(column, live[column], counts)
-            theirs, ours = (said[column].to(device).float()[held] for said in (live, cached))
-            largest[column] = float((theirs - ours).abs().max())
-            relative = float((theirs - ours).square().mean().sqrt() / theirs.square().mean().sqrt())
+            real = shapes(column, units(column, batch).tolist(), self.width(column))
+            theirs, ours = (
+                np.concatenate([row.ravel() for row in pack(said[column].float().cpu().numpy(), real)])
+                for said in (live, cached)
+            )
+            largest[column] = float(np.abs(theirs - ours).max())
+            relative = float(np.linalg.norm(theirs - ours) / np.linalg.norm(theirs))
             if not relative <= config.tolerance:
                 raise CacheError(
                     f"{self.folder}: `{column}` of the live teacher differs from the cache by {relative:.3g} (root mean square, "

@@ -174,18 +174,18 @@ def units(column: str, batch: Batch) -> Tensor:
     return batch.mask.sum(1) if unit == "piece" or batch.word is None else batch.word.amax(1) + 1
 
 
-def real(column: str, dense: Tensor, counts: Tensor) -> Tensor:
-    """Where a dense column holds values and no padding: bool, of its shape; `counts` [B] are the rows' units."""
-    form = layout(column)
-    if form is ROW:
-        return torch.ones_like(dense, dtype=torch.bool)
-    held = torch.arange(dense.shape[2 if form is PAIRS else 1], device=dense.device) < counts[:, None]  # [B, N]
-    mask = held[:, None, :, None] & held[:, None, None, :] if form is PAIRS else held[:, :, None]
-    return mask.expand_as(dense)
+def shapes(column: str, counts: Iterable[int], width: int) -> list[tuple[int, ...]]:
+    """The shape of each row of a column without padding, by its number of units."""
+    return [layout(column).shape(count, width) for count in counts]
+
+
+def pack(dense: np.ndarray, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
+    """The rows of a dense array without their padding: views, row i of the shape `shapes[i]`."""
+    return [row[tuple(map(slice, shape))] for row, shape in zip(dense, shapes, strict=True)]
 
 
 def lay_out(rows: list[np.ndarray], shapes: list[tuple[int, ...]]) -> np.ndarray:
-    """Flat rows with these shapes in one dense array, zero on padding."""
+    """Flat rows with these shapes in one dense array, zero on padding: what `pack` took apart."""
     out = np.zeros((len(rows), *map(max, zip(*shapes, strict=True))), rows[0].dtype)
     for place, row, shape in zip(out, rows, shapes, strict=True):
         place[tuple(map(slice, shape))] = row.reshape(shape)

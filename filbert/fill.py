@@ -16,14 +16,14 @@ from tqdm.auto import tqdm
 
 from filbert import progress
 from filbert.cache import FINGERPRINT, WIDTH, CacheConfig, CacheError, Fingerprint, open_shard, sample_of
-from filbert.columns import EXACT, Listener, layout, real, units, widths
+from filbert.columns import EXACT, Listener, pack, shapes, units, widths
 from filbert.data import Batch, Encoded
 from filbert.device import autocast
 from filbert.shards import Shards
-from filbert.words import KEYS, SCALE, row_keys
+from filbert.words import KEYS, SCALE, quantised, row_keys
 
 ENCODED = 16384  # rows held as pieces at a time
-SAMPLE = 128  # rows, or a fiftieth of all, whose words are measured to tell the size of the whole
+SAMPLE = 512  # rows whose lengths tell the size of the whole
 
 
 def fill(
@@ -55,7 +55,7 @@ def _fill(
 ) -> int:
     config = asking.config
     lacking, spoilt = _lacking(shards, table, columns, asking.key)
-    samples = (rows[sample_of(len(rows), min(SAMPLE, max(8, len(rows) // 50)))] for _, rows in lacking)
+    samples = (rows[sample_of(len(rows), SAMPLE)] for _, rows in lacking)
     sizes = [
         asking.bytes_per_row(encode(table.take(sample)), wanted)
         for sample, (wanted, _) in zip(samples, lacking, strict=True)
@@ -145,16 +145,23 @@ class _Asking:
                     bar.update(len(batch))
 
     def bytes_per_row(self, sample: Encoded, columns: Sequence[str]) -> dict[str, float]:
-        """By column, measured on a sample."""
-        found = list(self.batches(sample, columns))
-        names = found[0].schema.names
-        total = {name: sum(batch[name].nbytes for batch in found) / len(sample) for name in names}
-        return {c: total[c] + total.get(f"{c}{SCALE}", 0) for c in names if not c.endswith(SCALE)}
+        """By column, from the lengths of a sample and the widths of what the teacher says of one row of it."""
+        (one,) = self.batches(sample.part(np.arange(1)), columns)
+        schema = one.schema
+        whole, found = sample.batch(np.arange(len(sample))), {}
+        for column in columns:
+            field = schema.field(column)
+            real = shapes(column, units(column, whole).tolist(), int(field.metadata[WIDTH]))
+            values, vectors = sum(map(math.prod, real)), sum(math.prod(shape[:-1]) for shape in real)
+            scales = 4 * vectors * (f"{column}{SCALE}" in schema.names)
+            found[column] = (values * field.type.value_type.bit_width / 8 + scales) / len(sample)
+        return found
 
     def _record(self, said: dict[str, Tensor], batch: Batch, key: dict[str, np.ndarray]) -> pa.RecordBatch:
         arrays, width = {name: pa.array(values) for name, values in key.items()}, widths(said)
         for column, dense in said.items():
-            arrays |= _arrays(column, dense, units(column, batch), width[column], self.config.states)
+            real = shapes(column, units(column, batch).tolist(), width[column])
+            arrays |= _arrays(column, dense, real, self.config.states)
         fields = [
             pa.field(name, array.type, metadata={WIDTH: str(width[name])} if name in width else None)
             for name, array in arrays.items()
@@ -163,23 +170,16 @@ class _Asking:
         return pa.record_batch(list(arrays.values()), schema=schema)
 
 
-def _arrays(column: str, dense: Tensor, counts: Tensor, width: int, states: str) -> dict[str, pa.Array]:
+def _arrays(column: str, dense: Tensor, shapes: list[tuple[int, ...]], states: str) -> dict[str, pa.Array]:
     """A dense column as ragged Arrow lists: float, or int8 with a scale per vector."""
-    shapes = [layout(column).shape(n, width) for n in counts.tolist()]
-    sizes = [math.prod(shape) for shape in shapes]
-    held = None if sum(sizes) == dense.numel() else real(column, dense, counts)  # most batches have no padding at all
-    if column in EXACT or states == "float16":
-        return {column: _lists(dense.to(torch.float32 if column in EXACT else torch.float16), held, sizes)}
-    dense = dense.float() if held is None else dense.float().where(held, 0)
-    scale = dense.abs().amax(-1).clamp_min(1e-30) / 127
-    vectors = [math.prod(shape[:-1]) for shape in shapes]
-    return {
-        column: _lists((dense / scale[..., None]).round().to(torch.int8), held, sizes),
-        f"{column}{SCALE}": _lists(scale, None if held is None else held.any(-1), vectors),
-    }
+    small = column not in EXACT and states == "int8"
+    rows = pack(dense.to(torch.float32 if small or column in EXACT else torch.float16).cpu().numpy(), shapes)
+    if not small:
+        return {column: _lists(rows)}
+    values, scales = zip(*map(quantised, rows), strict=True)
+    return {column: _lists(values), f"{column}{SCALE}": _lists(scales)}
 
 
-def _lists(dense: Tensor, held: Tensor | None, sizes: list[int]) -> pa.Array:
-    values = dense.flatten() if held is None else dense[held]
-    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values.cpu().numpy()))
+def _lists(rows: Sequence[np.ndarray]) -> pa.Array:
+    offsets = np.cumsum([0, *(row.size for row in rows)], dtype=np.int64)
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate([row.ravel() for row in rows])))

@@ -23,7 +23,7 @@ from filbert.reference_bert import REFERENCE
 from filbert.rows import read_table, write_table
 from filbert.store import ARRAYS, Index, random_rows, zeros
 from filbert.tasks import Task
-from filbert.words import Words
+from filbert.words import Words, quantised
 
 Pick = Literal["nearest", "random", "zero"]
 CHUNK = 256  # rows turned into a store at a time
@@ -199,8 +199,7 @@ class Referring:
             vectors = words.take(rows, (column,))[column].float().numpy()[np.arange(lengths.max()) < lengths[:, None]]
             place = slice(offsets[rows[0]], offsets[rows[-1] + 1])
             if scales is not None:
-                scales[place] = np.abs(vectors).max(-1).clip(1e-30) / 127
-                vectors = np.rint(vectors / scales[place][:, None])
+                vectors, scales[place] = quantised(vectors)
             out[place] = vectors
 
 

@@ -89,6 +89,12 @@ class Words:
         return dense.float() * torch.from_numpy(scales).view(*dense.shape[:-1], 1)
 
 
+def quantised(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors [..., D] as int8 and a float32 scale for each [...], by which they are to be multiplied."""
+    scale = np.abs(vectors).max(-1).clip(1e-30).astype(np.float32) / np.float32(127)
+    return np.rint(vectors / scale[..., None]).astype(np.int8), scale
+
+
 def row_keys(idx: np.ndarray, text_hash: np.ndarray) -> np.ndarray:
     """One int64 per row; that it stands for (idx, hash) is to be checked after a search."""
     return text_hash ^ (idx.astype(np.int64) * np.int64(0x1E3779B97F4A7C15))
