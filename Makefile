@@ -32,12 +32,14 @@ GLUE_TASKS ?= cola,mrpc,rte,stsb
 LAYERS     ?= 0,2,4,6,8,10
 EPOCHS     ?= 3
 JOBS       ?= 2
+ONE_PHASE  := finetune kd pkd theseus theseus_constant theseus_anti
 LAYERWISE  := tinybert refbert refbert_random refbert_zero
 source      = -S $(1).kind=$(if $(2),folder,hub) -S $(1).name=$(or $(2),$(3)) -S $(1).within='' -S $(1).sha256=null
 glue: $(READY) ## the same pipeline on GLUE: make glue GLUE=folder CHECKPOINT=folder GLUE_TASKS=cola,rte METHODS=kd,refbert
 	@python -m pipelines.flow --workers $(JOBS) -S 'tasks=[$(GLUE_TASKS)]' -S 'student.layers=[$(LAYERS)]' \
-	  -S teach.epochs=$(EPOCHS) -S distill.finetune.fit.epochs=$(EPOCHS) -S distill.kd.fit.epochs=$(EPOCHS) \
-	  $(foreach m,$(LAYERWISE),-S distill.$(m).prediction.epochs=$$(($(EPOCHS)-1))) $(if $(METHODS),-S 'methods=[$(METHODS)]') \
+	  -S teach.epochs=$(EPOCHS) $(foreach m,$(ONE_PHASE),-S distill.$(m).fit.epochs=$(EPOCHS)) \
+	  $(foreach m,$(LAYERWISE),-S distill.$(m).prediction.epochs=$$(($(EPOCHS)-1))) \
+	  $(if $(METHODS),-S 'methods=[$(METHODS)]' -S 'recipes=[$(RECIPES)]') \
 	  $(call source,datasets.glue,$(GLUE),nyu-mll/glue) $(call source,checkpoint,$(CHECKPOINT),google-bert/bert-base-uncased)
 	@sed -n '/^###/,$$p' docs/results.md
 	@echo "to go back to the default: git checkout params.yaml && make repro"

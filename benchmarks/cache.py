@@ -154,7 +154,7 @@ class Bench:
         torch.nn.Module.to(student, self.on)
         following = Following(student, self.depth, self.teacher.config.hidden_size)
         trained = torch.nn.ModuleDict({"student": student, "beside": following})
-        fit = FitConfig(1, BATCH, 1e-5, 0.1, 0.01, 1.0, 0, 1)
+        fit = FitConfig(1, BATCH, 1e-5, 0.1, "linear", 0.01, 1.0, 0, 1)
         optimizer = new_optimizer(trained if loss == "states" else student, fit)
         if loss != "states":
             following.__exit__()

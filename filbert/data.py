@@ -56,6 +56,17 @@ class Taught(Protocol):
 
 
 @dataclass(frozen=True)
+class TaughtPart:
+    """What a teacher says of some of the rows it was asked about."""
+
+    teacher: Taught
+    rows: np.ndarray
+
+    def take(self, at: np.ndarray) -> Mapping[str, Tensor]:
+        return self.teacher.take(self.rows[at])
+
+
+@dataclass(frozen=True)
 class Encoded:
     """The rows of one split as pieces, ragged: row i is `ids[offsets[i]:offsets[i + 1]]`."""
 
@@ -81,14 +92,15 @@ class Encoded:
         return replace(self, teachers=teachers)
 
     def part(self, rows: np.ndarray) -> "Encoded":
-        """Some rows alone, untaught, in the order of `rows`."""
+        """Some rows alone, in the order of `rows`, with what the teachers say of them."""
         lengths = self.lengths[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         at = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
         pieces = {name: getattr(self, name)[at] for name in ("ids", "types")}
         whole = {name: getattr(self, name)[rows] for name in ("label", "idx", "hash")}
         word = None if self.word is None else self.word[at]
-        return replace(self, **pieces, **whole, offsets=offsets, word=word, teachers=())
+        teachers = tuple(TaughtPart(teacher, rows) for teacher in self.teachers)
+        return replace(self, **pieces, **whole, offsets=offsets, word=word, teachers=teachers)
 
     @property
     def pieces(self) -> np.ndarray:

@@ -23,7 +23,7 @@ from filbert.shards import Shards
 from filbert.words import KEYS, SCALE, quantised, row_keys
 
 ENCODED = 16384  # rows held as pieces at a time
-SAMPLE = 512  # rows whose lengths tell the size of the whole
+SAMPLE = 512  # rows, or a twentieth of all, whose lengths tell the size of the whole
 
 
 def fill(
@@ -55,7 +55,7 @@ def _fill(
 ) -> int:
     config = asking.config
     lacking, spoilt = _lacking(shards, table, columns, asking.key)
-    samples = (rows[sample_of(len(rows), SAMPLE)] for _, rows in lacking)
+    samples = (rows[sample_of(len(rows), min(SAMPLE, max(32, len(rows) // 20)))] for _, rows in lacking)
     sizes = [
         asking.bytes_per_row(encode(table.take(sample)), wanted)
         for sample, (wanted, _) in zip(samples, lacking, strict=True)

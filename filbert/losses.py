@@ -42,6 +42,11 @@ def attention(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     return _mean((student.float() - teacher.float()).square().mean(1), pairs)
 
 
+def patient(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared error of states [B, layers, D], each scaled to length 1 (Sun et al. 2019, PKD, equation 7)."""
+    return F.mse_loss(F.normalize(student.float(), dim=-1), F.normalize(teacher.float(), dim=-1))
+
+
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum() / mask.sum()
 

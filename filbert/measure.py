@@ -34,6 +34,12 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def prunable(model: nn.Module) -> int:
+    """How many of them lie where ROSITA cuts: in the encoder's layers and the word embedding with its projection; positions,
+    segments, pooler and classifier are left out."""
+    return sum(p.numel() for name, p in model.named_parameters() if "encoder.layer." in name or ".word_" in name)
+
+
 def weight_bytes(folder: Path) -> int:
     """The size of the weight files as saved."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
@@ -78,6 +84,7 @@ def cost(model: nn.Module, folder: Path, teacher: nn.Module, rows: Encoded, conf
         "bytes": weight_bytes(folder),
         "multiply_adds": multiply_adds(model, one),
         "smaller": parameters(teacher) / count,
+        "smaller_prunable": prunable(teacher) / max(1, prunable(model)),
         "faster": {f"batch_{n}": t["teacher"]["median"] / t["student"]["median"] for n, t in timed.items()},
         "milliseconds": {f"batch_{n}": t["student"]["median"] for n, t in timed.items()},
     }

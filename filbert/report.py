@@ -91,7 +91,9 @@ def _task_table(lines: list[Line], config: ReportConfig, neighbours: float | Non
         f"{', '.join(map(str, lines[-1].seeds))}. Latency: float32, {facts['threads']} thread, teacher and student in turn, "
         f"medians; batch 1 is a row of median length ({facts['tokens']} pieces). {machine['processor']}, {machine['flags']}."
     )
-    return "\n\n".join(filter(None, [f"### {task.name}", table(rows), _on_references(lines, neighbours), note]))
+    return "\n\n".join(
+        filter(None, [f"### {task.name}", table(rows), _on_pruned(lines), _on_references(lines, neighbours), note])
+    )
 
 
 def _rivals(line: Line, lines: list[Line], config: ReportConfig) -> list[Line]:
@@ -110,6 +112,24 @@ def _compared(line: Line, other: Line, config: ReportConfig) -> str:
         return f"not comparable to `{other.student}`: steps differ"
     low, high = interval(line.scores, other.scores, config.confidence)
     return f"{verdict(line.scores, other.scores, config)} `{other.student}` ({low:+.1f} to {high:+.1f})"
+
+
+def _on_pruned(lines: list[Line]) -> str:
+    """What is to be said of students that were cut in width: their shape, and how much of what can be cut is gone."""
+    said = []
+    for line in lines:
+        shape = line.details[0]["shape"]
+        if shape.get("rank"):
+            said.append(
+                f"`{line.student}`: heads {_widths(shape['heads'])}, neurons {_widths(shape['intermediate'])}, "
+                f"rank {shape['rank']}, {line.median('smaller_prunable'):.2f}× fewer parameters in what can be pruned "
+                "(layers and word embedding)."
+            )
+    return " ".join(said)
+
+
+def _widths(values: list[int]) -> str:
+    return str(values[0]) if len(set(values)) == 1 else " ".join(map(str, values))
 
 
 def _on_references(lines: list[Line], neighbours: float | None) -> str:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,16 @@ from filbert.files import code_hash, whole_file
 
 def fingerprint(model: nn.Module, rows: Encoded, config: Any, seed: int, made_with: dict[str, Any]) -> str:
     """What a checkpoint must agree with to be resumed: the start, the data, all settings of the stage, the code."""
-    settings = [asdict(config), seed, made_with, code_hash()]
+    settings = [config, seed, made_with, code_hash()]
     digest = hashlib.sha256(json.dumps(settings, default=str).encode())
     for array in (rows.ids, rows.types, rows.offsets, rows.label, rows.hash):
         digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest() + weights_digest(model)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """The SHA-256 over a model's weights and buffers, by name."""
+    digest = hashlib.sha256()
     for name, parameter in model.state_dict().items():
         digest.update(name.encode() + parameter.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -32,9 +37,9 @@ def fingerprint(model: nn.Module, rows: Encoded, config: Any, seed: int, made_wi
 class State:
     """All that must survive a kill: the weights, the optimiser, the best weights, and where the phase stands."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.AdamW, file: Path, fingerprint: str):
+    def __init__(self, model: nn.Module, optimizer: torch.optim.AdamW, file: Path, fingerprint: str, step: int = 0):
         self.model, self.optimizer, self.file, self.fingerprint = model, optimizer, file, fingerprint
-        self.step, self.best, self.best_step, self.misses = 0, -math.inf, 0, 0
+        self.step, self.best, self.best_step, self.misses = step, -math.inf, 0, 0
         self.best_weights: dict[str, Tensor] = {}
 
     def judge(self, score: float) -> None:

@@ -157,6 +157,18 @@ def load(folder: Path) -> PreTrainedModel:
     return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
 
 
+def own(folder: Path, task: Task) -> FilbertForSequenceClassification:
+    """A saved student as our own encoder, plain BERTs too: what can be cut.
+
+    Raises:
+        ShapeError: it is not BERT-shaped.
+    """
+    model = load(folder)
+    if isinstance(model, FilbertForSequenceClassification):
+        return model
+    return new_student(folder, task, StudentConfig(tuple(range(model.config.num_hidden_layers))))
+
+
 def ask(model: nn.Module, batch: Batch, states: bool = False) -> Any:
     """The answer of any model, ours or Hugging Face's, to a batch: `.logits` [B, C], with `states` `.hidden_states` too.
 

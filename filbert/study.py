@@ -1,19 +1,22 @@
 """What a method is given: the task, its rows, the teacher's words, a fresh student, and the training loop."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from filbert import losses, students
+from filbert import fill, losses, students
 from filbert.bert import FilbertForSequenceClassification
-from filbert.cache import Cache
+from filbert.cache import Cache, CacheConfig
 from filbert.data import Batch, Encoded, Taught
 from filbert.device import seed_everything
 from filbert.layerwise import Depth
+from filbert.resume import weights_digest
 from filbert.tasks import Task
 from filbert.tracking import Recorder
 from filbert.train import FitConfig, Fitted, fit, validate
@@ -27,9 +30,11 @@ class Study:
     train: Encoded
     validation: Encoded
     checkpoint: Path
+    teacher: Path
     shape: students.StudentConfig
     depth: Depth
     cache: Cache
+    asking: CacheConfig
     references: Path
     seed: int
     device: torch.device
@@ -40,14 +45,43 @@ class Study:
         """A fresh student: layers of the checkpoint and a head drawn from the seed."""
         return self.student_of(FilbertForSequenceClassification)
 
-    def student_of(self, kind: type[students.Student], **fields: Any) -> students.Student:
-        """A fresh student of another kind, the parts it adds drawn from the seed too; `fields` are of its configuration."""
+    def student_of(
+        self, kind: type[students.Student], layers: Sequence[int] | None = None, **fields: Any
+    ) -> students.Student:
+        """A fresh student of another kind, or of other layers, the parts it adds drawn from the seed too; `fields` are of its
+        configuration."""
         seed_everything(self.seed)
-        return students.new_student_of(kind, self.checkpoint, self.task, self.shape, **fields)
+        shape = self.shape if layers is None else students.StudentConfig(tuple(layers))
+        return students.new_student_of(kind, self.checkpoint, self.task, shape, **fields)
+
+    def of_teacher(self, layers: Sequence[int]) -> FilbertForSequenceClassification:
+        """A student cut from the fine-tuned teacher: some of its layers, with its head."""
+        seed_everything(self.seed)
+        return students.new_student(self.teacher, self.task, students.StudentConfig(tuple(layers)))
 
     def taught(self, columns: Sequence[str], *beside: Taught) -> Encoded:
         """The training rows, whose batches carry these columns of the teacher's words."""
-        return self.train.taught(self.cache.on(self.train, columns), *beside)
+        return self.taught_by(self.cache, columns, *beside)
+
+    def taught_by(self, cache: Cache, columns: Sequence[str], *beside: Taught) -> Encoded:
+        """The training rows, whose batches carry these columns of another teacher's words, and what they carried before."""
+        return self.train.taught(*self.train.teachers, cache.on(self.train, columns), *beside)
+
+    def asked(self, model: nn.Module, columns: Sequence[str]) -> Cache:
+        """A cache of what `model`, an earlier student, says of the training rows; it goes when the study ends.
+
+        Raises:
+            CacheError: it would grow over `cache.budget_gb`.
+        """
+        expected = replace(self.cache.expected, teacher=weights_digest(model))
+        folder = self.scratch / f"words-{expected.teacher[:12]}"
+        rows = {"idx": self.train.idx, "hash": self.train.hash, "row": np.arange(len(self.train))}
+
+        def encode(part: pa.Table) -> Encoded:
+            return self.train.part(part["row"].to_numpy())
+
+        fill.fill(folder, model, pa.table(rows), encode, columns, expected, self.asking, self.device)
+        return Cache(folder, expected)
 
     def hard_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """The task's own loss against the labels."""
@@ -67,9 +101,10 @@ class Study:
         phase: str,
         beside: nn.Module | None = None,
         validation: Encoded | None = None,
+        window: tuple[int, int] | None = None,
     ) -> Fitted:
-        """Train `student`, and what is `beside` it, for one phase; leave them with the weights that scored best on the
-        validation rows (which may be given as rows that carry more)."""
+        """Train `student`, and what is `beside` it, for one phase, or the steps of it in `window`; leave them with the
+        weights that scored best on the validation rows (which may be given as rows that carry more)."""
         scored = validation or self.validation
         return fit(
             nn.ModuleDict({"student": student, "beside": beside}) if beside is not None else student,
@@ -82,4 +117,5 @@ class Study:
             device=self.device,
             scratch=self.scratch,
             recorder=self.recorder,
+            window=window,
         )

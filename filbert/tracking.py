@@ -1,6 +1,7 @@
 """history.jsonl is the record, MLflow the view: every stage writes both while it runs."""
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,10 +28,10 @@ class Recorder:
             stream.write(json.dumps(line) + "\n")
         self.view.point({f"{phase}/{name}": value for name, value in values.items()}, step)
 
-    def rewind(self, phase: str, step: int) -> None:
-        """Forget what was written of `phase` after `step`: a resumed phase says it again."""
+    def rewind(self, phase: str, step: int, end: float = math.inf) -> None:
+        """Forget what was written of `phase` after `step`, up to `end`: a resumed phase says it again."""
         lines = read_history(self.history) if self.history.exists() else []
-        kept = [line for line in lines if line["phase"] != phase or line["step"] <= step]
+        kept = [line for line in lines if line["phase"] != phase or not step < line["step"] <= end]
         self.history.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def metrics(self, values: dict[str, Any]) -> None:

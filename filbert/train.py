@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -36,12 +37,13 @@ class TrainingError(FilbertError):
 
 @dataclass(frozen=True)
 class FitConfig:
-    """One phase of training: AdamW, linear warm-up, then linear decay to 0; of no epochs, nothing happens."""
+    """One phase of training: AdamW, linear warm-up, then `decay`; of no epochs, nothing happens."""
 
     epochs: int
     batch_size: int
     learning_rate: float
     warmup: float  # fraction of all steps
+    decay: Literal["linear", "none"]  # of the learning rate after the warm-up: to 0 at the end, or not at all
     weight_decay: float
     clip: float  # norm of the gradient
     validations: int  # how often the validation rows are scored, the last time at the end; 0: the last weights are kept
@@ -69,6 +71,7 @@ def fit(
     device: torch.device,
     scratch: Path,
     recorder: Recorder,
+    window: tuple[int, int] | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Fitted:
     """Train the parameters of `model` that require a gradient on `loss`; keep the weights with the best `score`.
@@ -77,36 +80,44 @@ def fit(
         loss: a batch on the device -> a scalar.
         validate: scores of the present weights on validation rows; `score` is what counts, higher is better.
         phase: the name under which this phase is recorded and resumed.
+        window: only the steps from the first to before the second of all that `config` asks for, with their rows and
+            learning rates: a model that is cut while it trains goes on with a new optimizer, not with the old rows.
 
     Raises:
         TrainingError: the loss is not finite.
     """
     per_epoch = math.ceil(len(rows) / config.batch_size)
-    total = per_epoch * config.epochs
-    every = max(1, math.ceil(total / config.validations)) if config.validations else total + 1
+    total = total_steps(rows, config)
+    begin, end = window or (0, total)
+    every = max(1, math.ceil((end - begin) / config.validations)) if config.validations else total + 1
     model.to(device).train()
     optimizer = new_optimizer(model, config)
     state = State(
-        model, optimizer, scratch / f"{phase}.safetensors", fingerprint(model, rows, config, seed, recorder.made_with)
+        model,
+        optimizer,
+        scratch / f"{phase}-{begin}.safetensors",
+        fingerprint(model, rows, (config, window), seed, recorder.made_with),
+        begin,
     )
     state.resume()
-    recorder.rewind(phase, state.step)
+    recorder.rewind(phase, state.step, end)
+    finished = state.step >= end or state.misses >= config.patience
     order: list[np.ndarray] = []
     saved = time.monotonic()
-    with progress.bar(phase, total * config.batch_size, state.step * config.batch_size) as bar:
-        while state.step < total and state.misses < config.patience:
+    with progress.bar(phase, end * config.batch_size, state.step * config.batch_size) as bar:
+        while state.step < end and state.misses < config.patience:
             epoch, at = divmod(state.step, per_epoch)
             if at == 0 or not order:
                 order = shuffled(rows.lengths, config.batch_size, seed, epoch)
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * _schedule(state.step, total, config.warmup)
+                group["lr"] = config.learning_rate * _schedule(state.step, total, config)
             torch.manual_seed(seed * 1_000_003 + state.step)
             value = _step(model, loss, rows.batch(order[at]).to(device), optimizer, config.clip, device)
             state.step += 1
             bar.update(config.batch_size)
-            if state.step % LOG_STEPS == 0 or state.step == total:
+            if state.step % LOG_STEPS == 0 or state.step == end:
                 _record_loss(value, phase, state.step, total, optimizer, bar, recorder)
-            if state.step % every == 0 or (state.step == total and config.validations):
+            if (state.step - begin) % every == 0 or (state.step == end and config.validations):
                 scores = validate()
                 state.judge(scores["score"])
                 values = {f"validation_{name}": score for name, score in scores.items()}
@@ -115,11 +126,13 @@ def fit(
             if time.monotonic() - saved >= checkpoint_seconds:
                 state.save()
                 saved = time.monotonic()
-    state.save()
-    recorder.rewind(phase, state.step)
+    if not finished:
+        recorder.rewind(phase, state.step, end)
+        if state.best_weights:
+            recorder.log(phase, state.step, {"best": state.best, "best_step": state.best_step})
+        state.save()
     if state.best_weights:
         state.restore_best()
-        recorder.log(phase, state.step, {"best": state.best, "best_step": state.best_step})
     return Fitted(state.best, state.best_step, state.step)
 
 
@@ -142,9 +155,16 @@ def new_optimizer(model: nn.Module, config: FitConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=True)
 
 
-def _schedule(step: int, total: int, warmup: float) -> float:
-    rising = max(1, round(total * warmup))
-    return (step + 1) / rising if step < rising else (total - step) / max(1, total - rising)
+def total_steps(rows: Encoded, config: FitConfig) -> int:
+    """How many optimiser steps a phase has."""
+    return math.ceil(len(rows) / config.batch_size) * config.epochs
+
+
+def _schedule(step: int, total: int, config: FitConfig) -> float:
+    rising = max(1, round(total * config.warmup))
+    if step < rising:
+        return (step + 1) / rising
+    return (total - step) / max(1, total - rising) if config.decay == "linear" else 1.0
 
 
 def _step(

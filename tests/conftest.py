@@ -133,5 +133,7 @@ def study(
     splits = {"train": encoded, "validation": validation}
     found = {name: references.look_up(index, encoded, rows, 3) for name, rows in splits.items()}
     references.save(tmp_path / "references", index, found)
-    return Study(task, encoded, validation, checkpoint, students.StudentConfig((0,)), depth, cache.Cache(tmp_path / "cache", key),
-                 tmp_path / "references", 1, CPU, tmp_path / ".scratch" / "study", recorder)  # fmt: skip
+    return Study(
+        task, encoded, validation, checkpoint, teacher, students.StudentConfig((0,)), depth, cache.Cache(tmp_path / "cache", key),
+        config, tmp_path / "references", 1, CPU, tmp_path / ".scratch" / "study", recorder,
+    )  # fmt: skip

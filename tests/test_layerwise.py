@@ -11,7 +11,7 @@ from filbert.methods import tinybert
 from filbert.study import Study
 from filbert.train import FitConfig
 
-FIT = FitConfig(2, 8, 1e-3, 0.1, 0.01, 1.0, validations=0, patience=1)
+FIT = FitConfig(2, 8, 1e-3, 0.1, "linear", 0.01, 1.0, validations=0, patience=1)
 
 
 def test_padding_does_not_count() -> None:
@@ -71,7 +71,11 @@ def test_tinybert_comes_closer_to_its_teacher(study: Study) -> None:
             return float(following.loss(batch))
 
     config = tinybert.Config(
-        1.0, FitConfig(20, 8, 3e-3, 0.1, 0.01, 1.0, 0, 1), 1.0, 1.0, FitConfig(0, 8, 1e-3, 0.1, 0.01, 1.0, 0, 1)
+        1.0,
+        FitConfig(20, 8, 3e-3, 0.1, "linear", 0.01, 1.0, 0, 1),
+        1.0,
+        1.0,
+        FitConfig(0, 8, 1e-3, 0.1, "linear", 0.01, 1.0, 0, 1),
     )
     assert distance(tinybert.compress(study, config)) < 0.9 * distance(study.student())
     student = tinybert.compress(study, tinybert.Config(1.0, FIT, 1.0, 0.7, FIT))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from filbert import config
+from filbert import config, recipes
 
 ROOT = Path(__file__).parent.parent
 CODE = sorted(path for room in ("filbert", "stages", "pipelines") for path in (ROOT / room).rglob("*.py"))
@@ -81,7 +81,7 @@ def test_the_deps_of_a_stage_are_exactly_the_code_it_reaches(stage: str) -> None
     module = GRAPH[stage]["cmd"].split()[2]
     stated = {dep for dep in GRAPH[stage]["deps"] if dep.startswith(("filbert", "stages"))}
     wanted = reached(module)
-    if stage in ("cache", "distill"):
+    if stage in ("cache", "distill"):  # what they import by name
         method = "filbert/methods/${item.method}.py" if stage == "distill" else "filbert/methods"
         every = [reached(f"filbert.methods.{name}") - {f"filbert/methods/{name}.py"} for name in METHODS]
         wanted = (wanted.union(*every) | {method}) - ({"filbert/methods/__init__.py"} if stage == "cache" else set())
@@ -91,9 +91,11 @@ def test_the_deps_of_a_stage_are_exactly_the_code_it_reaches(stage: str) -> None
 @pytest.mark.parametrize("stage", GRAPH)
 def test_the_params_of_a_stage_are_exactly_the_sections_it_reads(stage: str) -> None:
     module = MODULES[GRAPH[stage]["cmd"].split()[2]]
-    text = module.read_text().replace("(CHECKPOINT", '("checkpoint"')
+    helpers = [MODULES[name] for name in imports(module) if name.startswith("stages.")]
+    text = "".join(path.read_text() for path in [module, *helpers]).replace("(CHECKPOINT", '("checkpoint"')
     names = re.findall(r'section\(f?"([^"]+)"', text)
-    read = {name.replace("{method_name}", "${item.method}") for name in names}
+    given = {"{method_name}": "${item.method}", "{recipe_name}": "${item.recipe.name}"}
+    read = {re.sub(r"{\w+}", lambda found: given[found[0]], name) for name in names}
     if stage in ("checkpoint", "fetch"):
         read = {"checkpoint"} if stage == "checkpoint" else {"datasets"}  # one file, one of its two halves each
     assert set(GRAPH[stage]["params"]) == read
@@ -116,6 +118,14 @@ def test_every_method_has_its_file_its_section_and_its_algorithm() -> None:
         module = import_module(f"filbert.methods.{method}")
         assert callable(module.compress)
         config.section(f"distill.{method}", module.Config, ROOT / "params.yaml")
+
+
+def test_every_recipe_has_its_section_and_its_start() -> None:
+    params = config.read(ROOT / "params.yaml")
+    for recipe in params["recipes"]:
+        config.section(f"prune.{recipe['name']}", recipes.Config, ROOT / "params.yaml")
+        assert recipe["from"] in [*METHODS, *(other["name"] for other in params["recipes"])]
+        assert recipe["name"] not in METHODS
 
 
 def test_files_are_short_and_open_with_what_they_are() -> None:

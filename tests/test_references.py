@@ -21,7 +21,7 @@ from filbert.study import Study
 from filbert.train import FitConfig
 
 SST2 = tasks.find("sst2")
-FIT = FitConfig(2, 8, 1e-3, 0.1, 0.01, 1.0, validations=0, patience=1)
+FIT = FitConfig(2, 8, 1e-3, 0.1, "linear", 0.01, 1.0, validations=0, patience=1)
 CONFIG = referenced.Config(
     PickConfig(2, "float16"),
     "reference",

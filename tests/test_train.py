@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from filbert import data, losses, students, tasks
-from filbert.tracking import Recorder, read_history
+from filbert.tracking import Recorder, read_history, steps
 from filbert.train import FitConfig, Fitted, TrainingError, fit, validate
 
 SST2, CPU = tasks.find("sst2"), torch.device("cpu")
-CONFIG = FitConfig(epochs=3, batch_size=8, learning_rate=1e-3, warmup=0.1, weight_decay=0.01, clip=1.0, validations=6,
-                   patience=6)  # fmt: skip
+CONFIG = FitConfig(epochs=3, batch_size=8, learning_rate=1e-3, warmup=0.1, decay="linear", weight_decay=0.01, clip=1.0,
+                   validations=6, patience=6)  # fmt: skip
 
 
 class Killed(BaseException):
@@ -93,6 +93,31 @@ def test_a_checkpoint_of_a_stage_with_other_settings_is_not_resumed(
         with pytest.raises(Killed):
             train(checkpoint, encoded, validation, recorder, die_at=9, every=0)
     assert "made with other settings, data or start; beginning anew" in capsys.readouterr().err
+
+
+def test_windows_go_on_with_the_rows_and_learning_rates_of_the_whole(checkpoint, encoded, validation, recorder) -> None:  # type: ignore[no-untyped-def]
+    seen: list[tuple[int, ...]] = []
+
+    def run(name: str, *windows: tuple[int, int] | None) -> list[tuple[int, ...]]:
+        seen.clear()
+        model = students.new_student(checkpoint, SST2, students.StudentConfig((0,)))
+
+        def loss(batch: data.Batch) -> Tensor:
+            seen.append(tuple(batch.ids.sum(1).tolist()))
+            return losses.classification(students.ask(model, batch).logits, batch.label)
+
+        for window in windows:
+            fit(model, loss, encoded, dict, replace(CONFIG, validations=0), phase=name, seed=1, device=CPU, scratch=Path("w"),
+                recorder=recorder, window=window)  # fmt: skip
+        return list(seen)
+
+    assert run("whole", None) == run("parts", (0, 4), (4, 13), (13, 27))
+    lines = read_history(recorder.history)
+    rates = {
+        p: {line["step"]: line["learning_rate"] for line in lines if line["phase"] == p} for p in ("whole", "parts")
+    }
+    assert rates["whole"].items() <= rates["parts"].items()
+    assert steps(recorder.history) == 2 * 27
 
 
 def test_it_learns_and_keeps_the_best_weights(checkpoint, encoded, validation, recorder) -> None:  # type: ignore[no-untyped-def]

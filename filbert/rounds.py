@@ -1,0 +1,195 @@
+"""ROSITA's stages (Liu, Lin, Yuan 2021, AAAI, arXiv 2103.11367; official code): what its settings are put together from.
+
+A student learns its teacher's prediction, or its states too; it is cut at once, or in rounds while it learns. Rounds are
+equally spaced in the first `proportion` of the training; each begins with a new optimiser and no scores. Teachers are asked
+once and read from a cache, earlier students too: in evaluation mode, where the official code left dropout on. One head, BERT's
+own, serves all stages, where the official code puts a ReLU before that of all stages but the first.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from filbert import losses
+from filbert.bert import FilbertForSequenceClassification
+from filbert.cache import Cache
+from filbert.data import Batch, Encoded
+from filbert.measure import typical
+from filbert.pruning import Importance, PruningError, Scores, between, budgeted, counter, cut, everything, strongest
+from filbert.students import Student, ask
+from filbert.study import Study
+from filbert.train import FitConfig, total_steps
+
+Loss = Callable[[Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """The shape to arrive at: the same heads and neurons in each layer, or a budget that importance divides among layers."""
+
+    layers: int | None  # none: as many as the start has
+    rank: int  # of the factorised word embedding; 0: it is not factorised
+    heads: int | None
+    intermediate: int | None
+    parameters: int | None  # at most so many
+    multiply_adds: int | None  # at most so many, on the training row of median length
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("heads", "intermediate", "parameters", "multiply_adds") if getattr(self, name)]
+        if given not in (["heads", "intermediate"], ["parameters"], ["multiply_adds"]):
+            raise PruningError(f"a target needs heads and intermediate, or parameters, or multiply_adds; got {given}")
+
+
+@dataclass(frozen=True)
+class RoundsConfig:
+    proportion: float  # of the training that the rounds take; what is left is trained in the final shape
+    rounds: int | None  # none: one for each head, or layer, that goes from a layer
+    fit: FitConfig
+
+
+def learn_labels(study: Study, student: Student) -> Loss:
+    """The task's own loss."""
+    return lambda batch: study.hard_loss(ask(student, batch).logits, batch)
+
+
+def learn_prediction(study: Study, student: Student) -> Loss:
+    """Soft cross entropy at temperature 1, its mean over batch and classes, and no labels."""
+    return lambda batch: _prediction(study, ask(student, batch).logits, batch)
+
+
+def learn_states(study: Study, student: Student, teacher_layers: int) -> Loss:
+    """The mean squared errors of the embedding output and all states, and the prediction."""
+    followed = states_of(student.config.num_hidden_layers, teacher_layers)
+
+    def loss(batch: Batch) -> Tensor:
+        answer = ask(student, batch, states=True)
+        pairs = zip(answer.hidden_states, (batch.teacher[column] for column in followed), strict=True)
+        hidden = torch.stack([losses.states(ours, theirs, batch.mask) for ours, theirs in pairs]).sum()
+        return hidden + _prediction(study, answer.logits, batch)
+
+    return loss
+
+
+def _prediction(study: Study, logits: Tensor, batch: Batch) -> Tensor:
+    return losses.SOFT[study.task.kind](logits, batch.teacher["logits"], 1.0) / study.task.outputs
+
+
+def states_of(layers: int, teacher_layers: int) -> list[str]:
+    """The teacher's states that a student of so many layers follows: 12 -> 8 are 0, 1, 3, 4, 6, 7, 9, 10, 12."""
+    return [f"hidden.{layer * teacher_layers // layers}" for layer in range(layers + 1)]
+
+
+def from_teacher(study: Study, teacher: Cache | Student, layers: int, teacher_layers: int) -> Encoded:
+    """The training rows with what `learn_states` of a student of so many layers needs of its teacher."""
+    columns = ["logits", *states_of(layers, teacher_layers)]
+    return study.taught_by(teacher if isinstance(teacher, Cache) else study.asked(teacher, columns), columns)
+
+
+def whole(study: Study) -> FilbertForSequenceClassification:
+    """The fine-tuned teacher as a student."""
+    return study.of_teacher(range(study.depth.teacher))
+
+
+def second_teacher(study: Study, config: FitConfig) -> FilbertForSequenceClassification:
+    """BERT-base(student): all layers of the pretrained checkpoint, taught the teacher's prediction."""
+    student = study.student_of(FilbertForSequenceClassification, layers=range(study.depth.teacher))
+    study.fit(student, learn_prediction(study, student), study.taught(["logits"]), config, "student")
+    return student
+
+
+def pruned_at_once(study: Study, student: Student, target: TargetConfig, config: FitConfig) -> Student:
+    """Gather importance in one pass over the labels, the student learning meanwhile, then cut it in one step."""
+    with Importance(student) as importance:
+        study.fit(student, learn_labels(study, student), study.train, config, "importance", beside=importance)
+        layers = target.layers or student.config.num_hidden_layers
+        scores = importance.scores()[:layers]
+    return _to_width(study, cut(student, everything(student, layers)), scores, target, 1, 1, student)
+
+
+def pruned_in_depth(study: Study, student: Student, target: TargetConfig, config: RoundsConfig) -> Student:
+    """Take layers from the top, one a round, while the student learns its former self's prediction."""
+    before = student.config.num_hidden_layers
+    layers = target.layers or before
+    rounds = config.rounds or before - layers
+
+    def shorter(present: Student, _: list[Scores], number: int) -> Student:
+        return cut(present, everything(present, between(before, layers, number, rounds)))
+
+    rows = study.taught_by(study.asked(student, ["logits"]), ["logits"])
+    return _in_rounds(
+        study, student, lambda present: learn_prediction(study, present), rows, shorter, rounds, config, "depth"
+    )
+
+
+def pruned_in_width(
+    study: Study, student: Student, teacher: Student, target: TargetConfig, config: RoundsConfig
+) -> Student:
+    """Take heads, neurons and rank in rounds while the student learns its teacher's states and prediction."""
+    layers, teacher_layers = student.config.num_hidden_layers, teacher.config.num_hidden_layers
+    rounds = config.rounds or max(1, max(student.config.layer_heads) - (target.heads or 1))
+    start = student
+
+    def narrower(present: Student, scores: list[Scores], number: int) -> Student:
+        return _to_width(study, present, scores, target, number, rounds, start)
+
+    rows = from_teacher(study, teacher, layers, teacher_layers)
+    return _in_rounds(
+        study,
+        student,
+        lambda present: learn_states(study, present, teacher_layers),
+        rows,
+        narrower,
+        rounds,
+        config,
+        "width",
+    )
+
+
+def _to_width(
+    study: Study, student: Student, scores: list[Scores], target: TargetConfig, number: int, rounds: int, start: Student
+) -> Student:
+    """The student after a round of several that lead from the widths of `start` to those of `target`."""
+    shape = start.config
+    if target.rank:
+        rank = between(shape.embedding_size or shape.hidden_size, target.rank, number, rounds)
+        student = cut(student, everything(student, student.config.num_hidden_layers), rank)
+    if target.heads and target.intermediate:
+        heads = between(max(shape.layer_heads), target.heads, number, rounds)
+        return cut(
+            student,
+            strongest(scores, heads, between(max(shape.layer_intermediate), target.intermediate, number, rounds)),
+        )
+    kind = "parameters" if target.parameters else "multiply_adds"
+    count = counter(kind, typical(study.train, 1))
+    budget = between(count(start), getattr(target, kind), number, rounds)
+    return cut(student, budgeted(student, scores, count, budget))
+
+
+def _in_rounds(
+    study: Study,
+    student: Student,
+    loss: Callable[[Student], Loss],
+    rows: Encoded,
+    smaller: Callable[[Student, list[Scores], int], Student],
+    rounds: int,
+    config: RoundsConfig,
+    phase: str,
+) -> Student:
+    """Train; after each round go on with a smaller student; keep the best of the final shape."""
+    total = total_steps(rows, config.fit)
+    ends = [round(config.proportion * total * number / rounds) for number in range(rounds + 1)] if rounds else [0]
+    if len(set(ends)) <= rounds or ends[-1] >= total:
+        raise PruningError(
+            f"{phase}: {rounds} rounds do not fit in {config.proportion} of {total} steps, a step each and some after; raise "
+            "`epochs` or change `proportion`"
+        )
+    unscored = replace(config.fit, validations=0)
+    for number, window in enumerate(pairwise(ends), start=1):
+        with Importance(student) as importance:
+            study.fit(student, loss(student), rows, unscored, phase, beside=importance, window=window)
+            student = smaller(student, importance.scores(), number)
+    study.fit(student, loss(student), rows, config.fit, phase, window=(ends[-1], total))
+    return student

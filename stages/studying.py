@@ -1,0 +1,72 @@
+"""Opening a study and keeping what comes of it: what `distill` and `prune` have in common."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filbert import cache, config, data, device, files, rows, students, tasks, tracking
+from filbert.bert import FilbertForSequenceClassification
+from filbert.layerwise import Depth
+from filbert.study import Study
+from stages import scratch_of
+
+
+@dataclass(frozen=True)
+class Folders:
+    """What a study reads."""
+
+    prepared: Path
+    words: Path
+    references: Path
+    teacher: Path
+    checkpoint: Path
+
+
+def make(
+    stage: str,
+    task_name: str,
+    student_name: str,
+    seed: int,
+    folders: Folders,
+    out: Path,
+    settings: Any,
+    columns: Callable[[Depth], tuple[str, ...]],
+    compress: Callable[[Study], FilbertForSequenceClassification],
+    hashes: dict[str, str],
+) -> None:
+    """Open the study, verify what it reads of the teacher (`columns`), `compress`, and publish the student to `out`."""
+    task, tokenizer, on = tasks.find(task_name), data.load_tokenizer(folders.teacher), device.pick()
+    asking, encoding = config.section("cache", cache.CacheConfig), config.section("encode", data.EncodeConfig)
+    shape, scratch = config.section("student", students.StudentConfig), scratch_of(out)
+    key, live = cache.fingerprint(folders.teacher, encoding, asking, on), students.load(folders.teacher)
+    depth = Depth(len(shape.layers), live.config.num_hidden_layers)
+    wanted = columns(depth)
+    spelled = any(column.startswith("words") for column in wanted)
+    table, train = data.open_split(folders.prepared, "train", task, tokenizer, encoding, spelled)
+    validation = data.open_split(folders.prepared, "validation", task, tokenizer, encoding)[1]
+    opened = cache.Cache(folders.words, key)
+    if wanted:
+        opened.verify(train.part(cache.sample_of(len(train), asking.verify_rows)), wanted, live, asking, on)
+    with tracking.stage_run(
+        stage,
+        params={"student": shape, "encode": encoding, **vars(settings)},
+        tags={"task": task_name, "method": student_name, "seed": str(seed)},
+        hashes={
+            "rows": rows.digest(table),
+            "teacher": key.teacher[:12],
+            "words": opened.digest,
+            "references": files.sha256(folders.references / "train.arrow")[:12],
+            **hashes,
+        },
+        scratch=scratch,
+    ) as recorder:
+        recorder.dataset(table, folders.prepared, task_name, "training")
+        study = Study(
+            task, train, validation, folders.checkpoint, folders.teacher, shape, depth, opened, asking, folders.references,
+            seed, on, scratch, recorder,
+        )  # fmt: skip
+        student = compress(study)
+        with files.whole_folder(out) as making:
+            students.publish(student, tokenizer, making, recorder)
+    files.forget(scratch)

@@ -1,0 +1,220 @@
+"""Cutting encoders: importance as defined, the limits, the paper's shape, budgets, and ROSITA's settings end to end."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_tokenizer
+from test_references import made
+from test_students import ask_a_stranger, ours
+
+from filbert import measure, pruning, recipes, students, train
+from filbert.bert import FilbertConfig, FilbertForSequenceClassification
+from filbert.methods import rosita, rosita_finetune, rosita_s1, rosita_s2, rosita_s3, theseus
+from filbert.pruning import Importance, Kept, PruningError, Scores, cut, everything
+from filbert.reference_bert import ReferenceForSequenceClassification
+from filbert.replacing import Config as Replacing
+from filbert.rounds import RoundsConfig, TargetConfig, learn_labels, states_of
+from filbert.study import Study
+from filbert.tracking import read_history
+from filbert.train import FitConfig
+
+FIT = FitConfig(1, 8, 1e-3, 0.0, "none", 0.0, 1.0, validations=1, patience=1)
+TARGET = TargetConfig(layers=1, rank=4, heads=2, intermediate=8, parameters=None, multiply_adds=None)
+ROUNDS = RoundsConfig(0.5, None, FIT)
+
+
+def answers(model: torch.nn.Module, study: Study) -> torch.Tensor:
+    with torch.no_grad():
+        return students.ask(model.eval(), study.train.batch(np.arange(8))).logits
+
+
+def test_keeping_everything_changes_nothing(study: Study) -> None:
+    teacher = study.of_teacher([0, 1])
+    assert torch.equal(answers(cut(teacher, everything(teacher, 2)), study), answers(teacher, study))
+    factorised = cut(teacher, everything(teacher, 2), rank=16)
+    torch.testing.assert_close(answers(factorised, study), answers(teacher, study), atol=1e-4, rtol=1e-4)
+    assert factorised.config.embedding_size == 16
+
+
+def test_what_is_cut_counts_as_what_is_masked(study: Study) -> None:
+    """Heads 0 and 3 and neurons 1, 5 and 7 of layer 0: zeroed where they lead on, or gone."""
+    model = study.of_teacher([0, 1])
+    kept = [
+        Kept(torch.tensor([1, 2]), torch.tensor([n for n in range(32) if n not in (1, 5, 7)])),
+        everything(model, 2)[1],
+    ]
+    smaller = cut(model, kept)
+    with torch.no_grad():
+        layer = model.bert.encoder.layer[0]
+        for head in (0, 3):
+            layer.get_parameter(pruning.OUTPUT)[:, 4 * head : 4 * head + 4] = 0
+        layer.get_parameter(pruning.DOWN)[:, [1, 5, 7]] = 0
+    torch.testing.assert_close(answers(smaller, study), answers(model, study))
+    assert (smaller.config.layer_heads, smaller.config.layer_intermediate) == ([2, 4], [29, 32])
+
+
+def test_a_student_that_reads_references_is_cut_with_its_gates(study: Study) -> None:
+    model = study.student_of(ReferenceForSequenceClassification, reference_size=16)
+    attention = model.bert.encoder.layer[0].attention["self"]
+    torch.nn.init.normal_(attention.gate)
+    smaller = cut(model, [Kept(torch.tensor([1, 3]), torch.arange(4))])
+    assert torch.equal(smaller.bert.encoder.layer[0].attention["self"].gate, attention.gate[[1, 3]])
+
+
+def test_importance_is_the_weight_times_the_mean_absolute_gradient(study: Study) -> None:
+    model = study.of_teacher([0, 1]).eval()
+    layer = model.bert.encoder.layer[1]
+    with Importance(model) as importance:
+        sums = {
+            part: torch.zeros_like(layer.get_parameter(part)) for part in (pruning.OUTPUT, pruning.UP, pruning.DOWN)
+        }
+        for rows in (np.arange(8), np.arange(8, 16)):
+            model.zero_grad()
+            learn_labels(study, model)(study.train.batch(rows)).backward()
+            for part, total in sums.items():
+                total += layer.get_parameter(part).grad.abs()
+        found = importance.scores()[1]
+    weights = {part: (layer.get_parameter(part) * total).abs().detach() for part, total in sums.items()}
+    heads = [float(weights[pruning.OUTPUT][:, 4 * h : 4 * h + 4].sum()) for h in range(4)]
+    assert found.heads.tolist() == pytest.approx(heads)
+    assert found.neurons[3] == pytest.approx(float(weights[pruning.UP][3].sum() + weights[pruning.DOWN][:, 3].sum()))
+
+
+def test_bert_base_is_cut_to_the_papers_shape() -> None:
+    """papers.md C.1: 8 layers, 2 heads of 64, 512 neurons, rank 128: 14,474,754 parameters."""
+    model = FilbertForSequenceClassification(FilbertConfig(num_labels=2))
+    smaller = cut(model, [Kept(torch.arange(2), torch.arange(512))] * 8, 128)
+    assert measure.parameters(smaller) == 14_474_754
+
+
+def test_a_model_cannot_grow(study: Study) -> None:
+    model = study.of_teacher([0, 1])
+    with pytest.raises(PruningError, match="expected 1 to 2 layers and a rank up to 16, got 3 and 0"):
+        cut(model, [*everything(model, 2), everything(model, 1)[0]])
+    with pytest.raises(PruningError, match="expected to keep 1 to 4, got 5"):
+        pruning.strongest([Scores(torch.ones(4), torch.ones(8))], 5, 8)
+
+
+@pytest.mark.parametrize("kind", ["parameters", "multiply_adds"])
+def test_a_budget_is_kept_and_spent_where_it_matters(study: Study, kind: str) -> None:
+    model, batch = study.of_teacher([0, 1]), study.train.batch(np.arange(1))
+    count = pruning.counter(kind, batch)
+    scores = [
+        Scores(torch.arange(4.0) + 1, torch.arange(32.0) + 1),
+        Scores(torch.arange(4.0) / 100, torch.arange(32.0) / 100),
+    ]
+    least = count(cut(model, [Kept(torch.tensor([0]), torch.tensor([0]))] * 2))
+    budget = (count(model) + least) // 2
+    kept = pruning.budgeted(model, scores, count, budget)
+    assert 0.97 * budget < count(cut(model, kept)) <= budget
+    assert len(kept[0].neurons) > len(kept[1].neurons)
+    assert kept[1].heads.tolist()[-1] == 3
+    with pytest.raises(PruningError, match="one head and one neuron in each of 2 layers"):
+        pruning.budgeted(model, scores, count, least - 1)
+
+
+def test_the_states_that_fewer_layers_follow() -> None:
+    assert states_of(8, 12) == [f"hidden.{i}" for i in (0, 1, 3, 4, 6, 7, 9, 10, 12)]  # papers.md C.3
+    assert states_of(2, 2) == ["hidden.0", "hidden.1", "hidden.2"]
+
+
+SETTINGS = {
+    rosita: rosita.Config(TARGET, FIT, replace(ROUNDS, fit=replace(FIT, epochs=2)), ROUNDS),
+    rosita_s3: rosita_s3.Config(TARGET, FIT, ROUNDS),
+    rosita_s2: rosita_s2.Config(TARGET, FIT, FIT, FIT),
+    rosita_s1: rosita_s1.Config(TARGET, FIT, FIT),
+    rosita_finetune: rosita_finetune.Config(TARGET, FIT, FIT),
+}
+
+
+@pytest.mark.parametrize("method", SETTINGS, ids=lambda method: method.__name__.split(".")[-1])
+def test_every_setting_ends_in_the_target_shape_and_loads_anywhere(method, study: Study, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    student = method.compress(study, SETTINGS[method])
+    shape = student.config
+    assert (shape.num_hidden_layers, shape.layer_heads, shape.layer_intermediate, shape.embedding_size) == (
+        1,
+        [2],
+        [8],
+        4,
+    )
+    students.save(student, tiny_tokenizer(), tmp_path / "student")
+    if method is rosita:  # the others save the same kind
+        said = ask_a_stranger(tmp_path / "student", "trust", tmp_path)
+        torch.testing.assert_close(torch.tensor(said["logits"]), torch.tensor(ours(student)))
+
+
+def test_widths_may_follow_a_budget_in_rounds(study: Study) -> None:
+    whole = measure.parameters(study.of_teacher([0]))
+    target = TargetConfig(1, 0, None, None, parameters=whole - 600, multiply_adds=None)
+    student = rosita.compress(study, replace(SETTINGS[rosita], target=target))
+    assert whole - 700 < measure.parameters(student) <= whole - 600
+
+
+def test_rounds_that_do_not_fit_are_refused(study: Study) -> None:
+    with pytest.raises(PruningError, match="width: 40 rounds do not fit in"):
+        rosita_s3.compress(study, replace(SETTINGS[rosita_s3], width=replace(ROUNDS, rounds=40)))
+    with pytest.raises(PruningError, match=r"heads and intermediate, or parameters"):
+        replace(TARGET, parameters=1)
+
+
+RECIPE = recipes.Config(replace(TARGET, layers=None), None, ROUNDS)
+
+
+@pytest.mark.parametrize("start", ["theseus", "refbert", "rosita"])
+def test_any_student_can_be_cut_further(study: Study, tmp_path: Path, start: str) -> None:
+    begun = {
+        "theseus": lambda: theseus.compress(study, Replacing("curriculum", 0.3, 0.5, (), False, FIT)),
+        "refbert": lambda: made(study),
+        "rosita": lambda: rosita.compress(study, replace(SETTINGS[rosita], target=replace(TARGET, heads=3, rank=8))),
+    }[start]()
+    students.save(begun, tiny_tokenizer(), tmp_path / "start")
+    further = replace(study, scratch=tmp_path / ".scratch" / "further")
+    student = recipes.cut_further(further, tmp_path / "start", RECIPE)
+    assert (student.config.layer_heads, student.config.layer_intermediate, student.config.embedding_size) == (
+        [2],
+        [8],
+        4,
+    )
+    assert type(student) is (type(begun) if start != "theseus" else FilbertForSequenceClassification)
+    students.save(student, tiny_tokenizer(), tmp_path / "end")
+    assert ours(students.load(tmp_path / "end")) == pytest.approx(np.array(ours(student)), abs=1e-5)
+    assert (tmp_path / "end" / "references").exists() == (start == "refbert")
+
+
+class Killed(BaseException):
+    """The process dies here."""
+
+
+@pytest.mark.parametrize("die_at", [3, 14, 22, 30, 35])
+@pytest.mark.parametrize("method", ["rosita", "theseus"])
+def test_a_killed_run_ends_as_if_it_had_not_been(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, die_at: int
+) -> None:
+    config = {
+        "rosita": SETTINGS[rosita],
+        "theseus": Replacing("curriculum", 0.3, 0.5, (), False, replace(FIT, epochs=5)),
+    }[method]
+    compress = {"rosita": rosita, "theseus": theseus}[method].compress
+    whole = compress(study, config).state_dict()
+    history = [(line["phase"], line["step"], line.get("loss")) for line in read_history(study.recorder.history)]
+    study.recorder.history.unlink()
+    step, done = train._step, []
+    monkeypatch.setitem(train.fit.__kwdefaults__, "checkpoint_seconds", 0.0)
+
+    def dying(*given: object) -> torch.Tensor:
+        done.append(1)
+        if len(done) == die_at:
+            raise Killed
+        return step(*given)
+
+    again = replace(study, scratch=tmp_path / ".scratch" / "killed")
+    monkeypatch.setattr(train, "_step", dying)
+    with pytest.raises(Killed):
+        compress(again, config)
+    resumed = compress(again, config).state_dict()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert [(line["phase"], line["step"], line.get("loss")) for line in read_history(study.recorder.history)] == history
+    assert len(done) < 2 * die_at + 45

@@ -1,0 +1,107 @@
+"""BERT-of-Theseus: the schedules, the two limits, what is frozen and what is left."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_tokenizer
+
+from filbert import FilbertError, students
+from filbert.layerwise import Depth
+from filbert.methods import pkd, theseus
+from filbert.replacing import Config, Replacing, rate
+from filbert.study import Study
+from filbert.train import FitConfig
+
+FIT = FitConfig(2, 8, 1e-3, 0.0, "linear", 0.0, 1.0, validations=0, patience=1)
+CURRICULUM = Config("curriculum", 0.3, 0.5, (), False, FIT)
+
+
+def test_the_probability_of_replacing() -> None:
+    assert [rate(CURRICULUM, step, 100) for step in (0, 25, 50, 99)] == pytest.approx([0.3, 0.65, 1.0, 1.0])
+    constant, anti = replace(CURRICULUM, schedule="constant"), replace(CURRICULUM, schedule="anti")
+    assert [rate(constant, step, 100) for step in (0, 49, 50)] == pytest.approx([0.3, 0.3, 1.0])
+    assert [rate(anti, step, 100) for step in (0, 25, 50)] == pytest.approx([0.7, 0.35, 1.0])
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_never_replaced_is_the_teacher_and_always_replaced_is_the_successor(study: Study, probability: float) -> None:
+    teacher, student = study.of_teacher([0, 1]), study.of_teacher([1])
+    wanted, batch = (teacher if probability == 0 else study.of_teacher([1])), study.train.batch(np.arange(8))
+    student.bert.encoder = Replacing(teacher.bert.encoder, student.bert.encoder, lambda step: probability)
+    for module in student.modules():
+        module.p = 0.0 if isinstance(module, torch.nn.Dropout) else getattr(module, "p", None)
+        module.dropout = (
+            0.0 if isinstance(getattr(module, "dropout", None), float) else getattr(module, "dropout", None)
+        )
+    with torch.no_grad():
+        found = students.ask(student.train(), batch).logits
+        assert torch.equal(found, students.ask(wanted.eval(), batch).logits)
+        assert torch.equal(
+            students.ask(student.eval(), batch).logits, students.ask(study.of_teacher([1]).eval(), batch).logits
+        )
+
+
+def test_one_draw_decides_for_a_module_and_a_batch(study: Study) -> None:
+    """Every row of a batch goes the same way, and over many steps the share of replaced modules is the probability."""
+    teacher, student = study.of_teacher([0, 1]), study.of_teacher([1])
+    encoder = Replacing(teacher.bert.encoder, student.bert.encoder, lambda step: 0.25).train()
+    went = {"old": 0, "new": 0}
+    encoder.predecessor.layer[0].register_forward_hook(lambda *_: went.update(old=went["old"] + 1))
+    encoder.successor.layer[0].register_forward_hook(lambda *_: went.update(new=went["new"] + 1))
+    torch.manual_seed(0)
+    x, mask = torch.randn(3, 4, 16), torch.ones(3, 1, 1, 4, dtype=torch.bool)
+    for _ in range(400):
+        encoder(x, mask)
+    assert went["old"] + went["new"] == 400 == int(encoder.step)
+    assert went["new"] / 400 == pytest.approx(0.25, abs=0.06)
+
+
+def test_only_the_successors_are_trained_and_a_plain_bert_is_left(study: Study, tmp_path: Path) -> None:
+    student, start = theseus.compress(study, CURRICULUM), study.of_teacher([0]).state_dict()
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, start[name]) != name.startswith("bert.encoder."), name
+    students.save(student, tiny_tokenizer(), tmp_path / "student")
+    loaded, batch = students.load(tmp_path / "student"), study.train.batch(np.arange(8))
+    assert type(loaded).__name__ == "BertForSequenceClassification"
+    with torch.no_grad():
+        torch.testing.assert_close(students.ask(loaded, batch).logits, students.ask(student.eval(), batch).logits)
+
+
+def test_the_teacher_is_untouched_and_a_module_not_drawn_has_a_gradient_of_zero(study: Study) -> None:
+    student, teacher = study.of_teacher([0]), study.of_teacher([0, 1])
+    before = {name: value.clone() for name, value in teacher.bert.encoder.state_dict().items()}
+    student.bert.encoder = Replacing(teacher.bert.encoder, student.bert.encoder, lambda step: 0.5)
+    study.fit(student, lambda b: study.hard_loss(students.ask(student, b).logits, b), study.train, FIT, "replace")
+    after = student.bert.encoder.predecessor.state_dict()
+    assert all(torch.equal(before[name], value) for name, value in after.items())
+    idle = theseus.compress(study, replace(CURRICULUM, start=1e-9, until=1.0, fit=replace(FIT, epochs=1)))
+    assert all(parameter.grad is None or torch.isfinite(parameter.grad).all() for parameter in idle.parameters())
+
+
+def test_the_head_may_be_trained_too(study: Study) -> None:
+    student = theseus.compress(study, replace(CURRICULUM, train_head=True))
+    assert not torch.equal(student.classifier.weight, study.of_teacher([0]).classifier.weight)
+
+
+def test_a_depth_that_does_not_divide_is_refused(study: Study) -> None:
+    with pytest.raises(FilbertError, match="divides the teacher's 3"):
+        theseus.compress(replace(study, depth=Depth(2, 3)), CURRICULUM)
+
+
+def test_patient_distillation_follows_the_first_token(study: Study) -> None:
+    """A 2-layer student of a 2-layer teacher follows layer 1; its patience term falls."""
+    said = study.asked(students.load(study.teacher), ("logits", "hidden.1"))
+    deep = replace(study, shape=students.StudentConfig((0, 1)), depth=Depth(2, 2), cache=said)
+    assert pkd.columns(deep.depth) == ("logits", "hidden.1")
+    rows = deep.taught(["hidden.1"]).batch(np.arange(32))
+
+    def distance(student: torch.nn.Module) -> float:
+        with torch.no_grad():
+            states = students.ask(student.eval(), rows, states=True).hidden_states[1][:, 0]
+        return float(pkd.losses.patient(states[:, None], rows.teacher["hidden.1"][:, :1]))
+
+    config = pkd.Config(2.0, 0.5, 100.0, replace(FIT, epochs=4))
+    assert distance(pkd.compress(deep, config)) < 0.9 * distance(deep.student())
