@@ -13,6 +13,7 @@ from filbert.files import read_json
 from filbert.tasks import TASKS
 
 TEACHER = "teacher"
+OF_A_SEED = ("seed", "start")  # what may differ between the seeds of one line
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def _check(line: Line, teacher: Line | None) -> None:
     if line.task not in TASKS or teacher is None:
         raise FilbertError(f"figures of {where}: no such task or no teacher; remove its folders or run `dvc repro`")
     made, theirs = (
-        [{"teacher": d["teacher"], **d["made_with"], "seed": None} for d in of.details] for of in (line, teacher)
+        [{"teacher": d["teacher"], **d["made_with"], **dict.fromkeys(OF_A_SEED)} for d in of.details]
+        for of in (line, teacher)
     )
     wanted = made[0] | {name: theirs[0][name] for name in ("rows", "teacher")}
     for seed, found in zip(line.seeds, made, strict=True):

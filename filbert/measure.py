@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from filbert.bert import FilbertConfig
 from filbert.data import Batch, Encoded
 from filbert.reference_bert import REFERENCE, ReferenceForSequenceClassification
 from filbert.store import FOLDER as STORE
@@ -38,6 +39,20 @@ def prunable(model: nn.Module) -> int:
     """How many of them lie where ROSITA cuts: in the encoder's layers and the word embedding with its projection; positions,
     segments, pooler and classifier are left out."""
     return sum(p.numel() for name, p in model.named_parameters() if "encoder.layer." in name or ".word_" in name)
+
+
+def shape(config: Any) -> dict[str, Any]:
+    """Layers and width, and of a student that was cut in width, heads and neurons of each layer and the embedding's rank."""
+    found = {"layers": config.num_hidden_layers, "hidden": config.hidden_size}
+    if isinstance(config, FilbertConfig):
+        cut = {"heads": config.layer_heads, "intermediate": config.layer_intermediate, "rank": config.embedding_size}
+        even = (
+            [config.num_attention_heads] * len(config.layer_heads),
+            [config.intermediate_size] * len(config.layer_heads),
+            0,
+        )
+        found |= cut if tuple(cut.values()) != even else {}
+    return found
 
 
 def weight_bytes(folder: Path) -> int:

@@ -3,7 +3,7 @@
 The operators are ROSITA's (Liu, Lin, Yuan 2021, AAAI, arXiv 2103.11367; official code KD/pruning.py): the score of a weight w
 is |w · mean |g||, g its gradient on a batch, gathered while training goes on; of a head the sum over its columns of the
 attention's output projection, of a neuron over its row and its column. The embedding is factorised by SVD and later
-truncated; layers go from the top. Nothing is masked: what is cut is gone. Ours: widths that differ by layer, from a budget.
+truncated; layers go from the top. Nothing is masked: what is cut is gone.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from filbert import FilbertError
 from filbert.bert import FilbertForSequenceClassification
-from filbert.data import Batch
-from filbert.measure import multiply_adds, parameters
 from filbert.students import Student
 
 OUTPUT, UP, DOWN = "attention.output.dense.weight", "intermediate.dense.weight", "output.dense.weight"
@@ -83,43 +81,8 @@ class Importance(nn.Module):
 
 
 def strongest(scores: Sequence[Scores], heads: int, neurons: int) -> list[Kept]:
-    """The most important heads and neurons, as many in every layer."""
+    """The most important heads and neurons, as many in every layer; all where a layer has no more."""
     return [Kept(_top(layer.heads, heads), _top(layer.neurons, neurons)) for layer in scores]
-
-
-def within(scores: Sequence[Scores], head_cost: float, neuron_cost: float, budget: float) -> list[Kept]:
-    """The heads and neurons of most importance by cost, over all layers, that cost no more than `budget` together; every
-    layer keeps one of each.
-
-    Raises:
-        PruningError: one of each costs more.
-    """
-    units = [
-        (float(score) / cost, cost, layer, kind, number)
-        for layer, found in enumerate(scores)
-        for kind, cost, values in (("heads", head_cost, found.heads), ("neurons", neuron_cost, found.neurons))
-        for number, score in enumerate(values.tolist())
-    ]
-    first = [
-        max(u for u in units if u[2:4] == (layer, kind))
-        for layer in range(len(scores))
-        for kind in ("heads", "neurons")
-    ]
-    left = budget - sum(unit[1] for unit in first)
-    if left < 0:
-        raise PruningError(
-            f"one head and one neuron in each of {len(scores)} layers cost {budget - left:.0f}, {-left:.0f} more than the "
-            "budget leaves for them; raise it, or lower `layers` or `rank`"
-        )
-    taken = set(first)
-    for unit in sorted(set(units) - taken, reverse=True):
-        if unit[1] <= left:
-            taken.add(unit)
-            left -= unit[1]
-    return [
-        Kept(*(torch.tensor(sorted(u[4] for u in taken if u[2:4] == (layer, kind))) for kind in ("heads", "neurons")))
-        for layer in range(len(scores))
-    ]
 
 
 def everything(model: FilbertForSequenceClassification, layers: int) -> list[Kept]:
@@ -196,40 +159,13 @@ def _embedding(model: FilbertForSequenceClassification, rank: int) -> dict[str, 
     }
 
 
-def budgeted(
-    model: FilbertForSequenceClassification, scores: Sequence[Scores], count: Callable[[nn.Module], int], budget: float
-) -> list[Kept]:
-    """The widths, layer by layer, with which `count` (of parameters, or multiply-adds) is at most `budget`.
-
-    What a head and a neuron cost is found by counting models with one less.
-    """
-    whole = everything(model, model.config.num_hidden_layers)
-    full, widest = count(cut(model, whole)), max(range(len(whole)), key=lambda i: len(whole[i].heads))
-    costs = []
-    for heads, neurons in ((1, 0), (0, 1)):
-        layer = whole[widest]
-        less = Kept(
-            layer.heads[: max(1, len(layer.heads) - heads)], layer.neurons[: max(1, len(layer.neurons) - neurons)]
-        )
-        costs.append(max(1, full - count(cut(model, [*whole[:widest], less, *whole[widest + 1 :]]))))
-    taken = sum(len(layer.heads) * costs[0] + len(layer.neurons) * costs[1] for layer in whole)
-    return within(scores, costs[0], costs[1], budget - (full - taken))
-
-
-def counter(kind: str, batch: Batch) -> Callable[[nn.Module], int]:
-    """What counts against a budget: `parameters`, or the `multiply_adds` of one forward pass on `batch`."""
-    return parameters if kind == "parameters" else lambda model: multiply_adds(model, batch)
-
-
 def between(start: int, end: int, event: int, events: int) -> int:
     """Where a width stands after an event of several that lead from `start` to `end` in equal steps."""
     return round(start + (end - start) * event / events)
 
 
 def _top(values: Tensor, count: int) -> Tensor:
-    if not 0 < count <= len(values):
-        raise PruningError(f"expected to keep 1 to {len(values)}, got {count}")
-    return values.topk(count).indices.sort().values
+    return values.topk(min(count, len(values))).indices.sort().values
 
 
 def _buffer(number: int, part: str) -> str:

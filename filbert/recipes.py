@@ -8,10 +8,11 @@ from filbert.bert import FilbertForSequenceClassification
 from filbert.layerwise import Depth
 from filbert.pruning import cut, everything
 from filbert.reference_bert import ReferenceForSequenceClassification
+from filbert.referenced import memory
 from filbert.references import PickConfig, Referring
-from filbert.rounds import RoundsConfig, TargetConfig, pruned_in_depth, pruned_in_width
+from filbert.rounds import RoundsConfig, TargetConfig, check_target, pruned_in_depth, pruned_in_width
 from filbert.store import FOLDER, ReferenceStore
-from filbert.students import own
+from filbert.students import HISTORY, own
 from filbert.study import Study
 
 
@@ -22,22 +23,27 @@ class Config:
     width: RoundsConfig
 
 
-def columns(depth: Depth) -> tuple[str, ...]:
-    """Nothing: the start is its own teacher. What a start that reads references needs of the teacher was asked for it."""
-    return ()
+def columns(start: Path, depth: Depth) -> tuple[str, ...]:
+    """What the teacher was asked for a start that reads references. Else nothing: the start is its own teacher."""
+    return memory(depth) if (start / FOLDER).exists() else ()
 
 
 def cut_further(study: Study, start: Path, config: Config) -> FilbertForSequenceClassification:
     """Cut the student in the folder `start` to the target, in depth and in width, its former selves the teachers."""
     student = own(start, study.task)
+    check_target(config.target, student)
+    study.recorder.inherit(start / HISTORY, "start")
     store = ReferenceStore(start / FOLDER) if isinstance(student, ReferenceForSequenceClassification) else None
     if store is not None:
         study = _with_references(study, store)
-    if config.target.layers and config.depth is None:
-        student = cut(student, everything(student, config.target.layers))
-    elif config.depth is not None:
-        student = pruned_in_depth(study, student, config.target, config.depth)
-    student = pruned_in_width(study, student, student, config.target, config.width)
+    if config.depth is not None:
+        student = teacher = pruned_in_depth(study, student, config.target, config.depth)
+    else:
+        student, teacher = (
+            cut(student, everything(student, config.target.layers or student.config.num_hidden_layers)),
+            student,
+        )
+    student = pruned_in_width(study, student, teacher, config.target, config.width)
     if isinstance(student, ReferenceForSequenceClassification):
         student.store = store
     return student
@@ -45,9 +51,7 @@ def cut_further(study: Study, start: Path, config: Config) -> FilbertForSequence
 
 def _with_references(study: Study, store: ReferenceStore) -> Study:
     """The study, whose rows bring the references that the store would find for them; a training row never itself."""
-    memory = ("hidden.0", f"hidden.{study.depth.teacher}")
-    referring = Referring(
-        study.references, study.cache, study.train, memory, store.pick, PickConfig(store.count, "int8")
-    )
+    pick = PickConfig(store.count, "int8")
+    referring = Referring(study.references, study.cache, study.train, memory(study.depth), store.pick, pick)
     train, validation = referring.of("train", study.train), referring.of("validation", study.validation)
     return replace(study, train=study.train.taught(train), validation=study.validation.taught(validation))

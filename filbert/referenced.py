@@ -33,19 +33,19 @@ class Config:
 
 def columns(depth: Depth) -> tuple[str, ...]:
     """What the teacher must be asked."""
-    return tuple(dict.fromkeys((*depth.columns, *_memory(depth))))
+    return tuple(dict.fromkeys((*depth.columns, *memory(depth))))
 
 
 def distil(study: Study, config: Config, pick: Pick) -> ReferenceForSequenceClassification:
     """Train a fresh student that reads references: layer by layer, then the prediction; attach the store."""
-    memory = _memory(study.depth)
-    width = study.cache.width(memory[0])
+    read = memory(study.depth)
+    width = study.cache.width(read[0])
     student = study.student_of(
         ReferenceForSequenceClassification, reference_size=width, reference_norm=config.norm, reference_gate=config.gate
     )
     for projection in student.projections:
         aligned(projection)
-    referring = Referring(study.references, study.cache, study.train, memory, pick, config.references)
+    referring = Referring(study.references, study.cache, study.train, read, pick, config.references)
     train, validation = referring.of("train", study.train), referring.of("validation", study.validation)
     checked = study.validation.taught(validation)
 
@@ -106,6 +106,6 @@ def _pooled(states: Tensor, lengths: np.ndarray) -> Tensor:
     return (states.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
-def _memory(depth: Depth) -> tuple[str, str]:
+def memory(depth: Depth) -> tuple[str, str]:
     """What is read of a reference: the teacher's embedding output as key, its last states as value (papers' A.4)."""
     return "hidden.0", f"hidden.{depth.teacher}"

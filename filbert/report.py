@@ -119,7 +119,7 @@ def _on_pruned(lines: list[Line]) -> str:
     said = []
     for line in lines:
         shape = line.details[0]["shape"]
-        if shape.get("rank"):
+        if "heads" in shape:
             said.append(
                 f"`{line.student}`: heads {_widths(shape['heads'])}, neurons {_widths(shape['intermediate'])}, "
                 f"rank {shape['rank']}, {line.median('smaller_prunable'):.2f}× fewer parameters in what can be pruned "

@@ -52,11 +52,12 @@ class State:
     def restore_best(self) -> None:
         self.model.load_state_dict(self.best_weights)
 
-    def save(self) -> None:
+    def save(self, moments: bool = True) -> None:
+        """Write the state; a phase that is done needs the optimiser's moments no more."""
         tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"best/{name}": value for name, value in self.best_weights.items()}
-        for number, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{number}/{name}": value for name, value in moments.items()}
+        for number, found in self.optimizer.state_dict()["state"].items() if moments else ():
+            tensors |= {f"optimizer/{number}/{name}": value for name, value in found.items()}
         place = {"step": self.step, "best": self.best, "best_step": self.best_step, "misses": self.misses}
         metadata = {"place": json.dumps(place), "fingerprint": self.fingerprint}
         with whole_file(self.file) as making:

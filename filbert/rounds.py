@@ -7,18 +7,21 @@ own, serves all stages, where the official code puts a ReLU before that of all s
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from filbert import losses
 from filbert.bert import FilbertForSequenceClassification
+from filbert.budget import counter, within
 from filbert.cache import Cache
 from filbert.data import Batch, Encoded
 from filbert.measure import typical
-from filbert.pruning import Importance, PruningError, Scores, between, budgeted, counter, cut, everything, strongest
+from filbert.pruning import Importance, PruningError, Scores, between, cut, everything, strongest
 from filbert.students import Student, ask
 from filbert.study import Study
 from filbert.train import FitConfig, total_steps
@@ -78,7 +81,8 @@ def _prediction(study: Study, logits: Tensor, batch: Batch) -> Tensor:
 
 
 def states_of(layers: int, teacher_layers: int) -> list[str]:
-    """The teacher's states that a student of so many layers follows: 12 -> 8 are 0, 1, 3, 4, 6, 7, 9, 10, 12."""
+    """The teacher's states that a student of so many layers follows: 12 -> 8 are 0, 1, 3, 4, 6, 7, 9, 10, 12; where TinyBERT's
+    map would round, this one cuts off, as the official code does."""
     return [f"hidden.{layer * teacher_layers // layers}" for layer in range(layers + 1)]
 
 
@@ -88,22 +92,46 @@ def from_teacher(study: Study, teacher: Cache | Student, layers: int, teacher_la
     return study.taught_by(teacher if isinstance(teacher, Cache) else study.asked(teacher, columns), columns)
 
 
-def whole(study: Study) -> FilbertForSequenceClassification:
-    """The fine-tuned teacher as a student."""
-    return study.of_teacher(range(study.depth.teacher))
+def check_target(target: TargetConfig, start: FilbertForSequenceClassification) -> None:
+    """Refuse, before anything is trained, a target that a start cannot be cut to.
+
+    Raises:
+        PruningError: the target has more of something.
+    """
+    shape: Any = start.config
+    most = {
+        "layers": shape.num_hidden_layers,
+        "rank": shape.embedding_size or shape.hidden_size,
+        "heads": max(shape.layer_heads),
+        "intermediate": max(shape.layer_intermediate),
+    }
+    for name, there in most.items():
+        if (getattr(target, name) or 0) > there:
+            raise PruningError(
+                f"target.{name}: expected at most {there}, what the start has; got {getattr(target, name)}"
+            )
 
 
-def second_teacher(study: Study, config: FitConfig) -> FilbertForSequenceClassification:
-    """BERT-base(student): all layers of the pretrained checkpoint, taught the teacher's prediction."""
+def whole(study: Study, target: TargetConfig) -> FilbertForSequenceClassification:
+    """The fine-tuned teacher as a student, to be cut to `target`."""
+    student = study.of_teacher(range(study.depth.teacher))
+    check_target(target, student)
+    return student
+
+
+def second_teacher(study: Study, target: TargetConfig, config: FitConfig) -> FilbertForSequenceClassification:
+    """BERT-base(student): all layers of the pretrained checkpoint, taught the teacher's prediction, to be cut to `target`."""
     student = study.student_of(FilbertForSequenceClassification, layers=range(study.depth.teacher))
-    study.fit(student, learn_prediction(study, student), study.taught(["logits"]), config, "student")
+    check_target(target, student)
+    study.fit(student, learn_prediction(study, student), study.taught(["logits"]), config, "second_teacher")
     return student
 
 
 def pruned_at_once(study: Study, student: Student, target: TargetConfig, config: FitConfig) -> Student:
     """Gather importance in one pass over the labels, the student learning meanwhile, then cut it in one step."""
     with Importance(student) as importance:
-        study.fit(student, learn_labels(study, student), study.train, config, "importance", beside=importance)
+        unscored = replace(config, validations=0)  # the last weights and all gradients count
+        study.fit(student, learn_labels(study, student), study.train, unscored, "importance", beside=importance)
         layers = target.layers or student.config.num_hidden_layers
         scores = importance.scores()[:layers]
     return _to_width(study, cut(student, everything(student, layers)), scores, target, 1, 1, student)
@@ -120,7 +148,15 @@ def pruned_in_depth(study: Study, student: Student, target: TargetConfig, config
 
     rows = study.taught_by(study.asked(student, ["logits"]), ["logits"])
     return _in_rounds(
-        study, student, lambda present: learn_prediction(study, present), rows, shorter, rounds, config, "depth"
+        study,
+        student,
+        lambda present: learn_prediction(study, present),
+        rows,
+        shorter,
+        rounds,
+        config,
+        "depth",
+        scored=False,
     )
 
 
@@ -163,9 +199,9 @@ def _to_width(
             strongest(scores, heads, between(max(shape.layer_intermediate), target.intermediate, number, rounds)),
         )
     kind = "parameters" if target.parameters else "multiply_adds"
-    count = counter(kind, typical(study.train, 1))
+    count = counter(kind, typical(study.train, 1).to(study.device))
     budget = between(count(start), getattr(target, kind), number, rounds)
-    return cut(student, budgeted(student, scores, count, budget))
+    return cut(student, within(student, scores, count, budget))
 
 
 def _in_rounds(
@@ -177,6 +213,7 @@ def _in_rounds(
     rounds: int,
     config: RoundsConfig,
     phase: str,
+    scored: bool = True,
 ) -> Student:
     """Train; after each round go on with a smaller student; keep the best of the final shape."""
     total = total_steps(rows, config.fit)
@@ -188,8 +225,8 @@ def _in_rounds(
         )
     unscored = replace(config.fit, validations=0)
     for number, window in enumerate(pairwise(ends), start=1):
-        with Importance(student) as importance:
+        with Importance(student) if scored else nullcontext() as importance:
             study.fit(student, loss(student), rows, unscored, phase, beside=importance, window=window)
-            student = smaller(student, importance.scores(), number)
+            student = smaller(student, importance.scores() if importance else [], number)
     study.fit(student, loss(student), rows, config.fit, phase, window=(ends[-1], total))
     return student

@@ -34,6 +34,12 @@ class Recorder:
         kept = [line for line in lines if line["phase"] != phase or not step < line["step"] <= end]
         self.history.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
+    def inherit(self, history: Path, name: str) -> None:
+        """Begin with what an earlier student's history tells, its phases named after it: its steps count."""
+        if not self.history.exists():
+            lines = ({**line, "phase": f"{name}/{line['phase']}"} for line in read_history(history))
+            self.history.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
     def metrics(self, values: dict[str, Any]) -> None:
         """Final figures of the stage, nested names joined by `/`."""
         self.view.point({name: v for name, v in flat(values).items() if isinstance(v, int | float)}, 0)

@@ -89,6 +89,7 @@ def fit(
     per_epoch = math.ceil(len(rows) / config.batch_size)
     total = total_steps(rows, config)
     begin, end = window or (0, total)
+    told = math.inf if end == total else end  # up to which step the history is this window's to write
     every = max(1, math.ceil((end - begin) / config.validations)) if config.validations else total + 1
     model.to(device).train()
     optimizer = new_optimizer(model, config)
@@ -100,7 +101,7 @@ def fit(
         begin,
     )
     state.resume()
-    recorder.rewind(phase, state.step, end)
+    recorder.rewind(phase, state.step, told)
     finished = state.step >= end or state.misses >= config.patience
     order: list[np.ndarray] = []
     saved = time.monotonic()
@@ -127,10 +128,10 @@ def fit(
                 state.save()
                 saved = time.monotonic()
     if not finished:
-        recorder.rewind(phase, state.step, end)
+        recorder.rewind(phase, state.step, told)
         if state.best_weights:
             recorder.log(phase, state.step, {"best": state.best, "best_step": state.best_step})
-        state.save()
+        state.save(moments=False)
     if state.best_weights:
         state.restore_best()
     return Fitted(state.best, state.best_step, state.step)

@@ -41,13 +41,7 @@ def evaluate(
         figures = {**found, **cost.figures, "steps": tracking.steps(history)}
         recorder.metrics(figures)
     more = {
-        "shape": {
-            "layers": model.config.num_hidden_layers,
-            "hidden": model.config.hidden_size,
-            "heads": getattr(model.config, "layer_heads", None),
-            "intermediate": getattr(model.config, "layer_intermediate", None),
-            "rank": getattr(model.config, "embedding_size", None),
-        },
+        "shape": measure.shape(model.config),
         "latency": cost.latency,
         "tokens": cost.tokens,
         "threads": settings.latency.threads,

@@ -1,5 +1,6 @@
 """Make a smaller student of a student: one task, one recipe, one seed."""
 
+from functools import partial
 from pathlib import Path
 
 from filbert import config, files
@@ -25,7 +26,7 @@ def prune(
     settings = config.section(f"prune.{recipe_name}", Config)
     folders = Folders(prepared, words, references, teacher, checkpoint)
     make(
-        "prune", task_name, recipe_name, seed, folders, out, settings, columns,
+        "prune", task_name, recipe_name, seed, folders, out, settings, partial(columns, start),
         compress=lambda study: cut_further(study, start, settings), hashes={"start": files.weights_hash(start)[:12]},
     )  # fmt: skip
 

@@ -19,9 +19,10 @@ from filbert.files import sha256
 from filbert.tracking import read_history
 
 ROOT = Path(__file__).parent.parent
-METHODS = ("finetune", "kd", "refbert")
+METHODS = ("finetune", "kd", "refbert", "theseus")
 MADE = ("checkpoint", "fetch@sst2", "prepare@sst2", "teach@sst2", "cache@sst2", "references@sst2", "report",
         "evaluate_teacher@sst2",
+        "prune@sst2-recipe0-1", "evaluate_pruned@sst2-recipe0-1",
         *(f"{stage}@sst2-{method}-1" for stage in ("distill", "evaluate") for method in METHODS))  # fmt: skip
 Shell = Callable[..., subprocess.CompletedProcess]
 
@@ -41,6 +42,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
                "checkpoint": folder_source | {"name": str(checkpoint)},
                "datasets": {"glue": folder_source | {"name": "glue"}}}  # fmt: skip
     params["teach"] |= {"epochs": 40, "batch_size": 8, "learning_rate": 5e-3, "validations": 10, "patience": 10}
+    params["prune"]["theseus_rosita"]["target"] |= {"rank": 4, "heads": 2, "intermediate": 8}
     params["evaluate"]["latency"]["rounds"] = 3
     yaml.dump(params, folder / "params.yaml")
     for command in ("git init -q", "dvc init -q", "dvc config core.analytics false", "git add -A"):

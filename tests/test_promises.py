@@ -124,7 +124,7 @@ def test_every_recipe_has_its_section_and_its_start() -> None:
     params = config.read(ROOT / "params.yaml")
     for recipe in params["recipes"]:
         config.section(f"prune.{recipe['name']}", recipes.Config, ROOT / "params.yaml")
-        assert recipe["from"] in [*METHODS, *(other["name"] for other in params["recipes"])]
+        assert recipe["from"] in [*params["methods"], *(other["name"] for other in params["recipes"])]
         assert recipe["name"] not in METHODS
 
 

@@ -1,5 +1,6 @@
 """Cutting encoders: importance as defined, the limits, the paper's shape, budgets, and ROSITA's settings end to end."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,15 +11,17 @@ from conftest import tiny_tokenizer
 from test_references import made
 from test_students import ask_a_stranger, ours
 
-from filbert import measure, pruning, recipes, students, train
+from filbert import budget, data, measure, pruning, recipes, students, train
 from filbert.bert import FilbertConfig, FilbertForSequenceClassification
+from filbert.layerwise import Depth
 from filbert.methods import rosita, rosita_finetune, rosita_s1, rosita_s2, rosita_s3, theseus
 from filbert.pruning import Importance, Kept, PruningError, Scores, cut, everything
-from filbert.reference_bert import ReferenceForSequenceClassification
+from filbert.reference_bert import REFERENCE, ReferenceConfig, ReferenceForSequenceClassification
 from filbert.replacing import Config as Replacing
 from filbert.rounds import RoundsConfig, TargetConfig, learn_labels, states_of
+from filbert.shards import Shards
 from filbert.study import Study
-from filbert.tracking import read_history
+from filbert.tracking import read_history, steps
 from filbert.train import FitConfig
 
 FIT = FitConfig(1, 8, 1e-3, 0.0, "none", 0.0, 1.0, validations=1, patience=1)
@@ -94,26 +97,26 @@ def test_a_model_cannot_grow(study: Study) -> None:
     model = study.of_teacher([0, 1])
     with pytest.raises(PruningError, match="expected 1 to 2 layers and a rank up to 16, got 3 and 0"):
         cut(model, [*everything(model, 2), everything(model, 1)[0]])
-    with pytest.raises(PruningError, match="expected to keep 1 to 4, got 5"):
-        pruning.strongest([Scores(torch.ones(4), torch.ones(8))], 5, 8)
+    kept = pruning.strongest([Scores(torch.ones(4), torch.ones(8)), Scores(torch.ones(1), torch.ones(9))], 3, 9)
+    assert [(len(layer.heads), len(layer.neurons)) for layer in kept] == [(3, 8), (1, 9)]
 
 
 @pytest.mark.parametrize("kind", ["parameters", "multiply_adds"])
 def test_a_budget_is_kept_and_spent_where_it_matters(study: Study, kind: str) -> None:
     model, batch = study.of_teacher([0, 1]), study.train.batch(np.arange(1))
-    count = pruning.counter(kind, batch)
+    count = budget.counter(kind, batch)
     scores = [
         Scores(torch.arange(4.0) + 1, torch.arange(32.0) + 1),
         Scores(torch.arange(4.0) / 100, torch.arange(32.0) / 100),
     ]
     least = count(cut(model, [Kept(torch.tensor([0]), torch.tensor([0]))] * 2))
-    budget = (count(model) + least) // 2
-    kept = pruning.budgeted(model, scores, count, budget)
-    assert 0.97 * budget < count(cut(model, kept)) <= budget
+    most = (count(model) + least) // 2
+    kept = budget.within(model, scores, count, most)
+    assert 0.97 * most < count(cut(model, kept)) <= most
     assert len(kept[0].neurons) > len(kept[1].neurons)
     assert kept[1].heads.tolist()[-1] == 3
     with pytest.raises(PruningError, match="one head and one neuron in each of 2 layers"):
-        pruning.budgeted(model, scores, count, least - 1)
+        budget.within(model, scores, count, least - 1)
 
 
 def test_the_states_that_fewer_layers_follow() -> None:
@@ -144,6 +147,31 @@ def test_every_setting_ends_in_the_target_shape_and_loads_anywhere(method, study
     if method is rosita:  # the others save the same kind
         said = ask_a_stranger(tmp_path / "student", "trust", tmp_path)
         torch.testing.assert_close(torch.tensor(said["logits"]), torch.tensor(ours(student)))
+
+
+def test_a_budget_holds_for_layers_of_several_kinds(study: Study) -> None:
+    """The first layer of a student that reads references costs more; a layer may be down to one of something."""
+    shape = {"reference_size": 16, "num_hidden_layers": 3, "layer_heads": [4, 1, 4], "layer_intermediate": [32, 32, 1]}
+    model = ReferenceForSequenceClassification(ReferenceConfig(**study.of_teacher([0]).config.to_dict() | shape))
+    batch = study.train.batch(np.arange(1))
+    beside = dict(
+        zip(
+            REFERENCE,
+            (torch.randn(1, 40, 16), torch.randn(1, 40, 16), torch.ones(1, 40, dtype=torch.bool)),
+            strict=True,
+        )
+    )
+    count = budget.counter("multiply_adds", data.replace(batch, teacher=beside))
+    scores = [Scores(torch.rand(h), torch.rand(n)) for h, n in ((4, 32), (1, 32), (4, 1))]
+    for share in (0.95, 0.8, 0.7):
+        assert count(cut(model, budget.within(model, scores, count, share * count(model)))) <= share * count(model)
+
+
+def test_a_target_with_more_than_the_start_is_refused_before_training(study: Study) -> None:
+    for name, value, there in (("layers", 3, 2), ("rank", 17, 16), ("heads", 5, 4), ("intermediate", 33, 32)):
+        with pytest.raises(PruningError, match=f"target.{name}: expected at most {there}"):
+            rosita.compress(study, replace(SETTINGS[rosita], target=replace(TARGET, **{name: value})))
+    assert not study.recorder.history.exists()
 
 
 def test_widths_may_follow_a_budget_in_rounds(study: Study) -> None:
@@ -182,6 +210,21 @@ def test_any_student_can_be_cut_further(study: Study, tmp_path: Path, start: str
     students.save(student, tiny_tokenizer(), tmp_path / "end")
     assert ours(students.load(tmp_path / "end")) == pytest.approx(np.array(ours(student)), abs=1e-5)
     assert (tmp_path / "end" / "references").exists() == (start == "refbert")
+
+
+def test_a_recipes_steps_count_with_those_of_its_start_which_is_its_teacher(study: Study, tmp_path: Path) -> None:
+    """Layers that go at once leave the whole start as the teacher of what is left."""
+    deep = replace(study, depth=Depth(2, 2), shape=students.StudentConfig((0, 1)))
+    begun = theseus.compress(deep, Replacing("constant", 0.5, 0.5, (), False, FIT))
+    students.save(begun, tiny_tokenizer(), tmp_path / "start")
+    shutil.copyfile(study.recorder.history, tmp_path / "start" / students.HISTORY)
+    study.recorder.history.unlink()
+    further = replace(deep, scratch=tmp_path / ".scratch" / "further")
+    student = recipes.cut_further(further, tmp_path / "start", replace(RECIPE, target=TARGET))
+    assert student.config.num_hidden_layers == 1
+    assert steps(study.recorder.history) == 9 + 9
+    (words,) = further.scratch.glob("words-*")
+    assert set(Shards(words).entries["shard-00000.arrow"].columns) == {"logits", "hidden.0", "hidden.2"}
 
 
 class Killed(BaseException):

@@ -144,3 +144,16 @@ def test_figures_that_do_not_belong_together_are_refused(
     with pytest.raises(FilbertError) as error:
         figures_of.gather(tmp_path / "m", tmp_path / "d")
     assert said in str(error.value)
+
+
+def test_seeds_of_a_recipe_have_each_their_start_and_the_shape_is_told(
+    lines: list[figures_of.Line], tmp_path: Path
+) -> None:
+    shape = {"layers": 2, "hidden": 16, "heads": [2, 1], "intermediate": [8, 8], "rank": 4}
+    for seed in (1, 2, 3):
+        made = {"fit/epochs": 2, "rows": "r1", "seed": str(seed), "start": f"s{seed}"}
+        write_json(tmp_path / "d" / "sst2" / "kd" / f"{seed}.json", details(made_with=made, shape=shape))
+        write_json(tmp_path / "m" / "sst2" / "kd" / f"{seed}.json", figures(0.85, 500_000) | {"smaller_prunable": 7.5})
+    said = report.markdown(figures_of.gather(tmp_path / "m", tmp_path / "d"), CONFIG, {})
+    assert "`kd`: heads 2 1, neurons 8, rank 4, 7.50× fewer parameters in what can be pruned" in said
+    assert "`finetune`: heads" not in said

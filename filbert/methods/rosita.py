@@ -19,7 +19,7 @@ from filbert.train import FitConfig
 @dataclass(frozen=True)
 class Config:
     target: TargetConfig
-    student: FitConfig
+    second_teacher: FitConfig
     depth: RoundsConfig
     width: RoundsConfig
 
@@ -31,6 +31,6 @@ def columns(depth: Depth) -> tuple[str, ...]:
 
 def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
     """Distil, shorten, narrow."""
-    student = second_teacher(study, config.student)
+    student = second_teacher(study, config.target, config.second_teacher)
     shorter = pruned_in_depth(study, student, config.target, config.depth)
     return pruned_in_width(study, shorter, shorter, config.target, config.width)

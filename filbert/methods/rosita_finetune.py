@@ -23,6 +23,6 @@ def columns(depth: Depth) -> tuple[str, ...]:
 
 def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
     """Cut at once, fine-tune."""
-    pruned = pruned_at_once(study, whole(study), config.target, config.importance)
+    pruned = pruned_at_once(study, whole(study, config.target), config.target, config.importance)
     study.fit(pruned, learn_labels(study, pruned), study.train, config.fit, "train")
     return pruned

@@ -23,7 +23,7 @@ def columns(depth: Depth) -> tuple[str, ...]:
 
 def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
     """Cut at once, distil from the teacher."""
-    pruned = pruned_at_once(study, whole(study), config.target, config.importance)
+    pruned = pruned_at_once(study, whole(study, config.target), config.target, config.importance)
     rows = from_teacher(study, study.cache, pruned.config.num_hidden_layers, study.depth.teacher)
     study.fit(pruned, learn_states(study, pruned, study.depth.teacher), rows, config.fit, "distil")
     return pruned

@@ -12,7 +12,7 @@ from filbert.train import FitConfig
 @dataclass(frozen=True)
 class Config:
     target: TargetConfig
-    student: FitConfig
+    second_teacher: FitConfig
     importance: FitConfig
     fit: FitConfig
 
@@ -24,7 +24,7 @@ def columns(depth: Depth) -> tuple[str, ...]:
 
 def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
     """Distil, cut at once, distil from the one that was cut."""
-    student, layers = second_teacher(study, config.student), study.depth.teacher
+    student, layers = second_teacher(study, config.target, config.second_teacher), study.depth.teacher
     rows = from_teacher(study, student, config.target.layers or layers, layers)
     pruned = pruned_at_once(study, student, config.target, config.importance)
     study.fit(pruned, learn_states(study, pruned, layers), rows, config.fit, "distil")

@@ -13,7 +13,7 @@ from filbert.train import FitConfig
 @dataclass(frozen=True)
 class Config:
     target: TargetConfig
-    student: FitConfig
+    second_teacher: FitConfig
     width: RoundsConfig
 
 
@@ -24,6 +24,6 @@ def columns(depth: Depth) -> tuple[str, ...]:
 
 def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
     """Distil, shorten at once, narrow in rounds."""
-    student = second_teacher(study, config.student)
+    student = second_teacher(study, config.target, config.second_teacher)
     shorter = cut(student, everything(student, config.target.layers or study.depth.teacher))
     return pruned_in_width(study, shorter, student, config.target, config.width)
