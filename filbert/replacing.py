@@ -3,9 +3,9 @@
 BERT-of-Theseus (Xu et al. 2020, arXiv 2002.02925, section 3): the predecessor, the fine-tuned teacher, is cut into n modules
 of c layers; each has a successor of one layer. One draw per module and batch decides which of the two the batch goes through
 (equations 3 and 4); the task's own loss is the only one. All but the successors is frozen, and inference runs them alone.
-As in the official code the successors start as the bottom layers of the fine-tuned teacher, pooler and classifier stay the
-teacher's, and a module that is not drawn has a gradient of zero, not none, so that Adam's moments decay. Not as there:
-the norm that is clipped counts what is trained alone, and the schedule is stated in fractions of all steps.
+As in the official code the successors start as layers of the fine-tuned teacher, pooler and classifier stay the teacher's, and
+a module that is not drawn has a gradient of zero, not none, so that Adam's moments decay. Not as there: the successors need not
+start as the bottom layers, the norm that is clipped counts what is trained alone, and the schedule is in fractions of all steps.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class Config:
     schedule: Literal["curriculum", "constant", "anti"]  # of the probability of replacing a module
     start: float  # where that probability starts (the paper's b); `constant` keeps it
     until: float  # fraction of all steps after which it is 1: from there on the successor is fine-tuned alone
-    initial: tuple[int, ...]  # the teacher's layers that the successors start as, from 0; none: the bottom ones
+    initial: Literal["bottom", "named"]  # the teacher's layers that the successors start as; `named` by student.layers
     train_head: bool  # whether pooler and classifier are trained too; the official code keeps the teacher's
     fit: FitConfig
 
@@ -46,13 +46,14 @@ def replace_modules(study: Study, config: Config) -> FilbertForSequenceClassific
         FilbertError: the teacher's layers do not divide into as many modules as the student has layers.
     """
     modules, layers = study.depth.student, study.depth.teacher
-    if layers % modules or len(config.initial) not in (0, modules):
+    if layers % modules:
         raise FilbertError(
-            f"expected a number of student layers that divides the teacher's {layers}, and `initial` to name as many or none; got "
-            f"{modules} and {list(config.initial)}: set student.layers in params.yaml"
+            f"expected a number of student layers that divides the teacher's {layers}, got {modules}: set "
+            "student.layers in params.yaml"
         )
     predecessor = study.of_teacher(range(layers)).bert.encoder
-    student = study.of_teacher(config.initial or range(modules)).requires_grad_(False)
+    initial = range(modules) if config.initial == "bottom" else study.shape.layers
+    student = study.of_teacher(initial).requires_grad_(False)
     successor = student.bert.encoder.requires_grad_(True)
     for head in (student.bert.pooler, student.classifier):
         head.requires_grad_(config.train_head)

@@ -194,7 +194,7 @@ RECIPE = recipes.Config(replace(TARGET, layers=None), None, ROUNDS)
 @pytest.mark.parametrize("start", ["theseus", "refbert", "rosita"])
 def test_any_student_can_be_cut_further(study: Study, tmp_path: Path, start: str) -> None:
     begun = {
-        "theseus": lambda: theseus.compress(study, Replacing("curriculum", 0.3, 0.5, (), False, FIT)),
+        "theseus": lambda: theseus.compress(study, Replacing("curriculum", 0.3, 0.5, "bottom", False, FIT)),
         "refbert": lambda: made(study),
         "rosita": lambda: rosita.compress(study, replace(SETTINGS[rosita], target=replace(TARGET, heads=3, rank=8))),
     }[start]()
@@ -215,7 +215,7 @@ def test_any_student_can_be_cut_further(study: Study, tmp_path: Path, start: str
 def test_a_recipes_steps_count_with_those_of_its_start_which_is_its_teacher(study: Study, tmp_path: Path) -> None:
     """Layers that go at once leave the whole start as the teacher of what is left."""
     deep = replace(study, depth=Depth(2, 2), shape=students.StudentConfig((0, 1)))
-    begun = theseus.compress(deep, Replacing("constant", 0.5, 0.5, (), False, FIT))
+    begun = theseus.compress(deep, Replacing("constant", 0.5, 0.5, "bottom", False, FIT))
     students.save(begun, tiny_tokenizer(), tmp_path / "start")
     shutil.copyfile(study.recorder.history, tmp_path / "start" / students.HISTORY)
     study.recorder.history.unlink()
@@ -238,7 +238,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
 ) -> None:
     config = {
         "rosita": SETTINGS[rosita],
-        "theseus": Replacing("curriculum", 0.3, 0.5, (), False, replace(FIT, epochs=5)),
+        "theseus": Replacing("curriculum", 0.3, 0.5, "bottom", False, replace(FIT, epochs=5)),
     }[method]
     compress = {"rosita": rosita, "theseus": theseus}[method].compress
     whole = compress(study, config).state_dict()

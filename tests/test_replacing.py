@@ -16,7 +16,7 @@ from filbert.study import Study
 from filbert.train import FitConfig
 
 FIT = FitConfig(2, 8, 1e-3, 0.0, "linear", 0.0, 1.0, validations=0, patience=1)
-CURRICULUM = Config("curriculum", 0.3, 0.5, (), False, FIT)
+CURRICULUM = Config("curriculum", 0.3, 0.5, "bottom", False, FIT)
 
 
 def test_the_probability_of_replacing() -> None:
@@ -112,3 +112,11 @@ def test_patient_distillation_follows_the_first_token(study: Study) -> None:
 
     config = pkd.Config(2.0, 0.5, 100.0, replace(FIT, epochs=4))
     assert distance(pkd.compress(deep, config)) < 0.9 * distance(deep.student())
+
+
+def test_the_successors_start_as_the_layers_named(study: Study) -> None:
+    still = replace(CURRICULUM, fit=replace(FIT, epochs=0))
+    named = replace(study, shape=students.StudentConfig((1,)))
+    for config, layer in ((still, 0), (replace(still, initial="named"), 1)):
+        found, wanted = theseus.compress(named, config).state_dict(), study.of_teacher([layer]).state_dict()
+        assert all(torch.equal(value, wanted[name]) for name, value in found.items())
