@@ -1,4 +1,4 @@
-"""The figures that `evaluate` wrote, gathered by task and student; those that do not belong together are refused."""
+"""The figures that `evaluate` wrote, gathered by task and student; those that do not belong together do not meet."""
 
 import csv
 import io
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filbert import FilbertError
+from filbert import FilbertError, progress
 from filbert.files import read_json
 from filbert.tasks import TASKS
 
@@ -43,7 +43,8 @@ class Line:
 
 
 def gather(metrics: Path, details: Path) -> list[Line]:
-    """All lines under `metrics`, by task in the order of the task table, the teacher first."""
+    """All lines under `metrics`, by task in the order of the task table, the teacher first; lines of another teacher or other
+    rows than their task's are left out."""
     lines = []
     folders = (f for task in metrics.iterdir() if task.is_dir() for f in task.iterdir() if f.is_dir())
     for folder in folders:
@@ -51,10 +52,18 @@ def gather(metrics: Path, details: Path) -> list[Line]:
         beside = [details / folder.parent.name / folder.name / file.name for file in files]
         read = [tuple(map(read_json, group)) for group in (files, beside)]
         lines.append(Line(folder.parent.name, folder.name, tuple(int(f.stem) for f in files), read[0], read[1]))
+    teachers = {line.task: line for line in lines if line.student == TEACHER}
+    kept = []
     for line in lines:
-        _check(line, next((other for other in lines if (other.task, other.student) == (line.task, TEACHER)), None))
+        _check(line, teachers.get(line.task))
+        if different := _foreign(line, teachers[line.task]):
+            progress.say(
+                f"{line.task}/{line.student} is left out of the table: made with another {different} than the teacher"
+            )
+        else:
+            kept.append(line)
     order = list(TASKS)
-    return sorted(lines, key=lambda line: (order.index(line.task), line.student != TEACHER, line.student))
+    return sorted(kept, key=lambda line: (order.index(line.task), line.student != TEACHER, line.student))
 
 
 def neighbours(metrics: Path, lines: list[Line]) -> dict[str, float]:
@@ -78,22 +87,26 @@ def neighbours(metrics: Path, lines: list[Line]) -> dict[str, float]:
 
 
 def _check(line: Line, teacher: Line | None) -> None:
-    """Refuse figures that do not belong together: of another teacher or other rows, or seeds of different settings."""
+    """Refuse figures that do not belong together: seeds of one line made with different settings, teachers or rows."""
     where = f"{line.task}/{line.student}"
     if line.task not in TASKS or teacher is None:
         raise FilbertError(f"figures of {where}: no such task or no teacher; remove its folders or run `dvc repro`")
-    made, theirs = (
-        [{"teacher": d["teacher"], **d["made_with"], **dict.fromkeys(OF_A_SEED)} for d in of.details]
-        for of in (line, teacher)
-    )
-    wanted = made[0] | {name: theirs[0][name] for name in ("rows", "teacher")}
+    made = [{"teacher": d["teacher"], **d["made_with"], **dict.fromkeys(OF_A_SEED)} for d in line.details]
     for seed, found in zip(line.seeds, made, strict=True):
-        for name in wanted:
-            if found.get(name) != wanted[name]:
+        for name, wanted in made[0].items():
+            if found.get(name) != wanted:
                 raise FilbertError(
-                    f"figures of {where}, seed {seed}: made with {name} = {found.get(name)}, the others of the task with "
-                    f"{wanted[name]}; they cannot stand in one table. Run `dvc repro`, or remove the stale files of {where}"
+                    f"figures of {where}, seed {seed}: made with {name} = {found.get(name)}, seed {line.seeds[0]} with {wanted}; "
+                    f"they cannot stand in one table. Run `dvc repro`, or remove the stale files of {where}"
                 )
+
+
+def _foreign(line: Line, teacher: Line) -> str:
+    """What a line has of another teacher or other rows than its task's: left from an earlier run, of a method not listed now."""
+    ours, theirs = line.details[0], teacher.details[0]
+    if ours["teacher"] != theirs["teacher"]:
+        return "teacher"
+    return "choice of rows" if ours["made_with"]["rows"] != theirs["made_with"]["rows"] else ""
 
 
 def points(lines: list[Line]) -> list[dict[str, Any]]:

@@ -131,7 +131,7 @@ def test_the_picture_is_the_same_each_time(lines: list[figures_of.Line], tmp_pat
     [
         (
             {"made_with": {"fit/epochs": 3, "rows": "r1"}},
-            "sst2/kd, seed 2: made with fit/epochs = 3, the others of the task with 2",
+            "sst2/kd, seed 2: made with fit/epochs = 3, seed 1 with 2",
         ),
         ({"made_with": {"fit/epochs": 2, "rows": "r0"}}, "made with rows = r0"),
         ({"teacher": "old"}, "made with teacher = old"),
@@ -157,3 +157,13 @@ def test_seeds_of_a_recipe_have_each_their_start_and_the_shape_is_told(
     said = report.markdown(figures_of.gather(tmp_path / "m", tmp_path / "d"), CONFIG, {})
     assert "`kd`: heads 2 1, neurons 8, rank 4, 7.50× fewer parameters in what can be pruned" in said
     assert "`finetune`: heads" not in said
+
+
+@pytest.mark.parametrize("stale", [{"teacher": "old"}, {"made_with": {"fit/epochs": 2, "rows": "r0"}}])
+def test_a_line_of_another_teacher_or_other_rows_is_left_out_and_named(
+    lines: list[figures_of.Line], tmp_path: Path, stale: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (1, 2, 3):
+        write_json(tmp_path / "d" / "sst2" / "kd" / f"{seed}.json", details(**stale))
+    assert {line.student for line in figures_of.gather(tmp_path / "m", tmp_path / "d")} == {"teacher", "finetune"}
+    assert "sst2/kd is left out of the table: made with another" in capsys.readouterr().err
