@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from filbert import cache, config, data, prepare, references, report, sources, students, train
+from filbert import cache, config, data, prepare, recipes, references, report, sources, students, train
 from stages.evaluate import EvaluateConfig
 
 
@@ -71,6 +71,8 @@ def test_every_section_of_the_shipped_params_builds() -> None:
     everything = config.read()
     for method in everything["distill"]:
         config.section(f"distill.{method}", import_module(f"filbert.methods.{method}").Config)
+    for recipe in everything["prune"]:
+        config.section(f"prune.{recipe}", recipes.Config)
     built = {
         "checkpoint",
         "datasets",
@@ -80,8 +82,9 @@ def test_every_section_of_the_shipped_params_builds() -> None:
         "cache",
         "student",
         "distill",
+        "prune",
         "evaluate",
         "references",
         "report",
     }
-    assert set(everything) == built | {"tasks", "methods", "seeds"}
+    assert set(everything) == built | {"tasks", "methods", "recipes", "seeds"}

@@ -43,6 +43,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
                "datasets": {"glue": folder_source | {"name": "glue"}}}  # fmt: skip
     params["teach"] |= {"epochs": 40, "batch_size": 8, "learning_rate": 5e-3, "validations": 10, "patience": 10}
     params["prune"]["theseus_rosita"]["target"] |= {"rank": 4, "heads": 2, "intermediate": 8}
+    params["prune"]["theseus_rosita"]["width"]["proportion"] = 0.5
     params["evaluate"]["latency"]["rounds"] = 3
     yaml.dump(params, folder / "params.yaml")
     for command in ("git init -q", "dvc init -q", "dvc config core.analytics false", "git add -A"):
@@ -102,7 +103,7 @@ def test_the_table_compares_teacher_and_students(clone: Path, reproduced: str) -
     assert [line.split(" | ")[0] for line in table] == [
         "| student",
         "| teacher",
-        *(f"| {method}" for method in METHODS),
+        *(f"| {student}" for student in (*METHODS, "theseus_rosita")),
     ]
     assert "100.0 %" in table[1]
     assert (clone / "docs" / "pareto.svg").read_text().lstrip().startswith("<?xml")
@@ -148,7 +149,7 @@ def test_a_killed_stage_resumes_and_ends_bit_identical(clone: Path, shell: Shell
     lines = [{k: v for k, v in line.items() if k not in ("time", "rows_per_second")} for line in read_history(history)]
     running = subprocess.Popen(["dvc", "repro", "--force", "--single-item", "teach@sst2"], cwd=clone, start_new_session=True,
                                env=environment(FILBERT_CHECKPOINT_SECONDS="0"), stdout=subprocess.DEVNULL)  # fmt: skip
-    checkpoint = clone / ".scratch" / "data" / "teachers" / "sst2" / "train.safetensors"
+    checkpoint = clone / ".scratch" / "data" / "teachers" / "sst2" / "train-0.safetensors"
     deadline = time.monotonic() + 120
     while not checkpoint.exists() and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
