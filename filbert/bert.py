@@ -31,14 +31,19 @@ class FilbertConfig(BertConfig):
         super().__post_init__(**kwargs)
 
     @property
-    def is_plain(self) -> bool:
-        """Whether `model_type: bert` can express this shape."""
+    def is_even(self) -> bool:
+        """Whether all layers are as wide as a plain BERT's."""
         return (
             not self.embedding_size
             and self.head_size * self.num_attention_heads == self.hidden_size
             and self.layer_heads == [self.num_attention_heads] * self.num_hidden_layers
             and self.layer_intermediate == [self.intermediate_size] * self.num_hidden_layers
         )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether `model_type: bert` can express this shape."""
+        return self.is_even
 
 
 class Embeddings(nn.Module):

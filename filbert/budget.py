@@ -29,7 +29,7 @@ def within(
     Raises:
         PruningError: one of each is more.
     """
-    whole = everything(model, model.config.num_hidden_layers)
+    whole = everything(model)
     costs = _costs(model, whole, count)
     units: list[Unit] = []
     for layer, found in enumerate(scores):

@@ -44,14 +44,8 @@ def prunable(model: nn.Module) -> int:
 def shape(config: Any) -> dict[str, Any]:
     """Layers and width, and of a student that was cut in width, heads and neurons of each layer and the embedding's rank."""
     found = {"layers": config.num_hidden_layers, "hidden": config.hidden_size}
-    if isinstance(config, FilbertConfig):
-        cut = {"heads": config.layer_heads, "intermediate": config.layer_intermediate, "rank": config.embedding_size}
-        even = (
-            [config.num_attention_heads] * len(config.layer_heads),
-            [config.intermediate_size] * len(config.layer_heads),
-            0,
-        )
-        found |= cut if tuple(cut.values()) != even else {}
+    if isinstance(config, FilbertConfig) and not config.is_even:
+        found |= {"heads": config.layer_heads, "intermediate": config.layer_intermediate, "rank": config.embedding_size}
     return found
 
 

@@ -85,8 +85,8 @@ def strongest(scores: Sequence[Scores], heads: int, neurons: int) -> list[Kept]:
     return [Kept(_top(layer.heads, heads), _top(layer.neurons, neurons)) for layer in scores]
 
 
-def everything(model: FilbertForSequenceClassification, layers: int) -> list[Kept]:
-    """All that the lowest `layers` layers have."""
+def everything(model: FilbertForSequenceClassification, layers: int | None = None) -> list[Kept]:
+    """All that the lowest `layers` layers have, or all layers."""
     shapes = zip(model.config.layer_heads[:layers], model.config.layer_intermediate[:layers], strict=True)
     return [Kept(torch.arange(heads), torch.arange(neurons)) for heads, neurons in shapes]
 

@@ -39,10 +39,7 @@ def cut_further(study: Study, start: Path, config: Config) -> FilbertForSequence
     if config.depth is not None:
         student = teacher = pruned_in_depth(study, student, config.target, config.depth)
     else:
-        student, teacher = (
-            cut(student, everything(student, config.target.layers or student.config.num_hidden_layers)),
-            student,
-        )
+        student, teacher = cut(student, everything(student, config.target.layers)), student
     student = pruned_in_width(study, student, teacher, config.target, config.width)
     if isinstance(student, ReferenceForSequenceClassification):
         student.store = store

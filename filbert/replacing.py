@@ -19,7 +19,6 @@ from filbert import FilbertError
 from filbert.bert import Encoder, FilbertForSequenceClassification
 from filbert.data import Batch
 from filbert.layerwise import Depth
-from filbert.students import ask
 from filbert.study import Study
 from filbert.train import FitConfig, total_steps
 
@@ -59,11 +58,14 @@ def replace_modules(study: Study, config: Config) -> FilbertForSequenceClassific
         head.requires_grad_(config.train_head)
     total = total_steps(study.train, config.fit)
     student.bert.encoder = Replacing(predecessor, successor, lambda step: rate(config, step, total))  # type: ignore[assignment]
-    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    labels, trained = (
+        study.learn_labels(student),
+        [parameter for parameter in student.parameters() if parameter.requires_grad],
+    )
 
     def loss(batch: Batch) -> Tensor:
         idle = 0 * torch.stack([parameter.sum() for parameter in trained]).sum()
-        return study.hard_loss(ask(student, batch).logits, batch) + idle
+        return labels(batch) + idle
 
     study.fit(student, loss, study.train, config.fit, "replace")
     student.bert.encoder = successor

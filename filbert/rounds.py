@@ -18,7 +18,6 @@ from torch import Tensor
 from filbert import losses
 from filbert.bert import FilbertForSequenceClassification
 from filbert.budget import counter, within
-from filbert.cache import Cache
 from filbert.data import Batch, Encoded
 from filbert.measure import typical
 from filbert.pruning import Importance, PruningError, Scores, between, cut, everything, strongest
@@ -53,11 +52,6 @@ class RoundsConfig:
     fit: FitConfig
 
 
-def learn_labels(study: Study, student: Student) -> Loss:
-    """The task's own loss."""
-    return lambda batch: study.hard_loss(ask(student, batch).logits, batch)
-
-
 def learn_prediction(study: Study, student: Student) -> Loss:
     """Soft cross entropy at temperature 1, its mean over batch and classes, and no labels."""
     return lambda batch: _prediction(study, ask(student, batch).logits, batch)
@@ -86,10 +80,10 @@ def states_of(layers: int, teacher_layers: int) -> list[str]:
     return [f"hidden.{layer * teacher_layers // layers}" for layer in range(layers + 1)]
 
 
-def from_teacher(study: Study, teacher: Cache | Student, layers: int, teacher_layers: int) -> Encoded:
-    """The training rows with what `learn_states` of a student of so many layers needs of its teacher."""
-    columns = ["logits", *states_of(layers, teacher_layers)]
-    return study.taught_by(teacher if isinstance(teacher, Cache) else study.asked(teacher, columns), columns)
+def from_teacher(study: Study, teacher: Student, layers: int) -> Encoded:
+    """The training rows with what `learn_states` of a student of so many layers needs of an earlier student, its teacher."""
+    columns = ["logits", *states_of(layers, teacher.config.num_hidden_layers)]
+    return study.taught_by(study.asked(teacher, columns), columns)
 
 
 def check_target(target: TargetConfig, start: FilbertForSequenceClassification) -> None:
@@ -131,10 +125,9 @@ def pruned_at_once(study: Study, student: Student, target: TargetConfig, config:
     """Gather importance in one pass over the labels, the student learning meanwhile, then cut it in one step."""
     with Importance(student) as importance:
         unscored = replace(config, validations=0)  # the last weights and all gradients count
-        study.fit(student, learn_labels(study, student), study.train, unscored, "importance", beside=importance)
-        layers = target.layers or student.config.num_hidden_layers
-        scores = importance.scores()[:layers]
-    return _to_width(study, cut(student, everything(student, layers)), scores, target, 1, 1, student)
+        study.fit(student, study.learn_labels(student), study.train, unscored, "importance", beside=importance)
+        scores = importance.scores()[: target.layers]
+    return _to_width(study, cut(student, everything(student, target.layers)), scores, target, 1, 1, student)
 
 
 def pruned_in_depth(study: Study, student: Student, target: TargetConfig, config: RoundsConfig) -> Student:
@@ -171,7 +164,7 @@ def pruned_in_width(
     def narrower(present: Student, scores: list[Scores], number: int) -> Student:
         return _to_width(study, present, scores, target, number, rounds, start)
 
-    rows = from_teacher(study, teacher, layers, teacher_layers)
+    rows = from_teacher(study, teacher, layers)
     return _in_rounds(
         study,
         student,
@@ -188,19 +181,17 @@ def _to_width(
     study: Study, student: Student, scores: list[Scores], target: TargetConfig, number: int, rounds: int, start: Student
 ) -> Student:
     """The student after a round of several that lead from the widths of `start` to those of `target`."""
-    shape = start.config
+    shape, rank = start.config, 0
     if target.rank:
         rank = between(shape.embedding_size or shape.hidden_size, target.rank, number, rounds)
-        student = cut(student, everything(student, student.config.num_hidden_layers), rank)
     if target.heads and target.intermediate:
         heads = between(max(shape.layer_heads), target.heads, number, rounds)
-        return cut(
-            student,
-            strongest(scores, heads, between(max(shape.layer_intermediate), target.intermediate, number, rounds)),
-        )
+        neurons = between(max(shape.layer_intermediate), target.intermediate, number, rounds)
+        return cut(student, strongest(scores, heads, neurons), rank)
     kind = "parameters" if target.parameters else "multiply_adds"
     count = counter(kind, typical(study.train, 1).to(study.device))
     budget = between(count(start), getattr(target, kind), number, rounds)
+    student = cut(student, everything(student), rank)  # what is left of the budget depends on the rank
     return cut(student, within(student, scores, count, budget))
 
 

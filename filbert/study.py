@@ -87,6 +87,10 @@ class Study:
         """The task's own loss against the labels."""
         return losses.HARD[self.task.kind](logits, batch.label)
 
+    def learn_labels(self, student: nn.Module) -> Callable[[Batch], Tensor]:
+        """A student's loss against the labels, batch by batch."""
+        return lambda batch: self.hard_loss(students.ask(student, batch).logits, batch)
+
     def distilled_loss(self, logits: Tensor, batch: Batch, temperature: float, soft: float) -> Tensor:
         """`soft` of the distillation loss against the teacher's cached logits, the rest of the loss against the labels."""
         teacher = losses.SOFT[self.task.kind](logits, batch.teacher["logits"], temperature)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from filbert.bert import FilbertForSequenceClassification
 from filbert.layerwise import Depth
-from filbert.rounds import TargetConfig, from_teacher, learn_states, pruned_at_once, whole
+from filbert.rounds import TargetConfig, learn_states, pruned_at_once, states_of, whole
 from filbert.study import Study
 from filbert.train import FitConfig
 
@@ -24,6 +24,6 @@ def columns(depth: Depth) -> tuple[str, ...]:
 def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
     """Cut at once, distil from the teacher."""
     pruned = pruned_at_once(study, whole(study, config.target), config.target, config.importance)
-    rows = from_teacher(study, study.cache, pruned.config.num_hidden_layers, study.depth.teacher)
+    rows = study.taught(["logits", *states_of(pruned.config.num_hidden_layers, study.depth.teacher)])
     study.fit(pruned, learn_states(study, pruned, study.depth.teacher), rows, config.fit, "distil")
     return pruned

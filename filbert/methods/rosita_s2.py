@@ -25,7 +25,7 @@ def columns(depth: Depth) -> tuple[str, ...]:
 def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
     """Distil, cut at once, distil from the one that was cut."""
     student, layers = second_teacher(study, config.target, config.second_teacher), study.depth.teacher
-    rows = from_teacher(study, student, config.target.layers or layers, layers)
+    rows = from_teacher(study, student, config.target.layers or layers)
     pruned = pruned_at_once(study, student, config.target, config.importance)
     study.fit(pruned, learn_states(study, pruned, layers), rows, config.fit, "distil")
     return pruned

@@ -25,5 +25,5 @@ def columns(depth: Depth) -> tuple[str, ...]:
 def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
     """Distil, shorten at once, narrow in rounds."""
     student = second_teacher(study, config.target, config.second_teacher)
-    shorter = cut(student, everything(student, config.target.layers or study.depth.teacher))
+    shorter = cut(student, everything(student, config.target.layers))
     return pruned_in_width(study, shorter, student, config.target, config.width)
