@@ -53,11 +53,6 @@ class RoundsConfig:
     fit: FitConfig
 
 
-def learn_labels(study: Study, student: Student) -> Loss:
-    """The task's own loss."""
-    return lambda batch: study.hard_loss(ask(student, batch).logits, batch)
-
-
 def learn_prediction(study: Study, student: Student) -> Loss:
     """Soft cross entropy at temperature 1, its mean over batch and classes, and no labels."""
     return lambda batch: _prediction(study, ask(student, batch).logits, batch)
@@ -131,7 +126,7 @@ def pruned_at_once(study: Study, student: Student, target: TargetConfig, config:
     """Gather importance in one pass over the labels, the student learning meanwhile, then cut it in one step."""
     with Importance(student) as importance:
         unscored = replace(config, validations=0)  # the last weights and all gradients count
-        study.fit(student, learn_labels(study, student), study.train, unscored, "importance", beside=importance)
+        study.fit(student, study.learn_labels(student), study.train, unscored, "importance", beside=importance)
         layers = target.layers or student.config.num_hidden_layers
         scores = importance.scores()[:layers]
     return _to_width(study, cut(student, everything(student, layers)), scores, target, 1, 1, student)

@@ -18,7 +18,7 @@ from filbert.methods import rosita, rosita_finetune, rosita_s1, rosita_s2, rosit
 from filbert.pruning import Importance, Kept, PruningError, Scores, cut, everything
 from filbert.reference_bert import REFERENCE, ReferenceConfig, ReferenceForSequenceClassification
 from filbert.replacing import Config as Replacing
-from filbert.rounds import RoundsConfig, TargetConfig, learn_labels, states_of
+from filbert.rounds import RoundsConfig, TargetConfig, states_of
 from filbert.shards import Shards
 from filbert.study import Study
 from filbert.tracking import read_history, steps
@@ -76,7 +76,7 @@ def test_importance_is_the_weight_times_the_mean_absolute_gradient(study: Study)
         }
         for rows in (np.arange(8), np.arange(8, 16)):
             model.zero_grad()
-            learn_labels(study, model)(study.train.batch(rows)).backward()
+            study.learn_labels(model)(study.train.batch(rows)).backward()
             for part, total in sums.items():
                 total += layer.get_parameter(part).grad.abs()
         found = importance.scores()[1]

@@ -6,12 +6,8 @@ arXiv 2002.02925, table 2).
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from filbert.bert import FilbertForSequenceClassification
-from filbert.data import Batch
 from filbert.layerwise import Depth
-from filbert.students import ask
 from filbert.study import Study
 from filbert.train import FitConfig
 
@@ -29,9 +25,5 @@ def columns(depth: Depth) -> tuple[str, ...]:
 def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
     """Train a fresh student on the labels."""
     student = study.student()
-
-    def loss(batch: Batch) -> Tensor:
-        return study.hard_loss(ask(student, batch).logits, batch)
-
-    study.fit(student, loss, study.train, config.fit, phase="train")
+    study.fit(student, study.learn_labels(student), study.train, config.fit, phase="train")
     return student

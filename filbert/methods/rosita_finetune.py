@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from filbert.bert import FilbertForSequenceClassification
 from filbert.layerwise import Depth
-from filbert.rounds import TargetConfig, learn_labels, pruned_at_once, whole
+from filbert.rounds import TargetConfig, pruned_at_once, whole
 from filbert.study import Study
 from filbert.train import FitConfig
 
@@ -24,5 +24,5 @@ def columns(depth: Depth) -> tuple[str, ...]:
 def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
     """Cut at once, fine-tune."""
     pruned = pruned_at_once(study, whole(study, config.target), config.target, config.importance)
-    study.fit(pruned, learn_labels(study, pruned), study.train, config.fit, "train")
+    study.fit(pruned, study.learn_labels(pruned), study.train, config.fit, "train")
     return pruned
