@@ -27,6 +27,7 @@ from transformers.utils import logging
 
 from filbert import FilbertError
 from filbert.bert import FilbertConfig, FilbertForSequenceClassification
+from filbert.bilstm import BiLstmConfig, BiLstmForSequenceClassification
 from filbert.data import Batch, Encoded
 from filbert.files import write_json
 from filbert.reference_bert import ReferenceConfig, ReferenceForSequenceClassification
@@ -35,10 +36,10 @@ from filbert.tracking import Recorder
 
 logging.disable_progress_bar()
 logging.set_verbosity_error()  # a fresh head is what we ask for, no news
-for shape in (FilbertConfig, ReferenceConfig):
+for shape in (FilbertConfig, ReferenceConfig, BiLstmConfig):
     AutoConfig.register(shape.model_type, shape)
     shape.register_for_auto_class()
-for kind in (FilbertForSequenceClassification, ReferenceForSequenceClassification):
+for kind in (FilbertForSequenceClassification, ReferenceForSequenceClassification, BiLstmForSequenceClassification):
     AutoModelForSequenceClassification.register(kind.config_class, kind)
     kind.register_for_auto_class("AutoModelForSequenceClassification")
 
@@ -64,7 +65,7 @@ class StudentConfig:
 
 def new_teacher(checkpoint: Path, task: Task) -> PreTrainedModel:
     """Any encoder that transformers knows, with a fresh head for `task`."""
-    return AutoModelForSequenceClassification.from_pretrained(checkpoint, dtype=torch.float32, **_labels(task))
+    return AutoModelForSequenceClassification.from_pretrained(checkpoint, dtype=torch.float32, **labels(task))
 
 
 def new_student(checkpoint: Path, task: Task, config: StudentConfig) -> FilbertForSequenceClassification:
@@ -91,7 +92,7 @@ def new_student_of(kind: type[Student], checkpoint: Path, task: Task, config: St
             f"student.layers: expected numbers from 0 to {source.num_hidden_layers - 1}, got {config.layers}"
         )
     taken = {k: v for k, v in source.to_dict().items() if k not in ONLY_FILBERT and k != "dtype"}
-    shape = taken | {"num_hidden_layers": len(config.layers)} | _labels(task)
+    shape = taken | {"num_hidden_layers": len(config.layers)} | labels(task)
     plain = FilbertForSequenceClassification(FilbertConfig(**shape))
     ours = plain.state_dict()
     weights = {
@@ -122,7 +123,8 @@ def _cut(weights: dict[str, torch.Tensor], layers: tuple[int, ...]) -> dict[str,
     return kept
 
 
-def _labels(task: Task) -> dict[str, Any]:
+def labels(task: Task) -> dict[str, Any]:
+    """What a model's configuration says of a task's labels."""
     names = list(task.labels) or ["score"]
     return {
         "num_labels": task.outputs,

@@ -19,7 +19,7 @@ from filbert.layerwise import Depth
 from filbert.resume import weights_digest
 from filbert.tasks import Task
 from filbert.tracking import Recorder
-from filbert.train import FitConfig, Fitted, fit, validate
+from filbert.train import FitConfig, Fitted, fit, mean_loss, validate
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,22 @@ class Study:
         teacher = losses.SOFT[self.task.kind](logits, batch.teacher["logits"], temperature)
         return soft * teacher + (1 - soft) * self.hard_loss(logits, batch)
 
+    def fit_by_loss(
+        self,
+        student: nn.Module,
+        loss: Callable[[Batch], Tensor],
+        rows: Encoded,
+        held_out: Encoded,
+        config: FitConfig,
+        phase: str,
+    ) -> Fitted:
+        """Train `student` for one phase; leave it with the weights whose loss on `held_out`, rows of training, was least."""
+
+        def judge() -> dict[str, float]:
+            return {"loss": mean_loss(student, loss, held_out, self.device)}
+
+        return self.fit(student, loss, rows, config, phase, judge=judge)
+
     def fit(
         self,
         student: nn.Module,
@@ -106,15 +122,16 @@ class Study:
         beside: nn.Module | None = None,
         validation: Encoded | None = None,
         window: tuple[int, int] | None = None,
+        judge: Callable[[], dict[str, float]] | None = None,
     ) -> Fitted:
         """Train `student`, and what is `beside` it, for one phase, or the steps of it in `window`; leave them with the
-        weights that scored best on the validation rows (which may be given as rows that carry more)."""
+        weights that scored best on the validation rows (which may be given as rows that carry more), or by `judge`."""
         scored = validation or self.validation
         return fit(
             nn.ModuleDict({"student": student, "beside": beside}) if beside is not None else student,
             loss,
             rows,
-            lambda: validate(student, self.task, scored, self.device),
+            judge or (lambda: validate(student, self.task, scored, self.device)),
             config,
             phase=phase,
             seed=self.seed,
