@@ -17,6 +17,7 @@ from filbert.store import hash_terms
 from filbert.tasks import Kind, Task
 
 BUCKET = 50  # batches whose rows are sorted by length together
+TOKENISED = 16384  # rows whose pieces are Python lists at one time
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,16 @@ def encode(
 
     With `words`, say also which piece begins which word of the text: what tokenizers that cut words differently share.
     """
+    parts = [
+        _encode(table.slice(start, TOKENISED), task, tokenizer, config, words)
+        for start in range(0, max(1, len(table)), TOKENISED)
+    ]
+    return joined(*parts)
+
+
+def _encode(
+    table: pa.Table, task: Task, tokenizer: PreTrainedTokenizerBase, config: EncodeConfig, words: bool
+) -> Encoded:
     texts = [table[name].to_pylist() for name in task.columns]
     pieces = tokenizer(*texts, truncation=True, max_length=config.max_length, return_token_type_ids=True,
                        return_attention_mask=False, return_offsets_mapping=words)  # fmt: skip
@@ -141,7 +152,7 @@ def encode(
     return Encoded(
         ids=np.fromiter((i for row in pieces["input_ids"] for i in row), np.uint32),
         types=np.fromiter((t for row in pieces["token_type_ids"] for t in row), np.uint8),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        offsets=np.cumsum([0, *lengths], dtype=np.int64),
         label=label.astype(np.float32 if task.kind is Kind.REGRESSION else np.int64),
         idx=table["idx"].to_numpy(),
         hash=table["hash"].to_numpy(),
@@ -150,6 +161,19 @@ def encode(
         if words
         else None,
     )
+
+
+def joined(*parts: Encoded) -> Encoded:
+    """The rows of several splits one after the other, without what teachers say of them."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def flat(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    offsets = np.cumsum(np.concatenate([[0], *(part.lengths for part in parts)]), dtype=np.int64)
+    word = None if any(part.word is None for part in parts) else flat("word")
+    return Encoded(flat("ids"), flat("types"), offsets, flat("label"), flat("idx"), flat("hash"), parts[0].pad, word)
 
 
 def _words(pieces: Encoding, texts: tuple[str, ...]) -> np.ndarray:

@@ -6,6 +6,11 @@ from torch import Tensor
 from filbert.tasks import Kind
 
 
+def known(label: Tensor) -> Tensor:
+    """Which of the rows [B] have a label: a transfer row's is the class -1, or not a number."""
+    return ~label.isnan() if label.is_floating_point() else label >= 0
+
+
 def classification(logits: Tensor, label: Tensor) -> Tensor:
     """Cross entropy of logits [B, C] against classes [B]."""
     return F.cross_entropy(logits.float(), label)

@@ -3,6 +3,7 @@
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scipy.stats import t as student_t
 
@@ -73,10 +74,9 @@ def _task_table(lines: list[Line], config: ReportConfig, neighbours: float | Non
     rows = [["student", "layers × width", "score", "of teacher", "parameters", "smaller", "faster 1 / 32", "steps",
              "verdict"]]  # fmt: skip
     for line in lines:
-        shape = line.details[0]["shape"]
         rows.append([
             line.student,
-            f"{shape['layers']} × {shape['hidden']}",
+            _shape(line.details[0]["shape"]),
             spread(line.scores),
             f"{100 * statistics.mean(line.scores) / statistics.mean(teacher.scores):.1f} %",
             f"{line.median('parameters') / 1e6:.2f} M",
@@ -126,6 +126,13 @@ def _on_pruned(lines: list[Line]) -> str:
                 "(layers and word embedding)."
             )
     return " ".join(said)
+
+
+def _shape(shape: dict[str, Any]) -> str:
+    """Layers × width; of a BiLSTM, embedding and units of both directions."""
+    if "lstm" in shape:
+        return f"{shape['embedding']}, 2 × {shape['lstm']}"
+    return f"{shape['layers']} × {shape['hidden']}"
 
 
 def _widths(values: list[int]) -> str:

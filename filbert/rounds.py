@@ -19,6 +19,7 @@ from filbert import losses
 from filbert.bert import FilbertForSequenceClassification
 from filbert.budget import counter, within
 from filbert.data import Batch, Encoded
+from filbert.layerwise import Depth
 from filbert.measure import typical
 from filbert.pruning import Importance, PruningError, Scores, between, cut, everything, strongest
 from filbert.students import Student, ask
@@ -50,6 +51,28 @@ class RoundsConfig:
     proportion: float  # of the training that the rounds take; what is left is trained in the final shape
     rounds: int | None  # none: one for each head, or layer, that goes from a layer
     fit: FitConfig
+
+
+@dataclass(frozen=True)
+class ThreeStagesConfig:
+    """Setting 4 of the official code."""
+
+    target: TargetConfig
+    second_teacher: FitConfig
+    depth: RoundsConfig
+    width: RoundsConfig
+
+
+def three_stages(study: Study, config: ThreeStagesConfig) -> FilbertForSequenceClassification:
+    """Distil, shorten, narrow: what the teacher says is asked of it, what earlier students say of them."""
+    student = second_teacher(study, config.target, config.second_teacher)
+    shorter = pruned_in_depth(study, student, config.target, config.depth)
+    return pruned_in_width(study, shorter, shorter, config.target, config.width)
+
+
+def of_prediction(depth: Depth) -> tuple[str, ...]:
+    """The columns of a method whose students learn the teacher's prediction, and the rest of earlier students."""
+    return ("logits",)
 
 
 def learn_prediction(study: Study, student: Student) -> Loss:

@@ -22,8 +22,21 @@ from filbert.tables import SUFFIXES
 from filbert.tasks import Task
 
 RECORD = "SOURCE.json"
-CHECKPOINT_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt",
-                    "special_tokens_map.json", "*.model")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Files:
+    """Which files make up something that is fetched, and which of them it cannot do without."""
+
+    wanted: tuple[str, ...]
+    needed: tuple[str, ...]
+
+
+CHECKPOINT = Files(
+    ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt",
+     "special_tokens_map.json", "*.model"), needed=("config.json", "*.safetensors"),
+)  # fmt: skip
+VECTORS = Files(("*.txt", "*.npy", "*.parquet"), needed=())
 
 
 class SourceError(FilbertError):
@@ -49,21 +62,21 @@ class Source:
         return self.sha256 or {}
 
 
-def fetch_checkpoint(source: Source, out: Path) -> None:
-    """Write a Hugging Face checkpoint (config, safetensors weights, tokenizer) to the folder `out`.
+def fetch_files(source: Source, files: Files, out: Path) -> None:
+    """Write a Hugging Face checkpoint (config, safetensors weights, tokenizer) or word vectors to the folder `out`.
 
     Raises:
         SourceError: something is missing, has another hash than stated, or cannot be downloaded.
     """
-    with _opened(source, CHECKPOINT_FILES) as folder:
-        _copy(source, folder, "", CHECKPOINT_FILES, out, needed=("config.json", "*.safetensors"))
+    with _opened(source, files.wanted) as folder:
+        _copy(source, folder, "", files.wanted, out, files.needed)
 
 
 def fetch_task(source: Source, task: Task, out: Path) -> None:
     """Write the raw tables of `task` (its training file and its test files, in any format we read) to the folder `out`.
 
     Raises:
-        SourceError: as for fetch_checkpoint.
+        SourceError: as for fetch_files.
     """
     stems = (task.train, *task.test)
     wanted = tuple(f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,18 @@ from torch import Tensor, nn
 from filbert import fill, losses, students
 from filbert.bert import FilbertForSequenceClassification
 from filbert.cache import Cache, CacheConfig
-from filbert.data import Batch, Encoded, Taught
+from filbert.data import Batch, Encoded, Taught, joined
 from filbert.device import seed_everything
 from filbert.layerwise import Depth
 from filbert.resume import weights_digest
 from filbert.tasks import Task
 from filbert.tracking import Recorder
 from filbert.train import FitConfig, Fitted, fit, mean_loss, validate
+
+
+def learns_from_transfer(method: ModuleType) -> bool:
+    """Whether a method's students also learn from the transfer rows: it says so by `TRANSFER = True`."""
+    return getattr(method, "TRANSFER", False)
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Study:
     task: Task
     train: Encoded
     validation: Encoded
+    transfer: Encoded  # rows without labels; none, unless the method asks for words on them
     checkpoint: Path
     teacher: Path
     shape: students.StudentConfig
@@ -36,6 +43,7 @@ class Study:
     cache: Cache
     asking: CacheConfig
     references: Path
+    vectors: Path | None
     seed: int
     device: torch.device
     scratch: Path
@@ -58,6 +66,10 @@ class Study:
         """A student cut from the fine-tuned teacher: some of its layers, with its head."""
         seed_everything(self.seed)
         return students.new_student(self.teacher, self.task, students.StudentConfig(tuple(layers)))
+
+    def with_transfer(self) -> "Study":
+        """The same study with the transfer rows among the training rows: they have no labels."""
+        return replace(self, train=joined(self.train, self.transfer), transfer=self.transfer.part(np.arange(0)))
 
     def taught(self, columns: Sequence[str], *beside: Taught) -> Encoded:
         """The training rows, whose batches carry these columns of the teacher's words."""
@@ -84,12 +96,17 @@ class Study:
         return Cache(folder, expected)
 
     def hard_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """The task's own loss against the labels."""
-        return losses.HARD[self.task.kind](logits, batch.label)
+        """The task's own loss against the labels, of the rows that have one."""
+        known = losses.known(batch.label)
+        return losses.HARD[self.task.kind](logits[known], batch.label[known]) if known.any() else 0 * logits.sum()
 
     def learn_labels(self, student: nn.Module) -> Callable[[Batch], Tensor]:
         """A student's loss against the labels, batch by batch."""
         return lambda batch: self.hard_loss(students.ask(student, batch).logits, batch)
+
+    def learn_distilled(self, student: nn.Module, temperature: float, soft: float) -> Callable[[Batch], Tensor]:
+        """A student's distilled loss, batch by batch."""
+        return lambda batch: self.distilled_loss(students.ask(student, batch).logits, batch, temperature, soft)
 
     def distilled_loss(self, logits: Tensor, batch: Batch, temperature: float, soft: float) -> Tensor:
         """`soft` of the distillation loss against the teacher's cached logits, the rest of the loss against the labels."""

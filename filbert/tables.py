@@ -1,4 +1,4 @@
-"""Raw tables are read strictly: TSV as GLUE writes it, CSV, JSON lines, parquet; every row is valid or named."""
+"""Raw tables are read strictly: TSV as GLUE writes it, CSV, JSON lines, parquet, plain text; every row is valid or named."""
 
 import csv
 import hashlib
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from filbert import FilbertError
+from filbert.rows import Row
 from filbert.tasks import Kind, Task
 
-SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
-Row = dict[str, Any]  # idx, the text columns of the task, label (None where there is none), hash
+SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet", ".txt")
 
 
 class RowError(FilbertError):
@@ -25,7 +25,7 @@ def read(folder: Path, stem: str, task: Task, counts: Counter[str] | None = None
     file = next((folder / f"{stem}{s}" for s in SUFFIXES if (folder / f"{stem}{s}").is_file()), None)
     if file is None:
         raise RowError(f"{folder}: no table {stem} ({', '.join(SUFFIXES)}) for task {task.name}; fetch it again")
-    records = _read_tsv(file, task) if file.suffix == ".tsv" else _read_table(file)
+    records = READERS.get(file.suffix, _read_table)(file, task)
     counts = Counter() if counts is None else counts
     for idx, (where, record) in enumerate(records):
         try:
@@ -55,10 +55,26 @@ def _read_tsv(file: Path, task: Task) -> Iterator[tuple[str, Row | RowError]]:
                     continue
                 yield where, dict(zip(header, fields, strict=True))
     except UnicodeDecodeError as error:
-        raise RowError(f"{file}, after line {number}: expected UTF-8, got {error}; convert the file") from error
+        raise _not_utf8(file, number, error) from error
 
 
-def _read_table(file: Path) -> Iterator[tuple[str, Row | RowError]]:
+def _read_lines(file: Path, task: Task) -> Iterator[tuple[str, Row | RowError]]:
+    """Plain text, a text a line; empty lines are passed over."""
+    number = 0
+    try:
+        with file.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield f"{file}, line {number}", {task.columns[0]: line.strip()}
+    except UnicodeDecodeError as error:
+        raise _not_utf8(file, number, error) from error
+
+
+def _not_utf8(file: Path, number: int, error: UnicodeDecodeError) -> RowError:
+    return RowError(f"{file}, after line {number}: expected UTF-8, got {error}; convert the file")
+
+
+def _read_table(file: Path, _: Task) -> Iterator[tuple[str, Row | RowError]]:
     """CSV, JSON lines or parquet, read by `datasets`."""
     from datasets import Dataset, disable_progress_bars
 
@@ -78,6 +94,9 @@ def _read_table(file: Path) -> Iterator[tuple[str, Row | RowError]]:
             yield f"{file}, row {number}", dict(record)
 
 
+READERS = {".tsv": _read_tsv, ".txt": _read_lines}  # all others by `datasets`
+
+
 def _valid(idx: int, record: Row, task: Task, where: str) -> Row:
     record = {task.rename.get(name, name): value for name, value in record.items()}
     missing = [name for name in task.columns if name not in record]
@@ -92,7 +111,7 @@ def _valid(idx: int, record: Row, task: Task, where: str) -> Row:
 
 def _label(value: Any, task: Task, where: str) -> float | int | None:
     text = "" if value is None else str(value).strip()
-    if not text and task.unlabelled:
+    if task.kind is Kind.TEXT or (not text and task.unlabelled):
         return None
     if task.kind is Kind.REGRESSION:
         low, high = task.span

@@ -1,4 +1,5 @@
 """Every task as one row of a table: where its rows lie, which columns they have, what is predicted and how it is scored.
+Texts without labels are rows of it too.
 
 A new task is one row here and, where its files come from somewhere new, one entry of `datasets` in params.yaml.
 """
@@ -16,6 +17,7 @@ class Kind(StrEnum):
     SINGLE = "single"  # one text, a class
     PAIR = "pair"  # two texts, a class
     REGRESSION = "regression"  # one or two texts, a number
+    TEXT = "text"  # one text, nothing: what transfer sets are made of; its label, if it has one, is not read
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ _TABLE = (
          where=("source", "rotten_tomatoes"), **_REVIEWS),
     Task("imdb", Kind.SINGLE, ("sentence",), ("negative", "positive"), ("accuracy",),
          where=("source", "imdb"), **_REVIEWS),
+    Task("imdb_reviews", Kind.TEXT, ("sentence",), (), (), where=("source", "imdb"), **_REVIEWS),
     Task("boolq", Kind.PAIR, ("question", "passage"), ("False", "True"), ("accuracy",), "boolq",
          train="combined", together="passage", unlabelled=True),
 )  # fmt: skip

@@ -39,7 +39,7 @@ class TrainingError(FilbertError):
 class FitConfig:
     """One phase of training: AdamW, linear warm-up, then `decay`; of no epochs, nothing happens."""
 
-    epochs: int
+    epochs: float  # the last one may be a part
     batch_size: int
     learning_rate: float
     warmup: float  # fraction of all steps
@@ -170,7 +170,7 @@ def new_optimizer(model: nn.Module, config: FitConfig) -> torch.optim.AdamW:
 
 def total_steps(rows: Encoded, config: FitConfig) -> int:
     """How many optimiser steps a phase has."""
-    return math.ceil(len(rows) / config.batch_size) * config.epochs
+    return math.ceil(math.ceil(len(rows) / config.batch_size) * config.epochs)
 
 
 def _schedule(step: int, total: int, config: FitConfig) -> float:

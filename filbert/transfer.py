@@ -1,32 +1,61 @@
 """The transfer set: text without labels that a student may learn its teacher's answers on.
 
-Sentences of any text are kept if they are of a fit length, occur once, and tell nothing of the rows that are held out: no text
-equals a validation or test row after normalisation, and none shares more than a part of its shingles (runs of words) with
-all of those together. Memory holds one hash per kept text and per held-out shingle, never the texts.
+Texts of any source are kept if they are of a fit length, occur once, are no training row, and tell nothing of the rows that are
+held out: none equals a validation or test row after normalisation, and none shares more than a part of its shingles (runs
+of words) with all of those together. Memory holds one hash per kept text and per held-out shingle, never the texts.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import pyarrow as pa
 import xxhash
 
-from filbert.tables import normalised
+from filbert import FilbertError
+from filbert.rows import Row
+from filbert.tables import normalised, text_hash
+from filbert.tasks import Kind, Task, find
 
 ENDS = re.compile(r"(?<=[.!?])[\"')\]]*\s+|<br\s*/?>|\n+")  # where a sentence ends
 WORD = re.compile(r"\w+")
+Texts = tuple[str, ...]  # of one row
 
 
 @dataclass(frozen=True)
-class TextConfig:
+class KeepConfig:
     """Which texts are kept."""
 
     least_words: int
     most_words: int
     shingle: int  # words of a shingle
     overlap: float  # share of a text's shingles that may occur in held-out rows
-    most: int  # texts
+    most: int  # texts of one source
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    texts: dict[str, tuple[str, ...]]  # of a task: the texts of filbert/tasks.py that its sentences are taken from
+    keep: KeepConfig
+
+    def of(self, task: Task) -> tuple[Task, ...]:
+        """The texts of a task.
+
+        Raises:
+            FilbertError: one of them is no text, or the task's rows are not single texts.
+        """
+        found = tuple(find(name) for name in self.texts.get(task.name, ()))
+        for text in found:
+            if text.kind is not Kind.TEXT:
+                raise FilbertError(
+                    f"transfer.texts.{task.name}: expected rows of kind text, got {text.name} of kind {text.kind}"
+                )
+        if found and len(task.columns) > 1:
+            raise FilbertError(
+                f"transfer.texts.{task.name}: its rows are pairs, which single texts cannot be; augment them instead"
+            )
+        return found
 
 
 def sentences(text: str) -> Iterator[str]:
@@ -34,22 +63,23 @@ def sentences(text: str) -> Iterator[str]:
     return (part.strip() for part in ENDS.split(text) if part and part.strip())
 
 
-def words_of(text: str) -> list[str]:
-    """The words two texts are compared by: lower case, no marks, so that `it's` and `it 's` are the same."""
-    return WORD.findall(normalised(text))
+def words_of(texts: Texts) -> list[str]:
+    """The words rows are compared by: lower case, no marks, so that `it's` and `it 's` are the same."""
+    return WORD.findall(normalised(" ".join(texts)))
 
 
 class HeldOut:
     """What validation and test rows say, as hashes."""
 
-    def __init__(self, texts: Iterable[str], shingle: int):
+    def __init__(self, rows: Iterable[Texts], shingle: int, symmetric: bool = False):
+        """Take in the rows; of a symmetric task a pair is held out both ways."""
         self.shingle = shingle
         self.whole: set[int] = set()
         self.parts: set[int] = set()
-        for text in texts:
-            words = words_of(text)
-            self.whole.add(_hash(words))
-            self.parts.update(self.shingles(words))
+        for texts in rows:
+            for words in map(words_of, {texts, texts[::-1]} if symmetric else {texts}):
+                self.whole.add(_hash(words))
+                self.parts.update(self.shingles(words))
 
     def shingles(self, words: list[str]) -> set[int]:
         """Hashes of all runs of `shingle` words; of a shorter text, of the whole."""
@@ -63,23 +93,59 @@ class HeldOut:
         return len(own & self.parts) / len(own)
 
 
-def kept(texts: Iterable[str], held_out: HeldOut, config: TextConfig, counts: Counter[str]) -> Iterator[str]:
-    """The texts that may be learnt from, each once, up to `config.most`; `counts` says why others are not among them."""
-    seen: set[int] = set()
-    for text in texts:
-        words = words_of(text)
-        if not config.least_words <= len(words) <= config.most_words:
-            counts["of another length"] += 1
-        elif (found := _hash(words)) in seen:
-            counts["duplicate"] += 1
-        elif held_out.overlap(words) > config.overlap:
-            counts["held out"] += 1
+class Kept:
+    """The rows that may be learnt from, each once; `counts` says how many, and why others are not among them."""
+
+    def __init__(self, training: Iterable[Texts], held_out: HeldOut, config: KeepConfig):
+        self.held_out, self.config = held_out, config
+        self.seen = {_hash(words_of(texts)) for texts in training}
+        self.counts: Counter[str] = Counter()
+
+    def of(self, name: str, rows: Iterable[Texts]) -> Iterator[Texts]:
+        """What is kept of the rows called `name`, of any length, all of them, as they come."""
+        for texts in rows:
+            if self._admit(words_of(texts)):
+                self.counts[f"kept {name}"] += 1
+                yield texts
+
+    def sample(self, name: str, read: Callable[[], Iterable[Texts]]) -> Iterator[Texts]:
+        """What is kept of texts called `name`, of fit length, up to `config.most` of them, drawn by a hash of their words; they
+        are read twice."""
+        admitted = [found for texts in read() if (found := self._admit(words_of(texts), limited=True))]
+        drawn = set(sorted(admitted)[: self.config.most])
+        self.counts["not drawn"] += len(admitted) - len(drawn)
+        self.counts[f"kept {name}"] += len(drawn)
+        for texts in read():
+            if (found := _hash(words_of(texts))) in drawn:
+                drawn.remove(found)
+                yield texts
+
+    def _admit(self, words: list[str], limited: bool = False) -> int:
+        """The hash of a text that is kept, 0 of another."""
+        found = _hash(words)
+        if limited and not self.config.least_words <= len(words) <= self.config.most_words:
+            self.counts["of another length"] += 1
+        elif found in self.seen:
+            self.counts["seen before"] += 1
+        elif self.held_out.overlap(words) > self.config.overlap:
+            self.counts["held out"] += 1
         else:
-            seen.add(found)
-            counts["kept"] += 1
-            yield text
-            if len(seen) == config.most:
-                return
+            self.seen.add(found)
+            return found
+        return 0
+
+
+def as_rows(kept: Iterable[Texts], task: Task) -> Iterator[Row]:
+    """Rows of the task, numbered from 0, with the label of a row that has none."""
+    none = float("nan") if task.kind is Kind.REGRESSION else -1
+    for idx, texts in enumerate(kept):
+        yield {"idx": idx, **dict(zip(task.columns, texts, strict=True)), "label": none, "hash": text_hash(*texts)}
+
+
+def texts_of(table: pa.Table, task: Task) -> Iterator[Texts]:
+    """The texts of each row of a prepared table, some rows in memory at a time."""
+    for batch in table.select(list(task.columns)).to_batches(max_chunksize=4096):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 def _hash(words: list[str]) -> int:

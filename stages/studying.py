@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from transformers import PreTrainedModel
+
 from filbert import cache, config, data, device, files, rows, students, tasks, tracking
-from filbert.bert import FilbertForSequenceClassification
 from filbert.layerwise import Depth
 from filbert.study import Study
 from stages import scratch_of
@@ -21,6 +23,8 @@ class Folders:
     references: Path
     teacher: Path
     checkpoint: Path
+    transfer: Path | None = None  # rows without labels, where the method learns from them
+    vectors: Path | None = None
 
 
 def make(
@@ -32,7 +36,7 @@ def make(
     out: Path,
     settings: Any,
     columns: Callable[[Depth], tuple[str, ...]],
-    compress: Callable[[Study], FilbertForSequenceClassification],
+    compress: Callable[[Study], PreTrainedModel],
     hashes: dict[str, str],
 ) -> None:
     """Open the study, verify what it reads of the teacher (`columns`), `compress`, and publish the student to `out`."""
@@ -45,6 +49,12 @@ def make(
     spelled = any(column.startswith("words") for column in wanted)
     table, train = data.open_split(folders.prepared, "train", task, tokenizer, encoding, spelled)
     validation = data.open_split(folders.prepared, "validation", task, tokenizer, encoding)[1]
+    nothing = train.part(np.arange(0))
+    unlabelled = (
+        data.open_split(folders.transfer, "transfer", task, tokenizer, encoding, spelled)[1]
+        if folders.transfer
+        else nothing
+    )
     opened = cache.Cache(folders.words, key)
     if wanted:
         opened.verify(train.part(cache.sample_of(len(train), asking.verify_rows)), wanted, live, asking, on)
@@ -63,8 +73,8 @@ def make(
     ) as recorder:
         recorder.dataset(table, folders.prepared, task_name, "training")
         study = Study(
-            task, train, validation, folders.checkpoint, folders.teacher, shape, depth, opened, asking, folders.references,
-            seed, on, scratch, recorder,
+            task, train, validation, unlabelled, folders.checkpoint, folders.teacher, shape, depth, opened, asking,
+            folders.references, folders.vectors, seed, on, scratch, recorder,
         )  # fmt: skip
         student = compress(study)
         with files.whole_folder(out) as making:

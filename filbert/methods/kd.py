@@ -6,12 +6,8 @@ labels. The teacher's logits come from the cache: no teacher runs here.
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from filbert.bert import FilbertForSequenceClassification
-from filbert.data import Batch
 from filbert.layerwise import Depth
-from filbert.students import ask
 from filbert.study import Study
 from filbert.train import FitConfig
 
@@ -31,9 +27,6 @@ def columns(depth: Depth) -> tuple[str, ...]:
 def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
     """Train a fresh student on labels and cached logits."""
     student = study.student()
-
-    def loss(batch: Batch) -> Tensor:
-        return study.distilled_loss(ask(student, batch).logits, batch, config.temperature, config.soft)
-
+    loss = study.learn_distilled(student, config.temperature, config.soft)
     study.fit(student, loss, study.taught(["logits"]), config.fit, phase="train")
     return student
