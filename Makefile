@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: repro test lint glue flow bench ui status clean help
+.PHONY: repro test lint glue wikiann flow bench ui status clean help
 .DEFAULT_GOAL := help
 
 repro: $(READY) ## the main job: run what has changed, print the table
@@ -41,6 +41,14 @@ glue: $(READY) ## the same pipeline on GLUE: make glue GLUE=folder CHECKPOINT=fo
 	  $(foreach m,$(LAYERWISE),-S distill.$(m).prediction.epochs=$$(($(EPOCHS)-1))) \
 	  $(if $(METHODS),-S 'methods=[$(METHODS)]' -S 'recipes=[$(RECIPES)]') \
 	  $(call source,datasets.glue,$(GLUE),nyu-mll/glue) $(call source,checkpoint,$(CHECKPOINT),google-bert/bert-base-uncased)
+	@sed -n '/^###/,$$p' docs/results.md
+	@echo "to go back to the default: git checkout params.yaml && make repro"
+
+wikiann: $(READY) ## named entities in five languages, one student: make wikiann WIKIANN=folder CHECKPOINT=folder
+	@python -m pipelines.flow --workers $(JOBS) -S 'tasks=[wikiann]' -S 'student.layers=[$(LAYERS)]' \
+	  -S 'methods=[$(or $(METHODS),finetune,theseus,bilstm)]' -S 'recipes=[$(RECIPES)]' \
+	  $(call source,datasets.wikiann,$(WIKIANN),unimelb-nlp/wikiann) \
+	  $(call source,checkpoint,$(CHECKPOINT),google-bert/bert-base-multilingual-cased)
 	@sed -n '/^###/,$$p' docs/results.md
 	@echo "to go back to the default: git checkout params.yaml && make repro"
 

@@ -11,7 +11,7 @@ This file travels with the student and is what `trust_remote_code=True` runs; it
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -54,12 +54,18 @@ class BiLstmForSequenceClassification(PreTrainedModel):
         x = self.dropout(self.embedding(self.rows[input_ids]))
         packed = pack_padded_sequence(x, mask.sum(1).cpu(), batch_first=True, enforce_sorted=False)
         states, (last, _) = self.lstm(packed)
-        pooled = torch.cat([last[0], last[1]], dim=1) if self.config.pooling == "last" else self._strongest(states)
-        hidden = F.gelu(self.dense(self.dropout(pooled)))
+        hidden = F.gelu(self.dense(self.dropout(self._read(states, last, mask.shape[1]))))
         return SequenceClassifierOutput(logits=self.classifier(self.dropout(hidden)), hidden_states=(hidden,))
 
-    @staticmethod
-    def _strongest(states) -> Tensor:  # type: ignore[no-untyped-def]
-        """Each unit's largest value over the real pieces."""
-        dense, _ = pad_packed_sequence(states, batch_first=True, padding_value=-torch.inf)
-        return dense.amax(1)
+    def _read(self, states: PackedSequence, last: Tensor, length: int) -> Tensor:
+        """What the dense layer reads: the last states of both directions, or each unit's largest over the real pieces."""
+        if self.config.pooling == "last":
+            return torch.cat([last[0], last[1]], dim=1)
+        return pad_packed_sequence(states, batch_first=True, padding_value=-torch.inf)[0].amax(1)
+
+
+class BiLstmForTokenClassification(BiLstmForSequenceClassification):
+    """The same with a head on every piece: logits [B, T, C], what the head reads [B, T, D]."""
+
+    def _read(self, states: PackedSequence, last: Tensor, length: int) -> Tensor:
+        return pad_packed_sequence(states, batch_first=True, total_length=length)[0]

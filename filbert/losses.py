@@ -7,7 +7,7 @@ from filbert.tasks import Kind
 
 
 def known(label: Tensor) -> Tensor:
-    """Which of the rows [B] have a label: a transfer row's is the class -1, or not a number."""
+    """Which of the rows [B], or pieces [B, T], have a label: a transfer row's is the class -1, or not a number."""
     return ~label.isnan() if label.is_floating_point() else label >= 0
 
 
@@ -56,5 +56,5 @@ def _mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum() / mask.sum()
 
 
-HARD = {Kind.SINGLE: classification, Kind.PAIR: classification, Kind.REGRESSION: regression}
-SOFT = {Kind.SINGLE: soft_classification, Kind.PAIR: soft_classification, Kind.REGRESSION: soft_regression}
+HARD = dict.fromkeys((Kind.SINGLE, Kind.PAIR, Kind.TAGGING), classification) | {Kind.REGRESSION: regression}
+SOFT = dict.fromkeys((Kind.SINGLE, Kind.PAIR, Kind.TAGGING), soft_classification) | {Kind.REGRESSION: soft_regression}

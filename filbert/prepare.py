@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from filbert.rows import Row, schema
 from filbert.tables import RowError, normalised, read
-from filbert.tasks import Task
+from filbert.tasks import Kind, Task
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def prepare(folder: Path, task: Task, config: PrepareConfig) -> Prepared:
         RowError: a file is missing, is not UTF-8, or a row is malformed.
     """
     counts: Counter[str] = Counter()
-    tests = {name: list(read(folder, stem, task)) for name, stem in zip(test_names(task), task.test, strict=False)}
-    rows = list(_distinct(read(folder, task.train, task, counts), task, counts))
+    tests = {name: list(read(folder, stem, task)) for name, stem in task.tests.items()}
+    rows = list(_distinct(_numbered(folder, task, counts), task, counts))
     unlabelled = [row for row in rows if row["label"] is None]
     rows = [row for row in rows if row["label"] is not None]
     if not tests:
@@ -69,9 +69,14 @@ def prepare(folder: Path, task: Task, config: PrepareConfig) -> Prepared:
     return Prepared(tables, dict(counts))
 
 
-def test_names(task: Task) -> list[str]:
-    """`test`, then `test_mismatched` and the like where a task has more than one test file."""
-    return ["test", *(f"test_{stem.rsplit('_', 1)[-1]}" for stem in task.test[1:])]
+def _numbered(folder: Path, task: Task, counts: Counter[str]) -> Iterator[Row]:
+    """The training rows of all files, numbered through."""
+    start = idx = 0
+    for stem in task.training:
+        for row in read(folder, stem, task, counts):
+            idx = start + row["idx"]
+            yield row | {"idx": idx}
+        start = idx + 1
 
 
 def key(row: Row, task: Task) -> str:
@@ -120,8 +125,12 @@ def _few_labels(rows: list[Row], task: Task, each: int) -> tuple[list[Row], list
     """`each` rows of every class, drawn by a hash of the text; and all others, their labels forgotten.
 
     Raises:
-        RowError: a class has fewer.
+        RowError: a class has fewer, or a row has no class.
     """
+    if task.kind not in (Kind.SINGLE, Kind.PAIR):
+        raise RowError(
+            f"prepare.labels.{task.name}: expected a task whose rows have a class, got one of kind {task.kind}"
+        )
     drawn = sorted(rows, key=lambda row: hashlib.sha256(key(row, task).encode()).digest())
     taken = {row["idx"] for label in range(task.outputs) for row in [r for r in drawn if r["label"] == label][:each]}
     if len(taken) < each * task.outputs:

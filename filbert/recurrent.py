@@ -7,7 +7,7 @@ held out, in that of the labels by the validation score, where the official code
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from filbert import FilbertError, losses, students
-from filbert.bilstm import BiLstmConfig, BiLstmForSequenceClassification
+from filbert.bilstm import BiLstmConfig, BiLstmForSequenceClassification, BiLstmForTokenClassification
 from filbert.data import Batch, load_tokenizer
 from filbert.device import seed_everything
 from filbert.layerwise import Depth
 from filbert.students import ask
 from filbert.study import Study
+from filbert.tasks import Kind
 from filbert.train import FitConfig
 from filbert.vectors import Vectors
 
@@ -60,10 +61,10 @@ def in_stages(study: Study, config: StagesConfig) -> BiLstmForSequenceClassifica
     learnt, judged = rows.part(np.flatnonzero(~held_out)), rows.part(np.flatnonzero(held_out))
     if config.representation:
         study.fit_by_loss(
-            student, learn_representation(student), learnt, judged, config.representation, "representation"
+            student, learn_representation(student, study), learnt, judged, config.representation, "representation"
         )
     for part in unfrozen(student, config.unfreeze):
-        study.fit_by_loss(student, learn_logits(student), learnt, judged, config.logits, f"logits-{part}")
+        study.fit_by_loss(student, learn_logits(student, study), learnt, judged, config.logits, f"logits-{part}")
     if config.labels:
         new_head(student, study.seed)
         for part in unfrozen(student, config.unfreeze):
@@ -85,12 +86,13 @@ def new_bilstm(study: Study, shape: ShapeConfig) -> BiLstmForSequenceClassificat
         kept_pieces=len(seen) + 1,
         embedding_size=shape.embedding,
         lstm_size=shape.lstm,
-        hidden_size=study.cache.width("pooled"),
+        hidden_size=study.width("pooled"),
         pooling=shape.pooling,
         dropout=shape.dropout,
         **students.labels(study.task),
     )
-    student = BiLstmForSequenceClassification(config)
+    tags = study.task.kind is Kind.TAGGING
+    student = (BiLstmForTokenClassification if tags else BiLstmForSequenceClassification)(config)
     student.rows[seen] = torch.arange(1, len(seen) + 1, dtype=torch.int32)
     if shape.start != "random":
         known = table[seen].float() if shape.start == "svd" else _of_vectors(study, seen)
@@ -142,14 +144,23 @@ def new_head(student: BiLstmForSequenceClassification, seed: int) -> None:
     student.classifier.reset_parameters()
 
 
-def learn_representation(student: BiLstmForSequenceClassification) -> Loss:
+def learn_representation(student: BiLstmForSequenceClassification, study: Study) -> Loss:
     """Squared error to what the teacher's head reads."""
-    return lambda batch: F.mse_loss(ask(student, batch).hidden_states[0].float(), batch.teacher["pooled"].float())
+    return lambda batch: _representation(study, ask(student, batch), batch)
 
 
-def learn_logits(student: BiLstmForSequenceClassification) -> Loss:
+def learn_logits(student: BiLstmForSequenceClassification, study: Study) -> Loss:
     """Half the squared error of the logits (section 3.3: no temperature)."""
-    return lambda batch: F.mse_loss(ask(student, batch).logits.float(), batch.teacher["logits"]) / 2
+    return lambda batch: _logits(study, ask(student, batch), batch)
+
+
+def _representation(study: Study, answer: Any, batch: Batch) -> Tensor:
+    ours, theirs = study.real(answer.hidden_states[0], batch), study.real(batch.teacher["pooled"], batch)
+    return F.mse_loss(ours.float(), theirs.float())
+
+
+def _logits(study: Study, answer: Any, batch: Batch) -> Tensor:
+    return F.mse_loss(study.real(answer.logits, batch).float(), study.real(batch.teacher["logits"], batch)) / 2
 
 
 def learn_jointly(student: BiLstmForSequenceClassification, study: Study, weights: WeightsConfig) -> Loss:
@@ -157,8 +168,7 @@ def learn_jointly(student: BiLstmForSequenceClassification, study: Study, weight
 
     def loss(batch: Batch) -> Tensor:
         answer = ask(student, batch)
-        representation = F.mse_loss(answer.hidden_states[0].float(), batch.teacher["pooled"].float())
-        logits = F.mse_loss(answer.logits.float(), batch.teacher["logits"]) / 2
+        representation, logits = _representation(study, answer, batch), _logits(study, answer, batch)
         hard = study.hard_loss(answer.logits, batch)
         return weights.labels * hard + weights.logits * logits + weights.representation * representation
 
@@ -169,9 +179,9 @@ def learn_hard(student: BiLstmForSequenceClassification, study: Study) -> Loss:
     """The labels, and of rows without one the teacher's answer in its place (arXiv 1910.01769; our reconstruction)."""
 
     def loss(batch: Batch) -> Tensor:
-        said = batch.teacher["logits"]
-        answer = said.argmax(-1) if study.task.labels else said[:, 0]
-        label = torch.where(losses.known(batch.label), batch.label, answer.to(batch.label.dtype))
-        return losses.HARD[study.task.kind](ask(student, batch).logits, label)
+        said = study.real(batch.teacher["logits"], batch)
+        answer, label = said.argmax(-1) if study.task.labels else said[:, 0], study.real(batch.label, batch)
+        label = torch.where(losses.known(label), label, answer.to(label.dtype))
+        return losses.HARD[study.task.kind](study.real(ask(student, batch).logits, batch), label)
 
     return loss

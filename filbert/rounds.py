@@ -22,7 +22,7 @@ from filbert.data import Batch, Encoded
 from filbert.layerwise import Depth
 from filbert.measure import typical
 from filbert.pruning import Importance, PruningError, Scores, between, cut, everything, strongest
-from filbert.students import Student, ask
+from filbert.students import Student, ask, encoder_for
 from filbert.study import Study
 from filbert.train import FitConfig, total_steps
 
@@ -94,7 +94,7 @@ def learn_states(study: Study, student: Student, teacher_layers: int) -> Loss:
 
 
 def _prediction(study: Study, logits: Tensor, batch: Batch) -> Tensor:
-    return losses.SOFT[study.task.kind](logits, batch.teacher["logits"], 1.0) / study.task.outputs
+    return study.soft_loss(logits, batch, 1.0) / study.task.outputs
 
 
 def states_of(layers: int, teacher_layers: int) -> list[str]:
@@ -138,7 +138,7 @@ def whole(study: Study, target: TargetConfig) -> FilbertForSequenceClassificatio
 
 def second_teacher(study: Study, target: TargetConfig, config: FitConfig) -> FilbertForSequenceClassification:
     """BERT-base(student): all layers of the pretrained checkpoint, taught the teacher's prediction, to be cut to `target`."""
-    student = study.student_of(FilbertForSequenceClassification, layers=range(study.depth.teacher))
+    student = study.student_of(encoder_for(study.task), layers=range(study.depth.teacher))
     check_target(target, student)
     study.fit(student, learn_prediction(study, student), study.taught(["logits"]), config, "second_teacher")
     return student

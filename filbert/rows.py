@@ -17,14 +17,16 @@ WRITTEN = 4096  # rows held at a time
 
 def schema(task: Task) -> pa.Schema:
     """What a prepared row of a task is."""
-    label = pa.float32() if task.kind is Kind.REGRESSION else pa.int32()
+    label = {Kind.REGRESSION: pa.float32(), Kind.TAGGING: pa.list_(pa.int32())}.get(task.kind, pa.int32())
     texts = [(name, pa.string()) for name in task.columns]
     return pa.schema([("idx", pa.int32()), *texts, ("label", label), ("hash", pa.int64())])
 
 
 def digest(table: pa.Table) -> str:
     """Twelve hex digits that change with any text, label or order of the rows."""
-    columns = (table[name].combine_chunks().to_numpy(zero_copy_only=False) for name in ("hash", "label"))
+    label = table["label"].combine_chunks()
+    flat = label.flatten() if pa.types.is_list(label.type) else label
+    columns = (column.to_numpy(zero_copy_only=False) for column in (table["hash"].combine_chunks(), flat))
     return hashlib.sha256(b"".join(column.tobytes() for column in columns)).hexdigest()[:12]
 
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from filbert import fill, losses, students
 from filbert.bert import FilbertForSequenceClassification
 from filbert.cache import Cache, CacheConfig
+from filbert.columns import of_task
 from filbert.data import Batch, Encoded, Taught, joined
 from filbert.device import seed_everything
 from filbert.layerwise import Depth
 from filbert.resume import weights_digest
-from filbert.tasks import Task
+from filbert.tasks import Kind, Task
 from filbert.tracking import Recorder
 from filbert.train import FitConfig, Fitted, fit, mean_loss, validate
 
@@ -51,7 +52,7 @@ class Study:
 
     def student(self) -> FilbertForSequenceClassification:
         """A fresh student: layers of the checkpoint and a head drawn from the seed."""
-        return self.student_of(FilbertForSequenceClassification)
+        return self.student_of(students.encoder_for(self.task))
 
     def student_of(
         self, kind: type[students.Student], layers: Sequence[int] | None = None, **fields: Any
@@ -77,7 +78,13 @@ class Study:
 
     def taught_by(self, cache: Cache, columns: Sequence[str], *beside: Taught) -> Encoded:
         """The training rows, whose batches carry these columns of another teacher's words, and what they carried before."""
-        return self.train.taught(*self.train.teachers, cache.on(self.train, columns), *beside)
+        real = {of_task(self.task.kind, column): column for column in columns}
+        said = replace(cache.on(self.train, list(real)), called=real)
+        return self.train.taught(*self.train.teachers, said, *beside)
+
+    def width(self, column: str) -> int:
+        """The width of a column of the teacher's words."""
+        return self.cache.width(of_task(self.task.kind, column))
 
     def asked(self, model: nn.Module, columns: Sequence[str]) -> Cache:
         """A cache of what `model`, an earlier student, says of the training rows; it goes when the study ends.
@@ -92,7 +99,8 @@ class Study:
         def encode(part: pa.Table) -> Encoded:
             return self.train.part(part["row"].to_numpy())
 
-        fill.fill(folder, model, pa.table(rows), encode, columns, expected, self.asking, self.device)
+        real = [of_task(self.task.kind, column) for column in columns]
+        fill.fill(folder, model, pa.table(rows), encode, real, expected, self.asking, self.device)
         return Cache(folder, expected)
 
     def hard_loss(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -110,8 +118,16 @@ class Study:
 
     def distilled_loss(self, logits: Tensor, batch: Batch, temperature: float, soft: float) -> Tensor:
         """`soft` of the distillation loss against the teacher's cached logits, the rest of the loss against the labels."""
-        teacher = losses.SOFT[self.task.kind](logits, batch.teacher["logits"], temperature)
-        return soft * teacher + (1 - soft) * self.hard_loss(logits, batch)
+        return soft * self.soft_loss(logits, batch, temperature) + (1 - soft) * self.hard_loss(logits, batch)
+
+    def soft_loss(self, logits: Tensor, batch: Batch, temperature: float) -> Tensor:
+        """The distillation loss against the teacher's cached logits; of tagged rows over their real pieces."""
+        ours, theirs = self.real(logits, batch), self.real(batch.teacher["logits"], batch)
+        return losses.SOFT[self.task.kind](ours, theirs, temperature)
+
+    def real(self, values: Tensor, batch: Batch) -> Tensor:
+        """What was said of each row [B, …]; of tagged rows [B, T, …] what was said of their real pieces [pieces, …]."""
+        return values[batch.mask] if self.task.kind is Kind.TAGGING else values
 
     def fit_by_loss(
         self,

@@ -6,6 +6,7 @@ import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from filbert import FilbertError
 from filbert.rows import Row
 from filbert.tasks import Kind, Task
 
-SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet", ".txt")
+SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet", ".txt", ".conll")
 
 
 class RowError(FilbertError):
@@ -25,7 +26,8 @@ def read(folder: Path, stem: str, task: Task, counts: Counter[str] | None = None
     file = next((folder / f"{stem}{s}" for s in SUFFIXES if (folder / f"{stem}{s}").is_file()), None)
     if file is None:
         raise RowError(f"{folder}: no table {stem} ({', '.join(SUFFIXES)}) for task {task.name}; fetch it again")
-    records = READERS.get(file.suffix, _read_table)(file, task)
+    plain = _read_conll if task.kind is Kind.TAGGING else _read_lines
+    records = {".tsv": _read_tsv, ".txt": plain, ".conll": plain}.get(file.suffix, _read_table)(file, task)
     counts = Counter() if counts is None else counts
     for idx, (where, record) in enumerate(records):
         try:
@@ -70,6 +72,33 @@ def _read_lines(file: Path, task: Task) -> Iterator[tuple[str, Row | RowError]]:
         raise _not_utf8(file, number, error) from error
 
 
+def _read_conll(file: Path, task: Task) -> Iterator[tuple[str, Row | RowError]]:
+    """CoNLL's format: a word and, last, its tag a line, an empty line after each sentence; `en:word` where the file is one of
+    several languages'. A sentence with a broken line is yielded as its error."""
+    prefix = f"{file.stem.rsplit('_', 1)[-1]}:" if task.languages else ""
+    words: list[str] = []
+    tags: list[str] = []
+    broken: RowError | None = None
+    first = number = 0
+    try:
+        with file.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(chain(lines, [""]), 1):
+                if line.strip() and not line.startswith("-DOCSTART-"):
+                    first = first or number
+                    fields = [field.strip() for field in line.split("\t" if "\t" in line else " ") if field.strip()]
+                    if len(fields) < 2:
+                        broken = broken or RowError(
+                            f"{file}, line {number}: expected a word and its tag, got {line.strip()!r}"
+                        )
+                    words.append(fields[0].removeprefix(prefix))
+                    tags.append(fields[-1])
+                elif words:
+                    yield f"{file}, line {first}", broken or {"words": words, "label": tags}
+                    words, tags, broken, first = [], [], None, 0
+    except UnicodeDecodeError as error:
+        raise _not_utf8(file, number, error) from error
+
+
 def _not_utf8(file: Path, number: int, error: UnicodeDecodeError) -> RowError:
     return RowError(f"{file}, after line {number}: expected UTF-8, got {error}; convert the file")
 
@@ -94,11 +123,10 @@ def _read_table(file: Path, _: Task) -> Iterator[tuple[str, Row | RowError]]:
             yield f"{file}, row {number}", dict(record)
 
 
-READERS = {".tsv": _read_tsv, ".txt": _read_lines}  # all others by `datasets`
-
-
 def _valid(idx: int, record: Row, task: Task, where: str) -> Row:
     record = {task.rename.get(name, name): value for name, value in record.items()}
+    if task.kind is Kind.TAGGING:
+        record = _tagged(record, task, where)
     missing = [name for name in task.columns if name not in record]
     if missing:
         raise RowError(f"{where}: no column {', '.join(missing)} for task {task.name}; found {', '.join(record)}")
@@ -106,7 +134,29 @@ def _valid(idx: int, record: Row, task: Task, where: str) -> Row:
         if not isinstance(record[name], str) or not record[name].strip():
             raise RowError(f"{where}: expected text in column {name}, got {record[name]!r}")
     texts = {name: record[name] for name in task.columns}
-    return {"idx": idx, **texts, "label": _label(record.get("label"), task, where), "hash": text_hash(*texts.values())}
+    label = record["label"] if task.kind is Kind.TAGGING else _label(record.get("label"), task, where)
+    return {"idx": idx, **texts, "label": label, "hash": text_hash(*texts.values())}
+
+
+def _tagged(record: Row, task: Task, where: str) -> Row:
+    """A tagged row as a text, its words with single spaces between them, and the numbers of their tags."""
+    words, tags = record.get("words", record.get("tokens")), record.get("label", record.get("ner_tags"))
+    if words is None or tags is None or len(words) != len(tags):
+        raise RowError(f"{where}: expected words and as many tags, got {words} and {tags}")
+    bare = ["".join(word.split()) for word in words]  # a space within a word would make two of it
+    if not all(bare):
+        raise RowError(f"{where}: expected a word in each place, got {words}")
+    names = [task.labels[tag] if isinstance(tag, int) and tag < len(task.labels) else tag for tag in tags]
+    before = "O"
+    for place, name in enumerate(names, 1):
+        if name not in task.labels:
+            raise RowError(f"{where}, word {place}: expected a tag out of {', '.join(task.labels)}, got {name!r}")
+        if name.startswith("I-") and before[2:] != name[2:]:
+            raise RowError(
+                f"{where}, word {place}: {name} follows {before}: in IOB2 an entity begins with B-{name[2:]}"
+            )
+        before = name
+    return {task.columns[0]: " ".join(bare), "label": tuple(map(task.labels.index, names))}
 
 
 def _label(value: Any, task: Task, where: str) -> float | int | None:

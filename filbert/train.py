@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from filbert import FilbertError, progress, students
 from filbert.data import Batch, Encoded, shuffled
 from filbert.device import autocast
-from filbert.metrics import predictions, scores
+from filbert.metrics import predictions, scores_on
 from filbert.resume import State, fingerprint
 from filbert.tasks import Task
 from filbert.tracking import Recorder
@@ -143,7 +143,7 @@ def validate(model: nn.Module, task: Task, rows: Encoded, device: torch.device) 
         logits = students.logits(model, rows, VALIDATION_BATCH, device)
     if task.labels and len(set(predictions(task, logits))) == 1:
         progress.say(f"{task.name}: every validation row gets the same class; if it stays so, lower the learning rate")
-    return scores(task, logits, rows.label)
+    return scores_on(task, logits, rows)
 
 
 def mean_loss(model: nn.Module, loss: Callable[[Batch], Tensor], rows: Encoded, device: torch.device) -> float:

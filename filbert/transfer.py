@@ -137,7 +137,7 @@ class Kept:
 
 def as_rows(kept: Iterable[Texts], task: Task) -> Iterator[Row]:
     """Rows of the task, numbered from 0, with the label of a row that has none."""
-    none = float("nan") if task.kind is Kind.REGRESSION else -1
+    none = {Kind.REGRESSION: float("nan"), Kind.TAGGING: ()}.get(task.kind, -1)
     for idx, texts in enumerate(kept):
         yield {"idx": idx, **dict(zip(task.columns, texts, strict=True)), "label": none, "hash": text_hash(*texts)}
 

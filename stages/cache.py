@@ -10,6 +10,7 @@ import typer
 
 from filbert import cache as teacher_cache
 from filbert import config, data, device, files, fill, rows, students, tasks, tracking
+from filbert.columns import of_task
 from filbert.layerwise import Depth
 from filbert.study import learns_from_transfer
 from stages import run, scratch_of
@@ -33,7 +34,7 @@ def cache(
     table, more = rows.read_table(prepared / "train.arrow"), rows.read_table(transfer / "transfer.arrow")
     teacher, key = students.load(teacher_folder), teacher_cache.fingerprint(teacher_folder, encoding, settings, on)
     shape = config.section("student", students.StudentConfig)
-    columns, of_transfer = _needed(Depth(len(shape.layers), teacher.config.num_hidden_layers))
+    columns, of_transfer = _needed(task, Depth(len(shape.layers), teacher.config.num_hidden_layers))
 
     def encode(part: pa.Table) -> data.Encoded:
         return data.encode(part, task, tokenizer, encoding, words=any(c.startswith("words") for c in columns))
@@ -59,12 +60,15 @@ def cache(
     files.forget(scratch_of(out))
 
 
-def _needed(depth: Depth) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _needed(task: tasks.Task, depth: Depth) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What the methods in params.yaml ask, each column once: of training rows, the logits in any case, and of transfer rows."""
     methods = [import_module(f"filbert.methods.{name}") for name in config.section("methods", tuple[str, ...])]
-    asked = [(method.columns(depth), learns_from_transfer(method)) for method in methods]
+    asked = [
+        (tuple(of_task(task.kind, column) for column in method.columns(depth)), learns_from_transfer(method))
+        for method in methods
+    ]
     return (
-        tuple(dict.fromkeys(("logits", *chain.from_iterable(columns for columns, _ in asked)))),
+        tuple(dict.fromkeys((of_task(task.kind, "logits"), *chain.from_iterable(columns for columns, _ in asked)))),
         tuple(dict.fromkeys(chain.from_iterable(columns for columns, transfer in asked if transfer))),
     )
 

@@ -35,7 +35,7 @@ def evaluate(
         answers = {
             name: students.logits(model, e, settings.batch_size, device.pick()) for name, (_, e) in splits.items()
         }
-        found = {name: metrics.scores(task, answers[name], encoded.label) for name, (_, encoded) in splits.items()}
+        found = {name: metrics.scores_on(task, answers[name], encoded) for name, (_, encoded) in splits.items()}
         cost = measure.cost(model.cpu(), folder, students.load(teacher), splits["test"][1], settings.latency)
         history = folder / students.HISTORY
         figures = {**found, **cost.figures, "steps": tracking.steps(history)}

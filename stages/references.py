@@ -27,7 +27,7 @@ def look_up(task_name: str, prepared: Path, checkpoint: Path, out: Path, control
         scores = {
             name: references.neighbours_score(task, references.nearest(found[name]), train.label, each.label)
             for name, each in encoded.items()
-            if name != "train"
+            if name != "train" and task.kind is not tasks.Kind.TAGGING
         }
         recorder.metrics({"neighbours": scores})
         with files.whole_folder(out) as making:

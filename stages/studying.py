@@ -9,6 +9,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from filbert import cache, config, data, device, files, rows, students, tasks, tracking
+from filbert.columns import of_task
 from filbert.layerwise import Depth
 from filbert.study import Study
 from stages import scratch_of
@@ -45,7 +46,7 @@ def make(
     shape, scratch = config.section("student", students.StudentConfig), scratch_of(out)
     key, live = cache.fingerprint(folders.teacher, encoding, asking, on), students.load(folders.teacher)
     depth = Depth(len(shape.layers), live.config.num_hidden_layers)
-    wanted = columns(depth)
+    wanted = [of_task(task.kind, column) for column in columns(depth)]
     spelled = any(column.startswith("words") for column in wanted)
     table, train = data.open_split(folders.prepared, "train", task, tokenizer, encoding, spelled)
     validation = data.open_split(folders.prepared, "validation", task, tokenizer, encoding)[1]

@@ -229,9 +229,9 @@ def test_a_student_answers_new_text(shell: Shell, clone: Path, reproduced: str) 
 
 
 def test_the_cache_verifies_itself(shell: Shell, clone: Path, reproduced: str) -> None:
-    folders = [f"data/{name}/sst2" for name in ("prepared", "teachers", "cache")]
+    folders = [f"data/{name}/sst2" for name in ("prepared", "transfer", "teachers", "cache")]
     said = shell(sys.executable, "-m", "stages.cache", "sst2", *folders, "--verify").stdout
-    assert re.search(r"asked about 0 of \d+ rows", said)
+    assert re.search(r"asked about 0 of \d+ training", said)
     assert re.search(r"attention.2 +\d", said)
 
 

@@ -107,7 +107,7 @@ def test_the_cosine_falls_to_nothing() -> None:
 def test_stages_come_in_order_and_the_student_learns(listened: Study, tmp_path: Path) -> None:
     learnt = listened.with_transfer().taught(["pooled"])
     fresh = new_bilstm(listened, SHAPE)
-    before = mean_loss(fresh, learn_representation(fresh), learnt, listened.device)
+    before = mean_loss(fresh, learn_representation(fresh, listened), learnt, listened.device)
     student = bilstm.compress(listened, CONFIG)
     phases = list(dict.fromkeys(line["phase"] for line in read_history(listened.recorder.history)))
     parts = ("head", "dense", "lstm", "embedding")

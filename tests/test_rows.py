@@ -43,7 +43,9 @@ def test_a_bad_row_is_named(tmp_path: Path, bad: str, said: str) -> None:
 
 
 def test_other_bad_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(tables.RowError, match=r"no table train \(.tsv, .csv, .jsonl, .parquet, .txt\) for task sst2"):
+    with pytest.raises(
+        tables.RowError, match=r"no table train \(.tsv, .csv, .jsonl, .parquet, .txt, .conll\) for task sst2"
+    ):
         list(tables.read(tmp_path, "train", SST2))
     table(tmp_path, "train.tsv", b"sentence\tlabel\ngood\t1\n" + b"\xff\xfe\t0\n")
     with pytest.raises(tables.RowError, match="expected UTF-8"):
