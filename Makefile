@@ -56,8 +56,9 @@ flow: $(READY) ## the same graph as a Prefect flow, JOBS stages at once
 	@python -m pipelines.flow --workers $(JOBS)
 
 T ?= rotten_tomatoes
-bench: $(READY) ## what the teacher cache costs and saves, on a quiet machine, after `make repro`: docs/cache.md
+bench: $(READY) ## what cache and transfer rows cost and save, on a quiet machine, after `make repro`: docs/cache.md, docs/transfer.md
 	@python -m benchmarks.cache $(T) data/prepared/$(T) data/teachers/$(T) data/raw/checkpoint docs/cache.md
+	@python -m benchmarks.transfer $(T) data/prepared/$(T) data/teachers/$(T) data/raw/checkpoint data/raw/vectors docs/transfer.md
 
 ui: $(READY) ## MLflow's pages on PORT (5000)
 	@case "$$MLFLOW_TRACKING_URI" in http*) echo "MLflow is at $$MLFLOW_TRACKING_URI" ;; \
