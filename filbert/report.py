@@ -8,7 +8,7 @@ from typing import Any
 from scipy.stats import t as student_t
 
 from filbert.figures import TEACHER, Line, points
-from filbert.tasks import TASKS
+from filbert.tasks import TASKS, Task
 
 MIN_SEEDS = 3
 
@@ -91,9 +91,8 @@ def _task_table(lines: list[Line], config: ReportConfig, neighbours: float | Non
         f"{', '.join(map(str, lines[-1].seeds))}. Latency: float32, {facts['threads']} thread, teacher and student in turn, "
         f"medians; batch 1 is a row of median length ({facts['tokens']} pieces). {machine['processor']}, {machine['flags']}."
     )
-    return "\n\n".join(
-        filter(None, [f"### {task.name}", table(rows), _on_pruned(lines), _on_references(lines, neighbours), note])
-    )
+    parts = [table(rows), _on_tests(lines, task), _on_pruned(lines), _on_references(lines, neighbours), note]
+    return "\n\n".join(filter(None, [f"### {task.name}", *parts]))
 
 
 def _rivals(line: Line, lines: list[Line], config: ReportConfig) -> list[Line]:
@@ -112,6 +111,18 @@ def _compared(line: Line, other: Line, config: ReportConfig) -> str:
         return f"not comparable to `{other.student}`: steps differ"
     low, high = interval(line.scores, other.scores, config.confidence)
     return f"{verdict(line.scores, other.scores, config)} `{other.student}` ({low:+.1f} to {high:+.1f})"
+
+
+def _on_tests(lines: list[Line], task: Task) -> str:
+    """Each student's score on each test set, where a task has several, such as one a language."""
+    if len(task.tests) < 2:
+        return ""
+    names = [stem.rsplit("_", 1)[-1] for stem in task.tests.values()]
+    found = [
+        [line.student, *(spread([100 * figures[test]["score"] for figures in line.figures]) for test in task.tests)]
+        for line in lines
+    ]
+    return table([["student", *names], *found])
 
 
 def _on_pruned(lines: list[Line]) -> str:
