@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: repro test lint glue flow bench ui status clean help
+.PHONY: repro test lint glue wikiann flow bench ui status clean help
 .DEFAULT_GOAL := help
 
 repro: $(READY) ## the main job: run what has changed, print the table
@@ -40,7 +40,17 @@ glue: $(READY) ## the same pipeline on GLUE: make glue GLUE=folder CHECKPOINT=fo
 	  -S teach.epochs=$(EPOCHS) $(foreach m,$(ONE_PHASE),-S distill.$(m).fit.epochs=$(EPOCHS)) \
 	  $(foreach m,$(LAYERWISE),-S distill.$(m).prediction.epochs=$$(($(EPOCHS)-1))) \
 	  $(if $(METHODS),-S 'methods=[$(METHODS)]' -S 'recipes=[$(RECIPES)]') \
+	  $(if $(VECTORS),$(call source,vectors,$(VECTORS))) \
 	  $(call source,datasets.glue,$(GLUE),nyu-mll/glue) $(call source,checkpoint,$(CHECKPOINT),google-bert/bert-base-uncased)
+	@sed -n '/^###/,$$p' docs/results.md
+	@echo "to go back to the default: git checkout params.yaml && make repro"
+
+wikiann: $(READY) ## named entities in five languages, one student: make wikiann WIKIANN=folder CHECKPOINT=folder
+	@python -m pipelines.flow --workers $(JOBS) -S 'tasks=[wikiann]' -S 'student.layers=[$(LAYERS)]' \
+	  -S 'methods=[$(or $(METHODS),finetune,theseus,bilstm)]' -S 'recipes=[$(RECIPES)]' \
+	  $(if $(VECTORS),$(call source,vectors,$(VECTORS))) \
+	  $(call source,datasets.wikiann,$(WIKIANN),unimelb-nlp/wikiann) \
+	  $(call source,checkpoint,$(CHECKPOINT),google-bert/bert-base-multilingual-cased)
 	@sed -n '/^###/,$$p' docs/results.md
 	@echo "to go back to the default: git checkout params.yaml && make repro"
 
@@ -48,8 +58,9 @@ flow: $(READY) ## the same graph as a Prefect flow, JOBS stages at once
 	@python -m pipelines.flow --workers $(JOBS)
 
 T ?= rotten_tomatoes
-bench: $(READY) ## what the teacher cache costs and saves, on a quiet machine, after `make repro`: docs/cache.md
+bench: $(READY) ## what cache and transfer rows cost and save, on a quiet machine, after `make repro`: docs/cache.md, docs/transfer.md
 	@python -m benchmarks.cache $(T) data/prepared/$(T) data/teachers/$(T) data/raw/checkpoint docs/cache.md
+	@python -m benchmarks.transfer $(T) data/prepared/$(T) data/teachers/$(T) data/raw/checkpoint data/raw/vectors docs/transfer.md
 
 ui: $(READY) ## MLflow's pages on PORT (5000)
 	@case "$$MLFLOW_TRACKING_URI" in http*) echo "MLflow is at $$MLFLOW_TRACKING_URI" ;; \
@@ -59,7 +70,7 @@ status: $(READY) ## what `make repro` would run
 	@dvc status
 
 clean: ## remove the environment and everything made by the pipeline but DVC's cache and the figures in git
-	rm -rf $(VENV) .scratch mlruns mlflow.db data/raw data/prepared data/teachers data/cache data/references data/students
+	rm -rf $(VENV) .scratch mlruns mlflow.db data/raw data/prepared data/teachers data/cache data/references data/transfer data/students
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14

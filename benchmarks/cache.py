@@ -16,7 +16,6 @@ from the same start:
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ import torch
 import typer
 from torch import Tensor
 
+from benchmarks.turns import in_turn, machine, ratio, ratios
 from filbert import cache, config, data, device, fill, losses, rows, students, tasks
 from filbert.columns import Listener
 from filbert.files import whole_file
@@ -37,7 +37,6 @@ from filbert.train import FitConfig, new_optimizer
 
 STEPS, BATCH = 12, 32
 MEMORY_ROWS = (10_000, 100_000, 1_000_000)
-Times = dict[str, list[float]]
 
 
 def main(
@@ -54,12 +53,10 @@ def main(
     with tempfile.TemporaryDirectory(prefix="filbert-bench-") as folder:
         bench = Bench(task_name, prepared, teacher_folder, checkpoint, count, Path(folder))
         parts = [bench.building(rounds), bench.training(rounds), bench.reading(rounds)]
-    machine = device.facts()
     head = (
         f"Measured by `python -m benchmarks.cache` on {task_name}: {count} rows of {bench.rows.lengths.mean():.0f} pieces, teacher "
         f"{bench.depth.teacher} × {bench.teacher.config.hidden_size}, student {bench.depth.student} layers, batch {BATCH}, "
-        f"{rounds} rounds in turn, {torch.get_num_threads()} threads, {device.precision(bench.on)}. {machine['processor']}, "
-        f"{machine['flags']}, torch {machine['torch']}. All files lie in the page cache."
+        f"{rounds} rounds in turn, {machine(bench.on)}. All files lie in the page cache."
     )
     if memory:
         parts.append(memory_table())
@@ -113,7 +110,7 @@ class Bench:
                 self.folder / str(next(number)), self.depth.columns
             ),
         }
-        return "## Building\n\n" + _ratios(_in_turn(arms, rounds), len(self.rows), "rows/s")
+        return "## Building\n\n" + ratios(in_turn(arms, rounds), len(self.rows), "rows/s")
 
     def training(self, rounds: int) -> str:
         plain, words = self.rows, self.cache.on(self.rows, self.depth.columns)
@@ -129,14 +126,14 @@ class Bench:
             "states, live": self._epoch(order, partial(self._live, self.depth.columns), "states"),
         }
         seen = sum(map(len, order))
-        times = _in_turn(arms, rounds)
+        times = in_turn(arms, rounds)
         against = {
             "states, cached": "states, given",
             "states, live": "states, cached",
             "logits, live": "logits, cached",
         }
-        return "## Training\n\n" + _ratios(times, seen, "rows/s") + "\n\n" + "\n".join(
-            f"- {name} against {other}: {_ratio(times[name], times[other])}" for name, other in against.items()
+        return "## Training\n\n" + ratios(times, seen, "rows/s") + "\n\n" + "\n".join(
+            f"- {name} against {other}: {ratio(times[name], times[other])}" for name, other in against.items()
         )  # fmt: skip
 
     def _live(self, columns: tuple[str, ...], at: np.ndarray) -> data.Batch:
@@ -192,8 +189,8 @@ class Bench:
             for at in order:
                 words.take(at)
 
-        times = _in_turn({"a plain copy of the batches": copy, "batches from the cache": read}, rounds)
-        return "## Reading\n\n" + _ratios(
+        times = in_turn({"a plain copy of the batches": copy, "batches from the cache": read}, rounds)
+        return "## Reading\n\n" + ratios(
             {name: [1e9 * t for t in found] for name, found in times.items()}, size, "GB/s"
         )
 
@@ -209,34 +206,6 @@ def memory_table() -> str:
         "## Memory\n\nSynthetic rows of 12 words, a teacher of 2 × 16, states of all layers, beyond what 256 rows take.\n\n"
         + table(found)
     )
-
-
-def _in_turn(arms: dict[str, Callable[[], None]], rounds: int) -> Times:
-    """Seconds of each arm, one after the other, after a round that does not count."""
-    times: Times = {name: [] for name in arms}
-    for turn in range(rounds + 1):
-        for name, run in arms.items():
-            start = time.perf_counter()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return times
-
-
-def _ratios(times: Times, work: float, unit: str) -> str:
-    """Each arm beside the first."""
-    first = next(iter(times.values()))
-    lines = [
-        [name, f"{work / float(np.median(found)):.3g}", "" if found is first else _ratio(found, first)]
-        for name, found in times.items()
-    ]
-    return table([["", unit, f"time, against {next(iter(times))}"], *lines])
-
-
-def _ratio(ours: list[float], theirs: list[float]) -> str:
-    return f"{np.median(ours) / np.median(theirs):.3f} (of minima {min(ours) / min(theirs):.3f})"
 
 
 if __name__ == "__main__":

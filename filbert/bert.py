@@ -122,18 +122,20 @@ class Encoder(nn.Module):
 
 
 class Bert(nn.Module):
-    def __init__(self, config: FilbertConfig):
+    def __init__(self, config: FilbertConfig, pooled: bool = True):
         super().__init__()
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
-        self.pooler = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.hidden_size)})
+        self.pooler = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.hidden_size)}) if pooled else None
 
     def forward(
         self, ids: Tensor, types: Tensor, mask: Tensor, *reference: Tensor
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The pooled vector [B, D] and the states after the embeddings and each layer, L + 1 of [B, T, D]; `reference` is
-        for encoders that read one."""
+        """The pooled vector [B, D], without a pooler the last states [B, T, D], and the states after the embeddings and each
+        layer, L + 1 of [B, T, D]; `reference` is for encoders that read one."""
         states = self.encoder(self.embeddings(ids, types), mask[:, None, None, :], *reference)
+        if self.pooler is None:
+            return states[-1], states
         return torch.tanh(self.pooler["dense"](states[-1][:, 0])), states
 
 
@@ -142,11 +144,12 @@ class FilbertForSequenceClassification(PreTrainedModel):
 
     config_class = FilbertConfig
     base_model_prefix = "bert"
+    pooled = True
 
     def __init__(self, config: FilbertConfig):
         super().__init__(config)
         dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-        self.bert = Bert(config)
+        self.bert = Bert(config, self.pooled)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels or 1)
         self.post_init()
@@ -159,3 +162,9 @@ class FilbertForSequenceClassification(PreTrainedModel):
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         pooled, states = self.bert(input_ids, types, mask.bool())
         return SequenceClassifierOutput(logits=self.classifier(self.dropout(pooled)), hidden_states=states)
+
+
+class FilbertForTokenClassification(FilbertForSequenceClassification):
+    """The encoder with a head on each of its last states: logits [B, T, C]."""
+
+    pooled = False

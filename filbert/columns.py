@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | `logits` | what it answers | C |
 | `pooled` | what its classifier reads | D |
+| `tags`, `tagged` | the same two of each piece, of a model that tags them | L × C, L × D |
 | `hidden.i` | the state after layer i; 0 is the embedding output | L × D |
 | `words.i` | the same, of each word's first piece: for a student with another tokenizer | W × D |
 | `attention.i` | the scores QKᵀ/√d of layer i before the softmax (Jiao et al. 2020, TinyBERT, equation 7) | heads × L × L |
@@ -24,6 +25,7 @@ from torch.utils.hooks import RemovableHandle
 
 from filbert import FilbertError, students
 from filbert.data import Batch
+from filbert.tasks import Kind
 
 PROJECTIONS = {"attention": ("query", "key"), "values": ("value", "value")}
 
@@ -50,8 +52,11 @@ ROW = Layout("row", lambda n, width: (width,), 0)
 PIECES = Layout("piece", lambda n, width: (n, width), 1)
 WORDS = Layout("word", lambda n, width: (n, width), 1)
 PAIRS = Layout("piece", lambda n, heads: (heads, n, n), 0)
-LAYOUTS = {"logits": ROW, "pooled": ROW, "hidden": PIECES, "words": WORDS, "attention": PAIRS, "values": PAIRS}
-EXACT = ("logits",)  # stored as float32 whatever the states are stored as
+LAYOUTS = dict.fromkeys(("logits", "pooled"), ROW) | dict.fromkeys(("tags", "tagged", "hidden"), PIECES)
+LAYOUTS |= {"words": WORDS} | dict.fromkeys(("attention", "values"), PAIRS)
+LAYERED = ("hidden", "words", "attention", "values")
+OF_PIECES = {"logits": "tags", "pooled": "tagged"}
+EXACT = ("logits", "tags")  # stored as float32 whatever the states are stored as
 
 
 def parse(column: str) -> tuple[str, int]:
@@ -61,11 +66,16 @@ def parse(column: str) -> tuple[str, int]:
         ColumnError: there is no such column.
     """
     kind, _, layer = column.partition(".")
-    if kind not in LAYOUTS or bool(layer) != (LAYOUTS[kind] is not ROW) or (layer and not layer.isdigit()):
+    if kind not in LAYOUTS or bool(layer) != (kind in LAYERED) or (layer and not layer.isdigit()):
         raise ColumnError(
-            f"no column `{column}`; known are logits, pooled, hidden.i, words.i, attention.i and values.i"
+            f"no column `{column}`; known are logits, pooled, tags, tagged, hidden.i, words.i, attention.i and values.i"
         )
     return kind, int(layer or 0)
+
+
+def of_task(kind: Kind, column: str) -> str:
+    """The column that a task of some kind has for a method's `logits` or `pooled`: of tagged rows they are of each piece."""
+    return OF_PIECES.get(column, column) if kind is Kind.TAGGING else column
 
 
 def layout(column: str) -> Layout:
@@ -88,7 +98,7 @@ class Listener:
         for kind, layer in map(parse, self.columns):
             for part in set(PROJECTIONS.get(kind, ())):
                 self._listen((part, layer), f"layer.{layer - 1}.attention.self.{part}", layers)
-            if kind == "pooled":
+            if kind in ("pooled", "tagged"):
                 head = _module(model, "classifier", "its classifier")
                 head = (
                     head
@@ -114,10 +124,10 @@ class Listener:
         return answer, said
 
     def _read(self, kind: str, layer: int, answer: Any, batch: Batch) -> Tensor:
-        if kind == "logits":
+        if kind in EXACT:
             return answer.logits.float()
-        if kind == "pooled":
-            return self.heard[kind, 0]
+        if kind in ("pooled", "tagged"):
+            return self.heard["pooled", 0]
         if kind == "hidden":
             return answer.hidden_states[layer]
         if kind == "words":
@@ -142,7 +152,7 @@ class Listener:
         for column in self.columns:
             kind, layer = parse(column)
             lowest = 1 if LAYOUTS[kind] is PAIRS else 0
-            if LAYOUTS[kind] is not ROW and not lowest <= layer <= layers:
+            if kind in LAYERED and not lowest <= layer <= layers:
                 raise ColumnError(f"column `{column}`: expected a layer from {lowest} to {layers}, got {layer}")
         return layers
 

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import torch
 from tokenizers import Encoding
 from torch import Tensor
@@ -17,6 +18,7 @@ from filbert.store import hash_terms
 from filbert.tasks import Kind, Task
 
 BUCKET = 50  # batches whose rows are sorted by length together
+TOKENISED = 16384  # rows whose pieces are Python lists at one time
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Batch:
     ids: Tensor  # [B, T] int64
     types: Tensor  # [B, T] int64
     mask: Tensor  # [B, T] bool
-    label: Tensor  # [B] int64, or float32 for regression
+    label: Tensor  # [B] int64, or float32 for regression; of tags [B, T] int64, -1 where a piece begins no word
     word: Tensor | None = None  # [B, T] int64: the number of the word a piece begins, -1 where it begins none
     teacher: Mapping[str, Tensor] = field(default_factory=dict)  # what the cache holds on these rows, [B, …]
 
@@ -73,11 +75,12 @@ class Encoded:
     ids: np.ndarray  # [pieces] uint32
     types: np.ndarray  # [pieces] uint8
     offsets: np.ndarray  # [N + 1] int64
-    label: np.ndarray  # [N] int64 or float32
+    label: np.ndarray  # [N] int64 or float32; of tags [words] int64, ragged: row i is `label[tags[i]:tags[i + 1]]`
     idx: np.ndarray  # [N] int32
     hash: np.ndarray  # [N] int64
     pad: int
     word: np.ndarray | None = None  # [pieces] int32, see Batch; None unless asked for
+    tags: np.ndarray | None = None  # [N + 1] int64; None unless rows are tagged
     teachers: tuple[Taught, ...] = ()
 
     def __len__(self) -> int:
@@ -93,14 +96,22 @@ class Encoded:
 
     def part(self, rows: np.ndarray) -> "Encoded":
         """Some rows alone, in the order of `rows`, with what the teachers say of them."""
-        lengths = self.lengths[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        at = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        offsets, at = _ragged(self.offsets, rows)
         pieces = {name: getattr(self, name)[at] for name in ("ids", "types")}
-        whole = {name: getattr(self, name)[rows] for name in ("label", "idx", "hash")}
+        whole = {name: getattr(self, name)[rows] for name in ("idx", "hash")}
+        tags, labelled = (None, rows) if self.tags is None else _ragged(self.tags, rows)
         word = None if self.word is None else self.word[at]
         teachers = tuple(TaughtPart(teacher, rows) for teacher in self.teachers)
-        return replace(self, **pieces, **whole, offsets=offsets, word=word, teachers=teachers)
+        return replace(
+            self,
+            **pieces,
+            **whole,
+            label=self.label[labelled],
+            offsets=offsets,
+            word=word,
+            tags=tags,
+            teachers=teachers,
+        )
 
     @property
     def pieces(self) -> np.ndarray:
@@ -118,8 +129,26 @@ class Encoded:
         types = np.where(mask, self.types[at], 0).astype(np.int64)
         tensor = torch.from_numpy
         word = None if self.word is None else tensor(np.where(mask, self.word[at], -1).astype(np.int64))
+        label = self.label[rows] if self.tags is None else self.by_piece(rows, mask, at)
         teacher = {name: value for teacher in self.teachers for name, value in teacher.take(rows).items()}
-        return Batch(tensor(ids), tensor(types), tensor(mask), tensor(self.label[rows]), word, teacher)
+        return Batch(tensor(ids), tensor(types), tensor(mask), tensor(label), word, teacher)
+
+    def by_piece(self, rows: np.ndarray, mask: np.ndarray, at: np.ndarray) -> np.ndarray:
+        """The tags of rows at the pieces `at` [B, T] that begin their words; -1 at others, on padding, and where there are none."""
+        assert self.tags is not None
+        assert self.word is not None
+        if not len(self.label):
+            return np.full(at.shape, -1)
+        word, first = self.word[at], self.tags[rows][:, None]
+        begins = mask & (word >= 0) & (first + word < self.tags[rows + 1][:, None])
+        return np.where(begins, self.label[np.where(begins, first + word, 0)], -1)
+
+
+def _ragged(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of some ragged rows: their new offsets, and where their values lie."""
+    lengths = np.diff(offsets)[rows]
+    new = np.concatenate([[0], np.cumsum(lengths)])
+    return new, np.arange(new[-1]) + np.repeat(offsets[rows] - new[:-1], lengths)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -131,24 +160,63 @@ def encode(
 ) -> Encoded:
     """Tokenise the rows of `table`; pairs share `max_length`, the longer text is cut first.
 
-    With `words`, say also which piece begins which word of the text: what tokenizers that cut words differently share.
+    With `words`, say also which piece begins which word of the text: what tokenizers that cut words differently share. Of rows
+    that are tagged it is always said.
     """
+    words = words or task.kind is Kind.TAGGING
+    parts = [
+        _encode(table.slice(start, TOKENISED), task, tokenizer, config, words)
+        for start in range(0, max(1, len(table)), TOKENISED)
+    ]
+    return joined(*parts)
+
+
+def _encode(
+    table: pa.Table, task: Task, tokenizer: PreTrainedTokenizerBase, config: EncodeConfig, words: bool
+) -> Encoded:
     texts = [table[name].to_pylist() for name in task.columns]
-    pieces = tokenizer(*texts, truncation=True, max_length=config.max_length, return_token_type_ids=True,
-                       return_attention_mask=False, return_offsets_mapping=words)  # fmt: skip
+    pieces: Any = {"input_ids": [], "token_type_ids": []}  # of no rows, which a tokenizer does not take
+    if len(table):
+        pieces = tokenizer(*texts, truncation=True, max_length=config.max_length, return_token_type_ids=True,
+                           return_attention_mask=False, return_offsets_mapping=words)  # fmt: skip
     lengths = [len(row) for row in pieces["input_ids"]]
-    label = table["label"].to_numpy()
+    label, tags = table["label"].combine_chunks(), None
+    if task.kind is Kind.TAGGING:
+        counts = pa.compute.fill_null(pa.compute.list_value_length(label), 0)
+        label, tags = label.flatten(), np.cumsum([0, *counts.to_pylist()], dtype=np.int64)
     return Encoded(
         ids=np.fromiter((i for row in pieces["input_ids"] for i in row), np.uint32),
         types=np.fromiter((t for row in pieces["token_type_ids"] for t in row), np.uint8),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        label=label.astype(np.float32 if task.kind is Kind.REGRESSION else np.int64),
+        offsets=np.cumsum([0, *lengths], dtype=np.int64),
+        label=label.to_numpy(zero_copy_only=False).astype(np.float32 if task.kind is Kind.REGRESSION else np.int64),
         idx=table["idx"].to_numpy(),
         hash=table["hash"].to_numpy(),
         pad=tokenizer.pad_token_id or 0,
-        word=np.concatenate([_words(pieces[i], row) for i, row in enumerate(zip(*texts, strict=True))])
+        word=np.concatenate(
+            [np.empty(0, np.int32), *(_words(pieces[i], row) for i, row in enumerate(zip(*texts, strict=True)))]
+        )
         if words
         else None,
+        tags=tags,
+    )
+
+
+def joined(*parts: Encoded) -> Encoded:
+    """The rows of several splits one after the other, without what teachers say of them."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def flat(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    def ends(lengths: list[np.ndarray]) -> np.ndarray:
+        return np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64)
+
+    offsets = ends([part.lengths for part in parts])
+    tags = None if parts[0].tags is None else ends([np.diff(part.tags) for part in parts if part.tags is not None])
+    word = None if any(part.word is None for part in parts) else flat("word")
+    return Encoded(
+        flat("ids"), flat("types"), offsets, flat("label"), flat("idx"), flat("hash"), parts[0].pad, word, tags
     )
 
 

@@ -6,6 +6,11 @@ from torch import Tensor
 from filbert.tasks import Kind
 
 
+def known(label: Tensor) -> Tensor:
+    """Which of the rows [B], or pieces [B, T], have a label: a transfer row's is the class -1, or not a number."""
+    return ~label.isnan() if label.is_floating_point() else label >= 0
+
+
 def classification(logits: Tensor, label: Tensor) -> Tensor:
     """Cross entropy of logits [B, C] against classes [B]."""
     return F.cross_entropy(logits.float(), label)
@@ -51,5 +56,11 @@ def _mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum() / mask.sum()
 
 
-HARD = {Kind.SINGLE: classification, Kind.PAIR: classification, Kind.REGRESSION: regression}
-SOFT = {Kind.SINGLE: soft_classification, Kind.PAIR: soft_classification, Kind.REGRESSION: soft_regression}
+def hard(kind: Kind, logits: Tensor, label: Tensor) -> Tensor:
+    """A task's own loss over the rows [B], or pieces [B, T], that have a label; nothing where none has."""
+    there = known(label)
+    return HARD[kind](logits[there], label[there]) if there.any() else 0 * logits.sum()
+
+
+HARD = dict.fromkeys((Kind.SINGLE, Kind.PAIR, Kind.TAGGING), classification) | {Kind.REGRESSION: regression}
+SOFT = dict.fromkeys((Kind.SINGLE, Kind.PAIR, Kind.TAGGING), soft_classification) | {Kind.REGRESSION: soft_regression}

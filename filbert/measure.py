@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from filbert.bert import FilbertConfig
+from filbert.bilstm import BiLstmConfig
 from filbert.data import Batch, Encoded
 from filbert.reference_bert import REFERENCE, ReferenceForSequenceClassification
 from filbert.store import FOLDER as STORE
@@ -42,7 +43,10 @@ def prunable(model: nn.Module) -> int:
 
 
 def shape(config: Any) -> dict[str, Any]:
-    """Layers and width, and of a student that was cut in width, heads and neurons of each layer and the embedding's rank."""
+    """Layers and width, and of a student that was cut in width, heads and neurons of each layer and the embedding's rank; of a
+    BiLSTM its embedding, the units of each direction and the dense layer's width."""
+    if isinstance(config, BiLstmConfig):
+        return {"embedding": config.embedding_size, "lstm": config.lstm_size, "hidden": config.hidden_size}
     found = {"layers": config.num_hidden_layers, "hidden": config.hidden_size}
     if isinstance(config, FilbertConfig) and not config.is_even:
         found |= {"heads": config.layer_heads, "intermediate": config.layer_intermediate, "rank": config.embedding_size}
@@ -93,10 +97,11 @@ def cost(model: nn.Module, folder: Path, teacher: nn.Module, rows: Encoded, conf
         "bytes": weight_bytes(folder),
         "multiply_adds": multiply_adds(model, one),
         "smaller": parameters(teacher) / count,
-        "smaller_prunable": prunable(teacher) / max(1, prunable(model)),
         "faster": {f"batch_{n}": t["teacher"]["median"] / t["student"]["median"] for n, t in timed.items()},
         "milliseconds": {f"batch_{n}": t["student"]["median"] for n, t in timed.items()},
     }
+    if prunable(model):
+        figures["smaller_prunable"] = prunable(teacher) / prunable(model)
     if (folder / STORE).exists():
         figures["store_bytes"] = sum(file.stat().st_size for file in (folder / STORE).rglob("*") if file.is_file())
     return Cost(figures, timed, int(one.mask.sum()))

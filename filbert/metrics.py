@@ -1,4 +1,4 @@
-"""GLUE's metrics, by scikit-learn and scipy. All are fractions; higher is better."""
+"""GLUE's metrics, by scikit-learn and scipy, and the F1 of entities. All are fractions; higher is better."""
 
 import warnings
 from collections.abc import Callable
@@ -7,6 +7,7 @@ import numpy as np
 from scipy.stats import ConstantInputWarning, pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from filbert.data import Encoded
 from filbert.tasks import Kind, Task
 
 
@@ -29,7 +30,7 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 
 def predictions(task: Task, logits: np.ndarray) -> np.ndarray:
-    """Classes [N], or numbers [N] for regression, from logits [N, C]."""
+    """Classes [N], or numbers [N] for regression, from logits [N, C]; of tagged rows a class for each piece."""
     return logits[:, 0] if task.kind is Kind.REGRESSION else logits.argmax(-1)
 
 
@@ -38,3 +39,45 @@ def scores(task: Task, logits: np.ndarray, label: np.ndarray) -> dict[str, float
     predicted = predictions(task, logits)
     values = {name: float(METRICS[name](label, predicted)) for name in task.metrics}
     return {"score": float(np.mean(list(values.values()))), **values}
+
+
+def scores_on(task: Task, logits: np.ndarray, rows: Encoded) -> dict[str, float]:
+    """The same of logits [N, C] on rows; of tagged rows, whose logits are [pieces, C], the F1 of their entities."""
+    if task.kind is not Kind.TAGGING:
+        return scores(task, logits, rows.label)
+    f1 = entity_f1(task, by_word(predictions(task, logits), rows), rows)
+    return {"score": f1, "entity_f1": f1}
+
+
+def by_word(tags: np.ndarray, rows: Encoded) -> np.ndarray:
+    """The tags of words [words], each read off the first of its pieces; 0, no entity, for a word that was cut off."""
+    assert rows.word is not None
+    assert rows.tags is not None
+    row = np.repeat(np.arange(len(rows)), rows.lengths)
+    at = rows.tags[:-1][row] + rows.word
+    begins = (rows.word >= 0) & (at < rows.tags[1:][row])
+    out = np.zeros(len(rows.label), tags.dtype)
+    out[at[begins]] = tags[begins]
+    return out
+
+
+def entity_f1(task: Task, predicted: np.ndarray, rows: Encoded) -> float:
+    """The F1 of entities, each right if its type and both its ends are, as CoNLL-2003's evaluation and seqeval count: an I- that
+    follows nothing of its type begins an entity."""
+    assert rows.tags is not None
+    found, real = (entities(task, tags, rows.tags) for tags in (predicted, rows.label))
+    return 2 * len(found & real) / max(1, len(found) + len(real))
+
+
+def entities(task: Task, tags: np.ndarray, offsets: np.ndarray) -> set[tuple[int, int, str]]:
+    """First word, the word after the last, and type of every entity in rows of tags, one row after the other."""
+    out, starts = set(), set(offsets.tolist())
+    begin, kind = 0, ""
+    for at, name in enumerate([task.labels[tag] for tag in tags.tolist()] + ["O"]):
+        place, _, what = name.partition("-")
+        if kind and (place != "I" or what != kind or at in starts):
+            out.add((begin, at, kind))
+            kind = ""
+        if what and not kind:
+            begin, kind = at, what
+    return out

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from filbert.tables import Row, RowError, normalised, read
-from filbert.tasks import Kind, Task
+from filbert.rows import Row, schema
+from filbert.tables import RowError, normalised, read
+from filbert.tasks import Kind, Task, find
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class PrepareConfig:
     validation: float
     test: float
     most: int  # no slice is larger than this many rows
+    labels: dict[str, int]  # of a task: how many labelled rows of each class are kept, validation rows among them
     seed: int
 
 
@@ -38,34 +40,45 @@ def prepare(folder: Path, task: Task, config: PrepareConfig) -> Prepared:
     """Read the raw tables of `task` in `folder`.
 
     The tables are `train`, `validation`, `test` (and `test_…` where the task has several test files), and
-    `unlabelled` where the task allows rows without a label. A row equal to a test row after normalisation leaves the
-    training rows; test rows that come in a file of their own are never changed.
+    `unlabelled` where there are rows without a label, or whose label is not to be known. A row equal to a test row
+    after normalisation leaves the training rows; test rows that come in a file of their own are never changed.
 
     Raises:
         RowError: a file is missing, is not UTF-8, or a row is malformed.
     """
+    for name in config.labels:
+        find(name)  # a task that does not exist is named
     counts: Counter[str] = Counter()
-    tests = {name: list(read(folder, stem, task)) for name, stem in zip(test_names(task), task.test, strict=False)}
-    rows = list(_distinct(read(folder, task.train, task, counts), task, counts))
+    tests = {name: list(read(folder, stem, task)) for name, stem in task.tests.items()}
+    rows = list(_distinct(_numbered(folder, task, counts), task, counts))
     unlabelled = [row for row in rows if row["label"] is None]
     rows = [row for row in rows if row["label"] is not None]
     if not tests:
         rows, tests["test"] = _slice(rows, task, config.test, config)
     rows = list(_without(rows, tests, task, counts))
+    if task.name in config.labels:
+        rows, others = _few_labels(rows, task, config.labels[task.name])
+        unlabelled += others
     train, validation = _slice(rows, task, config.validation, config)
     splits = {"train": train, "validation": validation, **tests}
-    if task.unlabelled:
-        splits["unlabelled"] = list(_without(unlabelled, {"validation": validation, **tests}, task, counts))
+    if unlabelled := list(_without(unlabelled, {"validation": validation, **tests}, task, counts)):
+        splits["unlabelled"] = unlabelled
     for name, split in splits.items():
         if not split:
             raise RowError(f"{folder}: no row is left for {name} of task {task.name}; its files hold too few rows")
         counts[name] = len(split)
-    return Prepared({name: _table(split, task) for name, split in splits.items()}, dict(counts))
+    tables = {name: pa.Table.from_pylist(split, schema=schema(task)) for name, split in splits.items()}
+    return Prepared(tables, dict(counts))
 
 
-def test_names(task: Task) -> list[str]:
-    """`test`, then `test_mismatched` and the like where a task has more than one test file."""
-    return ["test", *(f"test_{stem.rsplit('_', 1)[-1]}" for stem in task.test[1:])]
+def _numbered(folder: Path, task: Task, counts: Counter[str]) -> Iterator[Row]:
+    """The training rows of all files, numbered through."""
+    start = idx = 0
+    for stem in task.training:
+        for row in read(folder, stem, task, counts):
+            idx = start + row["idx"]
+            yield row | {"idx": idx}
+        start = idx + 1
 
 
 def key(row: Row, task: Task) -> str:
@@ -110,8 +123,23 @@ def _slice(rows: list[Row], task: Task, fraction: float, config: PrepareConfig) 
     return [row for row in rows if row["idx"] not in taken], [row for row in rows if row["idx"] in taken]
 
 
-def _table(rows: list[Row], task: Task) -> pa.Table:
-    label = pa.float32() if task.kind is Kind.REGRESSION else pa.int32()
-    texts = [(name, pa.string()) for name in task.columns]
-    schema = pa.schema([("idx", pa.int32()), *texts, ("label", label), ("hash", pa.int64())])
-    return pa.Table.from_pylist(rows, schema=schema)
+def _few_labels(rows: list[Row], task: Task, each: int) -> tuple[list[Row], list[Row]]:
+    """`each` rows of every class, drawn by a hash of the text; and all others, their labels forgotten.
+
+    Raises:
+        RowError: a class has fewer, or a row has no class.
+    """
+    if task.kind not in (Kind.SINGLE, Kind.PAIR):
+        raise RowError(
+            f"prepare.labels.{task.name}: expected a task whose rows have a class, got one of kind {task.kind}"
+        )
+    drawn = sorted(rows, key=lambda row: hashlib.sha256(key(row, task).encode()).digest())
+    taken = {row["idx"] for label in range(task.outputs) for row in [r for r in drawn if r["label"] == label][:each]}
+    if len(taken) < each * task.outputs:
+        raise RowError(
+            f"prepare.labels.{task.name}: expected at least {each} rows of each of {task.outputs} classes, got "
+            f"{dict(Counter(task.labels[row['label']] for row in rows))}"
+        )
+    return [row for row in rows if row["idx"] in taken], [
+        row | {"label": None} for row in rows if row["idx"] not in taken
+    ]

@@ -1,8 +1,12 @@
 """The progress bar of everything that takes long: rate and time left, often in a terminal, rarely in a log file."""
 
 import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from tqdm.auto import tqdm
+
+T = TypeVar("T")
 
 
 def bar(what: str, total: int, done: int = 0) -> tqdm:
@@ -11,6 +15,14 @@ def bar(what: str, total: int, done: int = 0) -> tqdm:
     return tqdm(
         total=total, initial=done, desc=what, unit="rows", unit_scale=True, mininterval=every, maxinterval=every
     )
+
+
+def each(what: str, items: Iterable[T], total: int) -> Iterator[T]:
+    """The items, one by one, and a bar over them."""
+    with bar(what, total) as shown:
+        for item in items:
+            yield item
+            shown.update()
 
 
 def say(text: str) -> None:

@@ -54,7 +54,7 @@ def replace_modules(study: Study, config: Config) -> FilbertForSequenceClassific
     initial = range(modules) if config.initial == "bottom" else study.shape.layers
     student = study.of_teacher(initial).requires_grad_(False)
     successor = student.bert.encoder.requires_grad_(True)
-    for head in (student.bert.pooler, student.classifier):
+    for head in filter(None, (student.bert.pooler, student.classifier)):
         head.requires_grad_(config.train_head)
     total = total_steps(study.train, config.fit)
     student.bert.encoder = Replacing(predecessor, successor, lambda step: rate(config, step, total))  # type: ignore[assignment]

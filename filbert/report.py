@@ -3,11 +3,12 @@
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scipy.stats import t as student_t
 
 from filbert.figures import TEACHER, Line, points
-from filbert.tasks import TASKS
+from filbert.tasks import TASKS, Task
 
 MIN_SEEDS = 3
 
@@ -19,6 +20,7 @@ class ReportConfig:
     baseline: str  # what a method must beat
     against: dict[str, tuple[str, ...]]  # by method, what it must beat instead
     same_size: float  # how far the parameters of two methods may differ and still be compared
+    same_steps: float  # likewise their steps
     margin: float  # points within which two means count as equal
     confidence: float  # of the interval of the difference
 
@@ -73,10 +75,9 @@ def _task_table(lines: list[Line], config: ReportConfig, neighbours: float | Non
     rows = [["student", "layers × width", "score", "of teacher", "parameters", "smaller", "faster 1 / 32", "steps",
              "verdict"]]  # fmt: skip
     for line in lines:
-        shape = line.details[0]["shape"]
         rows.append([
             line.student,
-            f"{shape['layers']} × {shape['hidden']}",
+            _shape(line.details[0]["shape"]),
             spread(line.scores),
             f"{100 * statistics.mean(line.scores) / statistics.mean(teacher.scores):.1f} %",
             f"{line.median('parameters') / 1e6:.2f} M",
@@ -91,9 +92,8 @@ def _task_table(lines: list[Line], config: ReportConfig, neighbours: float | Non
         f"{', '.join(map(str, lines[-1].seeds))}. Latency: float32, {facts['threads']} thread, teacher and student in turn, "
         f"medians; batch 1 is a row of median length ({facts['tokens']} pieces). {machine['processor']}, {machine['flags']}."
     )
-    return "\n\n".join(
-        filter(None, [f"### {task.name}", table(rows), _on_pruned(lines), _on_references(lines, neighbours), note])
-    )
+    parts = [table(rows), _on_tests(lines, task), _on_pruned(lines), _on_references(lines, neighbours), note]
+    return "\n\n".join(filter(None, [f"### {task.name}", *parts]))
 
 
 def _rivals(line: Line, lines: list[Line], config: ReportConfig) -> list[Line]:
@@ -108,10 +108,25 @@ def _compared(line: Line, other: Line, config: ReportConfig) -> str:
     """The verdict on one method against another."""
     if abs(line.median("parameters") / other.median("parameters") - 1) > config.same_size:
         return f"not comparable to `{other.student}`: parameters differ"
-    if line.median("steps") != other.median("steps"):
+    if abs(line.median("steps") / other.median("steps") - 1) > config.same_steps:
         return f"not comparable to `{other.student}`: steps differ"
+    ours, theirs = (each.details[0]["made_with"].get("transfer") for each in (line, other))
+    if ours and theirs and ours != theirs:
+        return f"not comparable to `{other.student}`: transfer rows differ"
     low, high = interval(line.scores, other.scores, config.confidence)
     return f"{verdict(line.scores, other.scores, config)} `{other.student}` ({low:+.1f} to {high:+.1f})"
+
+
+def _on_tests(lines: list[Line], task: Task) -> str:
+    """Each student's score on each test set, where a task has several, such as one a language."""
+    if len(task.tests) < 2:
+        return ""
+    names = [stem.rsplit("_", 1)[-1] for stem in task.tests.values()]
+    found = [
+        [line.student, *(spread([100 * figures[test]["score"] for figures in line.figures]) for test in task.tests)]
+        for line in lines
+    ]
+    return table([["student", *names], *found])
 
 
 def _on_pruned(lines: list[Line]) -> str:
@@ -126,6 +141,13 @@ def _on_pruned(lines: list[Line]) -> str:
                 "(layers and word embedding)."
             )
     return " ".join(said)
+
+
+def _shape(shape: dict[str, Any]) -> str:
+    """Layers × width; of a BiLSTM, embedding and units of both directions."""
+    if "lstm" in shape:
+        return f"{shape['embedding']}, 2 × {shape['lstm']}"
+    return f"{shape['layers']} × {shape['hidden']}"
 
 
 def _widths(values: list[int]) -> str:

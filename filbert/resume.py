@@ -61,7 +61,7 @@ class State:
         place = {"step": self.step, "best": self.best, "best_step": self.best_step, "misses": self.misses}
         metadata = {"place": json.dumps(place), "fingerprint": self.fingerprint}
         with whole_file(self.file) as making:
-            save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, making, metadata)
+            save_file(_apart(tensors), making, metadata)
 
     def resume(self) -> None:
         """Go on where the checkpoint stands, if there is one of this very phase."""
@@ -87,3 +87,14 @@ class State:
         for name, value in json.loads(metadata["place"]).items():
             setattr(self, name, value)
         progress.say(f"{self.file.stem}: resumed at step {self.step}")
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that can be saved: tied ones, as a masked language model has, each with its own memory."""
+    seen: set[int] = set()
+    out = {}
+    for name, value in tensors.items():
+        whole = value.detach().cpu().contiguous()
+        out[name] = whole.clone() if whole.data_ptr() in seen else whole
+        seen.add(whole.data_ptr())
+    return out

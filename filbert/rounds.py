@@ -19,9 +19,10 @@ from filbert import losses
 from filbert.bert import FilbertForSequenceClassification
 from filbert.budget import counter, within
 from filbert.data import Batch, Encoded
+from filbert.layerwise import Depth
 from filbert.measure import typical
 from filbert.pruning import Importance, PruningError, Scores, between, cut, everything, strongest
-from filbert.students import Student, ask
+from filbert.students import Student, ask, encoder_for
 from filbert.study import Study
 from filbert.train import FitConfig, total_steps
 
@@ -52,6 +53,28 @@ class RoundsConfig:
     fit: FitConfig
 
 
+@dataclass(frozen=True)
+class ThreeStagesConfig:
+    """Setting 4 of the official code."""
+
+    target: TargetConfig
+    second_teacher: FitConfig
+    depth: RoundsConfig
+    width: RoundsConfig
+
+
+def three_stages(study: Study, config: ThreeStagesConfig) -> FilbertForSequenceClassification:
+    """Distil, shorten, narrow: what the teacher says is asked of it, what earlier students say of them."""
+    student = second_teacher(study, config.target, config.second_teacher)
+    shorter = pruned_in_depth(study, student, config.target, config.depth)
+    return pruned_in_width(study, shorter, shorter, config.target, config.width)
+
+
+def of_prediction(depth: Depth) -> tuple[str, ...]:
+    """The columns of a method whose students learn the teacher's prediction, and the rest of earlier students."""
+    return ("logits",)
+
+
 def learn_prediction(study: Study, student: Student) -> Loss:
     """Soft cross entropy at temperature 1, its mean over batch and classes, and no labels."""
     return lambda batch: _prediction(study, ask(student, batch).logits, batch)
@@ -71,7 +94,7 @@ def learn_states(study: Study, student: Student, teacher_layers: int) -> Loss:
 
 
 def _prediction(study: Study, logits: Tensor, batch: Batch) -> Tensor:
-    return losses.SOFT[study.task.kind](logits, batch.teacher["logits"], 1.0) / study.task.outputs
+    return study.soft_loss(logits, batch, 1.0) / study.task.outputs
 
 
 def states_of(layers: int, teacher_layers: int) -> list[str]:
@@ -115,7 +138,7 @@ def whole(study: Study, target: TargetConfig) -> FilbertForSequenceClassificatio
 
 def second_teacher(study: Study, target: TargetConfig, config: FitConfig) -> FilbertForSequenceClassification:
     """BERT-base(student): all layers of the pretrained checkpoint, taught the teacher's prediction, to be cut to `target`."""
-    student = study.student_of(FilbertForSequenceClassification, layers=range(study.depth.teacher))
+    student = study.student_of(encoder_for(study.task), layers=range(study.depth.teacher))
     check_target(target, student)
     study.fit(student, learn_prediction(study, student), study.taught(["logits"]), config, "second_teacher")
     return student

@@ -1,16 +1,32 @@
 """Prepared rows as Arrow IPC files: written whole, memory-mapped back, known by their digest."""
 
 import hashlib
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from filbert.files import whole_file
+from filbert.tasks import Kind, Task
+
+Row = dict[str, Any]  # idx, the text columns of the task, label (None where there is none), hash
+WRITTEN = 4096  # rows held at a time
+
+
+def schema(task: Task) -> pa.Schema:
+    """What a prepared row of a task is."""
+    label = {Kind.REGRESSION: pa.float32(), Kind.TAGGING: pa.list_(pa.int32())}.get(task.kind, pa.int32())
+    texts = [(name, pa.string()) for name in task.columns]
+    return pa.schema([("idx", pa.int32()), *texts, ("label", label), ("hash", pa.int64())])
 
 
 def digest(table: pa.Table) -> str:
     """Twelve hex digits that change with any text, label or order of the rows."""
-    columns = (table[name].combine_chunks().to_numpy(zero_copy_only=False) for name in ("hash", "label"))
+    label = table["label"].combine_chunks()
+    flat = label.flatten() if pa.types.is_list(label.type) else label
+    columns = (column.to_numpy(zero_copy_only=False) for column in (table["hash"].combine_chunks(), flat))
     return hashlib.sha256(b"".join(column.tobytes() for column in columns)).hexdigest()[:12]
 
 
@@ -18,6 +34,17 @@ def write_table(table: pa.Table, file: Path) -> None:
     """Write `table` as an Arrow IPC file, whole or not at all."""
     with whole_file(file) as making, pa.OSFile(str(making), "wb") as sink, pa.ipc.new_file(sink, table.schema) as out:
         out.write_table(table)
+
+
+def write_rows(rows: Iterable[Row], task: Task, file: Path) -> int:
+    """Write rows as they come, some in memory at a time, as `write_table` does; how many they were."""
+    form, count = schema(task), 0
+    with whole_file(file) as making, pa.OSFile(str(making), "wb") as sink, pa.ipc.new_file(sink, form) as out:
+        left = iter(rows)
+        while part := list(islice(left, WRITTEN)):
+            out.write_table(pa.Table.from_pylist(part, schema=form))
+            count += len(part)
+    return count
 
 
 def read_table(file: Path) -> pa.Table:

@@ -22,8 +22,21 @@ from filbert.tables import SUFFIXES
 from filbert.tasks import Task
 
 RECORD = "SOURCE.json"
-CHECKPOINT_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt",
-                    "special_tokens_map.json", "*.model")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Files:
+    """Which files make up something that is fetched, and which of them it cannot do without."""
+
+    wanted: tuple[str, ...]
+    needed: tuple[str, ...]
+
+
+CHECKPOINT = Files(
+    ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt",
+     "special_tokens_map.json", "*.model"), needed=("config.json", "*.safetensors"),
+)  # fmt: skip
+VECTORS = Files(("*.txt", "*.npy", "*.parquet"), needed=())
 
 
 class SourceError(FilbertError):
@@ -49,28 +62,33 @@ class Source:
         return self.sha256 or {}
 
 
-def fetch_checkpoint(source: Source, out: Path) -> None:
-    """Write a Hugging Face checkpoint (config, safetensors weights, tokenizer) to the folder `out`.
+def fetch_files(source: Source, files: Files, out: Path) -> None:
+    """Write a Hugging Face checkpoint (config, safetensors weights, tokenizer) or word vectors to the folder `out`.
 
     Raises:
         SourceError: something is missing, has another hash than stated, or cannot be downloaded.
     """
-    with _opened(source, CHECKPOINT_FILES) as folder:
-        _copy(source, folder, "", CHECKPOINT_FILES, out, needed=("config.json", "*.safetensors"))
+    with _opened(source, files.wanted) as folder, whole_folder(out) as making:
+        _record(source, _copy(source, folder, "", making, files, {}), making)
 
 
 def fetch_task(source: Source, task: Task, out: Path) -> None:
     """Write the raw tables of `task` (its training file and its test files, in any format we read) to the folder `out`.
 
     Raises:
-        SourceError: as for fetch_checkpoint.
+        SourceError: as for fetch_files.
     """
-    stems = (task.train, *task.test)
-    wanted = tuple(f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES)
+    wanted = tuple(f"{stem}{suffix}" for _, stem in task.files.values() for suffix in SUFFIXES)
     opened = _hub_tables(source, task) if source.kind == "hub" else _opened(source, wanted)
-    with opened as root:
-        within = "" if source.kind == "hub" else task.folder
-        _copy(source, root, within, wanted, out, needed=tuple(f"{stem}.*" for stem in stems))
+    with opened as root, whole_folder(out) as making:
+        taken: dict[str, str] = {}
+        for folder in dict.fromkeys(folder for folder, _ in task.files.values()):
+            stems = {stem: new for new, (where, stem) in task.files.items() if where == folder}
+            within = "" if source.kind == "hub" and not task.languages else folder
+            taken |= _copy(source, root, within, making, Files(
+                tuple(w for w in wanted if PurePosixPath(w).stem in stems), tuple(f"{stem}.*" for stem in stems)
+            ), stems)  # fmt: skip
+        _record(source, taken, making)
 
 
 @contextmanager
@@ -129,10 +147,13 @@ def _hub_tables(source: Source, task: Task) -> Iterator[Path]:
     from datasets import load_dataset
 
     with tempfile.TemporaryDirectory(prefix="filbert-") as name:
-        with _explained(source):
-            splits = load_dataset(source.name, source.within or task.name, revision=source.revision)
-        for split, rows in splits.items():
-            rows.to_parquet(Path(name) / f"{split.replace('validation', 'dev')}.parquet")
+        for language in task.languages or ("",):
+            folder = Path(name) / language
+            folder.mkdir(exist_ok=True)
+            with _explained(source):
+                splits = load_dataset(source.name, language or source.within or task.name, revision=source.revision)
+            for split, rows in splits.items():
+                rows.to_parquet(folder / f"{split.replace('validation', 'dev')}.parquet")
         yield Path(name)
 
 
@@ -147,12 +168,15 @@ def _explained(source: Source) -> Iterator[None]:
         ) from error
 
 
-def _copy(source: Source, root: Path, within: str, wanted: tuple[str, ...], out: Path, needed: tuple[str, ...]) -> None:
+def _copy(
+    source: Source, root: Path, within: str, making: Path, files: Files, renamed: dict[str, str]
+) -> dict[str, str]:
+    """Copy files under their own or another stem; the hashes of the copies."""
     folder = root / within
     if not folder.is_dir():
         raise SourceError(f"{source.name}: no folder {folder}; check `name` and `within` of this source in params.yaml")
-    found = sorted(p for p in folder.iterdir() if p.is_file() and any(fnmatch.fnmatch(p.name, w) for w in wanted))
-    for pattern in needed:
+    found = sorted(p for p in folder.iterdir() if p.is_file() and any(fnmatch.fnmatch(p.name, w) for w in files.wanted))
+    for pattern in files.needed:
         if not fnmatch.filter([p.name for p in found], pattern):
             raise SourceError(
                 f"{source.name}: no {pattern} in {folder}, which holds {', '.join(sorted(p.name for p in folder.iterdir()))}"
@@ -164,11 +188,15 @@ def _copy(source: Source, root: Path, within: str, wanted: tuple[str, ...], out:
         if PurePosixPath(pinned).name not in hashes:
             raise SourceError(f"{source.name}: pinned is {pinned}, but what came is {', '.join(hashes)}")
         _check(folder / PurePosixPath(pinned).name, expected, source)
-    with whole_folder(out) as making:
-        for path in found:
-            shutil.copyfile(path, making / path.name)
-        record = {"kind": source.kind, "name": source.name, "revision": source.revision, "sha256": hashes}
-        write_json(making / RECORD, record)
+    new = {path: f"{renamed.get(path.stem, path.stem)}{path.suffix}" for path in found}
+    for path, name in new.items():
+        shutil.copyfile(path, making / name)
+    return {name: hashes[path.name] for path, name in new.items()}
+
+
+def _record(source: Source, hashes: dict[str, str], making: Path) -> None:
+    record = {"kind": source.kind, "name": source.name, "revision": source.revision, "sha256": hashes}
+    write_json(making / RECORD, record)
 
 
 def _check(file: Path, expected: str, source: Source) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     BertConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,7 +27,8 @@ from transformers import (
 from transformers.utils import logging
 
 from filbert import FilbertError
-from filbert.bert import FilbertConfig, FilbertForSequenceClassification
+from filbert.bert import FilbertConfig, FilbertForSequenceClassification, FilbertForTokenClassification
+from filbert.bilstm import BiLstmConfig, BiLstmForSequenceClassification, BiLstmForTokenClassification
 from filbert.data import Batch, Encoded
 from filbert.files import write_json
 from filbert.reference_bert import ReferenceConfig, ReferenceForSequenceClassification
@@ -35,12 +37,15 @@ from filbert.tracking import Recorder
 
 logging.disable_progress_bar()
 logging.set_verbosity_error()  # a fresh head is what we ask for, no news
-for shape in (FilbertConfig, ReferenceConfig):
+for shape in (FilbertConfig, ReferenceConfig, BiLstmConfig):
     AutoConfig.register(shape.model_type, shape)
     shape.register_for_auto_class()
-for kind in (FilbertForSequenceClassification, ReferenceForSequenceClassification):
+for kind in (FilbertForSequenceClassification, ReferenceForSequenceClassification, BiLstmForSequenceClassification):
     AutoModelForSequenceClassification.register(kind.config_class, kind)
     kind.register_for_auto_class("AutoModelForSequenceClassification")
+for kind in (FilbertForTokenClassification, BiLstmForTokenClassification):
+    AutoModelForTokenClassification.register(kind.config_class, kind)
+    kind.register_for_auto_class("AutoModelForTokenClassification")
 
 HISTORY = "history.jsonl"
 MADE_WITH = "made_with.json"  # settings, task, method, seed, and hashes of what was read
@@ -64,7 +69,13 @@ class StudentConfig:
 
 def new_teacher(checkpoint: Path, task: Task) -> PreTrainedModel:
     """Any encoder that transformers knows, with a fresh head for `task`."""
-    return AutoModelForSequenceClassification.from_pretrained(checkpoint, dtype=torch.float32, **_labels(task))
+    face = AutoModelForTokenClassification if task.kind is Kind.TAGGING else AutoModelForSequenceClassification
+    return face.from_pretrained(checkpoint, dtype=torch.float32, **labels(task))
+
+
+def encoder_for(task: Task) -> type[FilbertForSequenceClassification]:
+    """Our encoder with the head that a task needs."""
+    return FilbertForTokenClassification if task.kind is Kind.TAGGING else FilbertForSequenceClassification
 
 
 def new_student(checkpoint: Path, task: Task, config: StudentConfig) -> FilbertForSequenceClassification:
@@ -73,7 +84,7 @@ def new_student(checkpoint: Path, task: Task, config: StudentConfig) -> FilbertF
     Raises:
         ShapeError: the checkpoint is not BERT-shaped or has no such layer.
     """
-    return new_student_of(FilbertForSequenceClassification, checkpoint, task, config)
+    return new_student_of(encoder_for(task), checkpoint, task, config)
 
 
 def new_student_of(kind: type[Student], checkpoint: Path, task: Task, config: StudentConfig, **fields: Any) -> Student:
@@ -91,8 +102,10 @@ def new_student_of(kind: type[Student], checkpoint: Path, task: Task, config: St
             f"student.layers: expected numbers from 0 to {source.num_hidden_layers - 1}, got {config.layers}"
         )
     taken = {k: v for k, v in source.to_dict().items() if k not in ONLY_FILBERT and k != "dtype"}
-    shape = taken | {"num_hidden_layers": len(config.layers)} | _labels(task)
-    plain = FilbertForSequenceClassification(FilbertConfig(**shape))
+    shape = taken | {"num_hidden_layers": len(config.layers)} | labels(task)
+    if not issubclass(kind, encoder_for(task)):
+        raise ShapeError(f"{task.name}: {kind.__name__} has no head for rows of kind {task.kind}")
+    plain = encoder_for(task)(FilbertConfig(**shape))
     ours = plain.state_dict()
     weights = {
         name: value.float() for name, value in _cut(read_weights(checkpoint), config.layers).items() if name in ours
@@ -122,7 +135,8 @@ def _cut(weights: dict[str, torch.Tensor], layers: tuple[int, ...]) -> dict[str,
     return kept
 
 
-def _labels(task: Task) -> dict[str, Any]:
+def labels(task: Task) -> dict[str, Any]:
+    """What a model's configuration says of a task's labels."""
     names = list(task.labels) or ["score"]
     return {
         "num_labels": task.outputs,
@@ -136,7 +150,8 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
     """Write config.json, model.safetensors and the tokenizer to `folder`: an ordinary Hugging Face folder."""
     if isinstance(model, FilbertForSequenceClassification) and model.config.is_plain:
         fields = {k: v for k, v in model.config.to_dict().items() if k not in ONLY_FILBERT}
-        BertConfig(**fields, architectures=["BertForSequenceClassification"]).save_pretrained(folder)
+        architecture = type(model).__name__.replace("Filbert", "Bert")
+        BertConfig(**fields, architectures=[architecture]).save_pretrained(folder)
         weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     else:
@@ -154,7 +169,10 @@ def publish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: 
 
 def load(folder: Path) -> PreTrainedModel:
     """The model of a saved teacher or student, in evaluation mode."""
-    return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    (architecture,) = AutoConfig.from_pretrained(folder).architectures or ("",)
+    tags = architecture.endswith("ForTokenClassification")
+    face = AutoModelForTokenClassification if tags else AutoModelForSequenceClassification
+    return face.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def own(folder: Path, task: Task) -> FilbertForSequenceClassification:
@@ -189,16 +207,26 @@ def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
 
 
 def logits(model: nn.Module, rows: Encoded, size: int, device: torch.device) -> np.ndarray:
-    """The logits [N, C] float32 on all rows, in evaluation mode; rows are grouped by length on the way."""
+    """The logits [N, C] float32 on all rows, of tagged rows [pieces, C], in evaluation mode; rows are grouped by length on the
+    way."""
     order = np.argsort(rows.lengths, kind="stable")
-    was = model.training
+    was, parts = model.training, []
     model.to(device).eval()
     with torch.inference_mode():
-        parts = [
-            ask(model, rows.batch(order[start : start + size]).to(device)).logits.float().cpu().numpy()
-            for start in range(0, len(rows), size)
-        ]
+        for start in range(0, len(rows), size):
+            batch = rows.batch(order[start : start + size]).to(device)
+            answer = ask(model, batch).logits.float()
+            parts.append((answer if rows.tags is None else answer[batch.mask]).cpu().numpy())
     model.train(was)
-    out = np.concatenate(parts)
-    out[order] = out.copy()
+    found = np.concatenate(parts)
+    if rows.tags is None:
+        at = order
+    else:  # row by row, each a run of pieces
+        at = np.repeat(rows.offsets[order] - _starts(rows.lengths[order]), rows.lengths[order]) + np.arange(len(found))
+    out = np.empty_like(found)
+    out[at] = found
     return out
+
+
+def _starts(lengths: np.ndarray) -> np.ndarray:
+    return np.cumsum(lengths) - lengths

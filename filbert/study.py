@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,19 @@ from torch import Tensor, nn
 from filbert import fill, losses, students
 from filbert.bert import FilbertForSequenceClassification
 from filbert.cache import Cache, CacheConfig
-from filbert.data import Batch, Encoded, Taught
+from filbert.columns import of_task
+from filbert.data import Batch, Encoded, Taught, joined
 from filbert.device import seed_everything
 from filbert.layerwise import Depth
 from filbert.resume import weights_digest
-from filbert.tasks import Task
+from filbert.tasks import Kind, Task
 from filbert.tracking import Recorder
-from filbert.train import FitConfig, Fitted, fit, validate
+from filbert.train import FitConfig, Fitted, fit, mean_loss, validate
+
+
+def learns_from_transfer(method: ModuleType) -> bool:
+    """Whether a method's students also learn from the transfer rows: it says so by `TRANSFER = True`."""
+    return getattr(method, "TRANSFER", False)
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ class Study:
     task: Task
     train: Encoded
     validation: Encoded
+    transfer: Encoded  # rows without labels; none, unless the method asks for words on them
     checkpoint: Path
     teacher: Path
     shape: students.StudentConfig
@@ -36,6 +44,7 @@ class Study:
     cache: Cache
     asking: CacheConfig
     references: Path
+    vectors: Path | None
     seed: int
     device: torch.device
     scratch: Path
@@ -43,7 +52,7 @@ class Study:
 
     def student(self) -> FilbertForSequenceClassification:
         """A fresh student: layers of the checkpoint and a head drawn from the seed."""
-        return self.student_of(FilbertForSequenceClassification)
+        return self.student_of(students.encoder_for(self.task))
 
     def student_of(
         self, kind: type[students.Student], layers: Sequence[int] | None = None, **fields: Any
@@ -59,13 +68,23 @@ class Study:
         seed_everything(self.seed)
         return students.new_student(self.teacher, self.task, students.StudentConfig(tuple(layers)))
 
+    def with_transfer(self) -> "Study":
+        """The same study with the transfer rows among the training rows: they have no labels."""
+        return replace(self, train=joined(self.train, self.transfer), transfer=self.transfer.part(np.arange(0)))
+
     def taught(self, columns: Sequence[str], *beside: Taught) -> Encoded:
         """The training rows, whose batches carry these columns of the teacher's words."""
         return self.taught_by(self.cache, columns, *beside)
 
     def taught_by(self, cache: Cache, columns: Sequence[str], *beside: Taught) -> Encoded:
         """The training rows, whose batches carry these columns of another teacher's words, and what they carried before."""
-        return self.train.taught(*self.train.teachers, cache.on(self.train, columns), *beside)
+        real = {of_task(self.task.kind, column): column for column in columns}
+        said = replace(cache.on(self.train, list(real)), called=real)
+        return self.train.taught(*self.train.teachers, said, *beside)
+
+    def width(self, column: str) -> int:
+        """The width of a column of the teacher's words."""
+        return self.cache.width(of_task(self.task.kind, column))
 
     def asked(self, model: nn.Module, columns: Sequence[str]) -> Cache:
         """A cache of what `model`, an earlier student, says of the training rows; it goes when the study ends.
@@ -80,21 +99,50 @@ class Study:
         def encode(part: pa.Table) -> Encoded:
             return self.train.part(part["row"].to_numpy())
 
-        fill.fill(folder, model, pa.table(rows), encode, columns, expected, self.asking, self.device)
+        real = [of_task(self.task.kind, column) for column in columns]
+        fill.fill(folder, model, pa.table(rows), encode, real, expected, self.asking, self.device)
         return Cache(folder, expected)
 
     def hard_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """The task's own loss against the labels."""
-        return losses.HARD[self.task.kind](logits, batch.label)
+        """The task's own loss against the labels, of the rows that have one."""
+        return losses.hard(self.task.kind, logits, batch.label)
 
     def learn_labels(self, student: nn.Module) -> Callable[[Batch], Tensor]:
         """A student's loss against the labels, batch by batch."""
         return lambda batch: self.hard_loss(students.ask(student, batch).logits, batch)
 
+    def learn_distilled(self, student: nn.Module, temperature: float, soft: float) -> Callable[[Batch], Tensor]:
+        """A student's distilled loss, batch by batch."""
+        return lambda batch: self.distilled_loss(students.ask(student, batch).logits, batch, temperature, soft)
+
     def distilled_loss(self, logits: Tensor, batch: Batch, temperature: float, soft: float) -> Tensor:
         """`soft` of the distillation loss against the teacher's cached logits, the rest of the loss against the labels."""
-        teacher = losses.SOFT[self.task.kind](logits, batch.teacher["logits"], temperature)
-        return soft * teacher + (1 - soft) * self.hard_loss(logits, batch)
+        return soft * self.soft_loss(logits, batch, temperature) + (1 - soft) * self.hard_loss(logits, batch)
+
+    def soft_loss(self, logits: Tensor, batch: Batch, temperature: float) -> Tensor:
+        """The distillation loss against the teacher's cached logits; of tagged rows over their real pieces."""
+        ours, theirs = self.real(logits, batch), self.real(batch.teacher["logits"], batch)
+        return losses.SOFT[self.task.kind](ours, theirs, temperature)
+
+    def real(self, values: Tensor, batch: Batch) -> Tensor:
+        """What was said of each row [B, …]; of tagged rows [B, T, …] what was said of their real pieces [pieces, …]."""
+        return values[batch.mask] if self.task.kind is Kind.TAGGING else values
+
+    def fit_by_loss(
+        self,
+        student: nn.Module,
+        loss: Callable[[Batch], Tensor],
+        rows: Encoded,
+        held_out: Encoded,
+        config: FitConfig,
+        phase: str,
+    ) -> Fitted:
+        """Train `student` for one phase; leave it with the weights whose loss on `held_out`, rows of training, was least."""
+
+        def judge() -> dict[str, float]:
+            return {"loss": mean_loss(student, loss, held_out, self.device)}
+
+        return self.fit(student, loss, rows, config, phase, judge=judge)
 
     def fit(
         self,
@@ -106,15 +154,16 @@ class Study:
         beside: nn.Module | None = None,
         validation: Encoded | None = None,
         window: tuple[int, int] | None = None,
+        judge: Callable[[], dict[str, float]] | None = None,
     ) -> Fitted:
         """Train `student`, and what is `beside` it, for one phase, or the steps of it in `window`; leave them with the
-        weights that scored best on the validation rows (which may be given as rows that carry more)."""
+        weights that scored best on the validation rows (which may be given as rows that carry more), or by `judge`."""
         scored = validation or self.validation
         return fit(
             nn.ModuleDict({"student": student, "beside": beside}) if beside is not None else student,
             loss,
             rows,
-            lambda: validate(student, self.task, scored, self.device),
+            judge or (lambda: validate(student, self.task, scored, self.device)),
             config,
             phase=phase,
             seed=self.seed,

@@ -1,4 +1,4 @@
-"""Raw tables are read strictly: TSV as GLUE writes it, CSV, JSON lines, parquet; every row is valid or named."""
+"""Raw tables are read strictly: TSV as GLUE writes it, CSV, JSON lines, parquet, plain text; every row is valid or named."""
 
 import csv
 import hashlib
@@ -6,14 +6,15 @@ import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from filbert import FilbertError
+from filbert.rows import Row
 from filbert.tasks import Kind, Task
 
-SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
-Row = dict[str, Any]  # idx, the text columns of the task, label (None where there is none), hash
+SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet", ".txt", ".conll")
 
 
 class RowError(FilbertError):
@@ -25,12 +26,15 @@ def read(folder: Path, stem: str, task: Task, counts: Counter[str] | None = None
     file = next((folder / f"{stem}{s}" for s in SUFFIXES if (folder / f"{stem}{s}").is_file()), None)
     if file is None:
         raise RowError(f"{folder}: no table {stem} ({', '.join(SUFFIXES)}) for task {task.name}; fetch it again")
-    records = _read_tsv(file, task) if file.suffix == ".tsv" else _read_table(file)
+    plain = _read_conll if task.kind is Kind.TAGGING else _read_lines
+    records = {".tsv": _read_tsv, ".txt": plain, ".conll": plain}.get(file.suffix, _read_table)(file, task)
     counts = Counter() if counts is None else counts
     for idx, (where, record) in enumerate(records):
         try:
             if isinstance(record, RowError):
                 raise record
+            if task.kind is Kind.TAGGING and record.get("words", record.get("tokens")) == []:
+                continue  # an empty sentence
             if task.where is None or record.get(task.where[0]) == task.where[1]:
                 yield _valid(idx, record, task, where)
         except RowError:
@@ -55,31 +59,79 @@ def _read_tsv(file: Path, task: Task) -> Iterator[tuple[str, Row | RowError]]:
                     continue
                 yield where, dict(zip(header, fields, strict=True))
     except UnicodeDecodeError as error:
-        raise RowError(f"{file}, after line {number}: expected UTF-8, got {error}; convert the file") from error
+        raise _not_utf8(file, number, error) from error
 
 
-def _read_table(file: Path) -> Iterator[tuple[str, Row | RowError]]:
-    """CSV, JSON lines or parquet, read by `datasets`."""
-    from datasets import Dataset, disable_progress_bars
+def _read_lines(file: Path, task: Task) -> Iterator[tuple[str, Row | RowError]]:
+    """Plain text, a text a line; empty lines are passed over."""
+    number = 0
+    try:
+        with file.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield f"{file}, line {number}", {task.columns[0]: line.strip()}
+    except UnicodeDecodeError as error:
+        raise _not_utf8(file, number, error) from error
+
+
+def _read_conll(file: Path, task: Task) -> Iterator[tuple[str, Row | RowError]]:
+    """CoNLL's format: a word and, last, its tag a line, an empty line after each sentence; `en:word` where the file is one of
+    several languages'. A sentence with a broken line is yielded as its error."""
+    prefix = f"{file.stem.rsplit('_', 1)[-1]}:" if task.languages else ""
+    words: list[str] = []
+    tags: list[str] = []
+    broken: RowError | None = None
+    first = number = 0
+    try:
+        with file.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(chain(lines, [""]), 1):
+                if line.strip() and not line.startswith("-DOCSTART-"):
+                    first = first or number
+                    fields = [field.strip() for field in line.split("\t" if "\t" in line else " ") if field.strip()]
+                    if len(fields) < 2:
+                        broken = broken or RowError(
+                            f"{file}, line {number}: expected a word and its tag, got {line.strip()!r}"
+                        )
+                    words.append(fields[0].removeprefix(prefix))
+                    tags.append(fields[-1])
+                elif words:
+                    yield f"{file}, line {first}", broken or {"words": words, "label": tags}
+                    words, tags, broken, first = [], [], None, 0
+    except UnicodeDecodeError as error:
+        raise _not_utf8(file, number, error) from error
+
+
+def _not_utf8(file: Path, number: int, error: UnicodeDecodeError) -> RowError:
+    return RowError(f"{file}, after line {number}: expected UTF-8, got {error}; convert the file")
+
+
+def _read_table(file: Path, task: Task) -> Iterator[tuple[str, Row | RowError]]:
+    """CSV, JSON lines or parquet, read by `datasets`; texts some rows at a time."""
+    from datasets import disable_progress_bars, load_dataset
 
     disable_progress_bars()
+    kind = {".csv": "csv", ".jsonl": "json", ".parquet": "parquet"}[file.suffix]
+    strict = {"keep_default_na": False} if kind == "csv" else {}
+    number = 0
     with tempfile.TemporaryDirectory(prefix="filbert-") as cache:
         try:
-            if file.suffix == ".csv":
-                rows = Dataset.from_csv(str(file), cache_dir=cache, keep_in_memory=True, keep_default_na=False)
-            elif file.suffix == ".jsonl":
-                rows = Dataset.from_json(str(file), cache_dir=cache, keep_in_memory=True)
-            else:
-                rows = Dataset.from_parquet(str(file), cache_dir=cache, keep_in_memory=True)
+            streaming = task.kind is Kind.TEXT
+            more = {} if streaming else {"keep_in_memory": True}
+            found = load_dataset(
+                kind, data_files=str(file), split="train", cache_dir=cache, streaming=streaming, **more, **strict
+            )
+            for number, record in enumerate(found, 1):
+                yield f"{file}, row {number}", dict(record)
         except Exception as error:
             cause = error.__cause__ or error
-            raise RowError(f"{file}: expected a {file.suffix[1:]} table in UTF-8, got {cause}") from error
-        for number, record in enumerate(rows, 1):
-            yield f"{file}, row {number}", dict(record)
+            after = f", after row {number}" if number else ""
+            raise RowError(f"{file}{after}: expected a {file.suffix[1:]} table in UTF-8, got {cause}") from error
 
 
 def _valid(idx: int, record: Row, task: Task, where: str) -> Row:
     record = {task.rename.get(name, name): value for name, value in record.items()}
+    if task.kind is Kind.TAGGING:
+        record = _tagged(record, task, where)
     missing = [name for name in task.columns if name not in record]
     if missing:
         raise RowError(f"{where}: no column {', '.join(missing)} for task {task.name}; found {', '.join(record)}")
@@ -87,12 +139,35 @@ def _valid(idx: int, record: Row, task: Task, where: str) -> Row:
         if not isinstance(record[name], str) or not record[name].strip():
             raise RowError(f"{where}: expected text in column {name}, got {record[name]!r}")
     texts = {name: record[name] for name in task.columns}
-    return {"idx": idx, **texts, "label": _label(record.get("label"), task, where), "hash": text_hash(*texts.values())}
+    label = record["label"] if task.kind is Kind.TAGGING else _label(record.get("label"), task, where)
+    return {"idx": idx, **texts, "label": label, "hash": text_hash(*texts.values())}
+
+
+def _tagged(record: Row, task: Task, where: str) -> Row:
+    """A tagged row as a text, its words with single spaces between them, and the numbers of their tags."""
+    words, tags = record.get("words", record.get("tokens")), record.get("label", record.get("ner_tags"))
+    if words is None or tags is None or len(words) != len(tags):
+        raise RowError(f"{where}: expected words and as many tags, got {words} and {tags}")
+    bare = ["".join(word.split()) for word in words]  # a space within a word would make two of it
+    if not all(bare):
+        raise RowError(f"{where}: expected a word in each place, got {words}")
+    numbers = range(len(task.labels))
+    names = [task.labels[tag] if type(tag) is int and tag in numbers else str(tag) for tag in tags]
+    before = "O"
+    for place, name in enumerate(names, 1):
+        if name not in task.labels:
+            raise RowError(f"{where}, word {place}: expected a tag out of {', '.join(task.labels)}, got {name!r}")
+        if name.startswith("I-") and before[2:] != name[2:]:
+            raise RowError(
+                f"{where}, word {place}: {name} follows {before}: in IOB2 an entity begins with B-{name[2:]}"
+            )
+        before = name
+    return {task.columns[0]: " ".join(bare), "label": tuple(map(task.labels.index, names))}
 
 
 def _label(value: Any, task: Task, where: str) -> float | int | None:
     text = "" if value is None else str(value).strip()
-    if not text and task.unlabelled:
+    if task.kind is Kind.TEXT or (not text and task.unlabelled):
         return None
     if task.kind is Kind.REGRESSION:
         low, high = task.span

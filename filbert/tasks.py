@@ -1,4 +1,5 @@
 """Every task as one row of a table: where its rows lie, which columns they have, what is predicted and how it is scored.
+Texts without labels are rows of it too.
 
 A new task is one row here and, where its files come from somewhere new, one entry of `datasets` in params.yaml.
 """
@@ -16,6 +17,8 @@ class Kind(StrEnum):
     SINGLE = "single"  # one text, a class
     PAIR = "pair"  # two texts, a class
     REGRESSION = "regression"  # one or two texts, a number
+    TAGGING = "tagging"  # one text, a tag for each of its words, in IOB2: what begins and goes on is a named entity
+    TEXT = "text"  # one text, nothing: what transfer sets are made of; its label, if it has one, is not read
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Task:
     name: str
     kind: Kind
     columns: tuple[str, ...]
-    labels: tuple[str, ...]  # names in the order of the class numbers; none for regression
+    labels: tuple[str, ...]  # names in the order of the class numbers, of tags too; none for regression
     metrics: tuple[str, ...]  # keys of metrics.METRICS; their mean is the score
     dataset: str  # the entry of `datasets` in params.yaml that serves it
     folder: str = ""  # its folder within that dataset, where the dataset has one per task
@@ -47,6 +50,27 @@ class Task:
         0  # malformed training rows the published files are known to have: dropped and counted, up to this many
     )
     span: tuple[float, float] = (0.0, 0.0)  # the range of a regression label
+    languages: tuple[str, ...] = ()  # folders, one a language, that each hold the files; one model learns them all
+
+    @property
+    def files(self) -> dict[str, tuple[str, str]]:
+        """The stems of its tables as they lie beside each other, and where each comes from: a folder and a stem there."""
+        stems = (self.train, *self.test)
+        if not self.languages:
+            return {stem: (self.folder, stem) for stem in stems}
+        return {f"{stem}_{language}": (language, stem) for stem in stems for language in self.languages}
+
+    @property
+    def training(self) -> tuple[str, ...]:
+        """The stems of its training rows."""
+        return tuple(stem for stem, (_, original) in self.files.items() if original == self.train)
+
+    @property
+    def tests(self) -> dict[str, str]:
+        """Its test splits and their stems: `test`, then `test_mismatched` and the like where there are more; or one a language."""
+        stems = [stem for stem, (_, original) in self.files.items() if original != self.train]
+        named = {f"test_{stem.rsplit('_', 1)[-1]}": stem for stem in stems}
+        return named if self.languages or not stems else {"test": stems[0], **dict(list(named.items())[1:])}
 
     @property
     def outputs(self) -> int:
@@ -87,6 +111,9 @@ _TABLE = (
          where=("source", "rotten_tomatoes"), **_REVIEWS),
     Task("imdb", Kind.SINGLE, ("sentence",), ("negative", "positive"), ("accuracy",),
          where=("source", "imdb"), **_REVIEWS),
+    Task("wikiann", Kind.TAGGING, ("sentence",), ("O", *(f"{place}-{what}" for what in ("PER", "ORG", "LOC") for place in "BI")),
+         ("entity_f1",), "wikiann", test=("dev",), languages=("en", "de", "fr", "nl", "pt")),
+    Task("imdb_reviews", Kind.TEXT, ("sentence",), (), (), where=("source", "imdb"), **_REVIEWS),
     Task("boolq", Kind.PAIR, ("question", "passage"), ("False", "True"), ("accuracy",), "boolq",
          train="combined", together="passage", unlabelled=True),
 )  # fmt: skip

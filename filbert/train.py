@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from filbert import FilbertError, progress, students
 from filbert.data import Batch, Encoded, shuffled
 from filbert.device import autocast
-from filbert.metrics import predictions, scores
+from filbert.metrics import predictions, scores_on
 from filbert.resume import State, fingerprint
 from filbert.tasks import Task
 from filbert.tracking import Recorder
@@ -39,11 +39,11 @@ class TrainingError(FilbertError):
 class FitConfig:
     """One phase of training: AdamW, linear warm-up, then `decay`; of no epochs, nothing happens."""
 
-    epochs: int
+    epochs: float  # the last one may be a part
     batch_size: int
     learning_rate: float
     warmup: float  # fraction of all steps
-    decay: Literal["linear", "none"]  # of the learning rate after the warm-up: to 0 at the end, or not at all
+    decay: Literal["linear", "cosine", "none"]  # of the learning rate after the warm-up: to 0 at the end, or not at all
     weight_decay: float
     clip: float  # norm of the gradient
     validations: int  # how often the validation rows are scored, the last time at the end; 0: the last weights are kept
@@ -78,7 +78,7 @@ def fit(
 
     Args:
         loss: a batch on the device -> a scalar.
-        validate: scores of the present weights on validation rows; `score` is what counts, higher is better.
+        validate: scores of the present weights on rows held out; `score` is what counts, or where there is none, a low `loss`.
         phase: the name under which this phase is recorded and resumed.
         window: only the steps from the first to before the second of all that `config` asks for, with their rows and
             learning rates: a model that is cut while it trains goes on with a new optimizer, not with the old rows.
@@ -120,10 +120,10 @@ def fit(
                 _record_loss(value, phase, state.step, total, optimizer, bar, recorder)
             if (state.step - begin) % every == 0 or (state.step == end and config.validations):
                 scores = validate()
-                state.judge(scores["score"])
+                state.judge(scores["score"] if "score" in scores else -scores["loss"])
                 values = {f"validation_{name}": score for name, score in scores.items()}
                 recorder.log(phase, state.step, {"epoch": state.step / per_epoch, **values})
-                bar.set_postfix(score=f"{scores['score']:.4f}", best=f"{state.best:.4f}")
+                bar.set_postfix({name: f"{value:.4f}" for name, value in (scores | {"best": state.best}).items()})
             if time.monotonic() - saved >= checkpoint_seconds:
                 state.save()
                 saved = time.monotonic()
@@ -143,7 +143,19 @@ def validate(model: nn.Module, task: Task, rows: Encoded, device: torch.device) 
         logits = students.logits(model, rows, VALIDATION_BATCH, device)
     if task.labels and len(set(predictions(task, logits))) == 1:
         progress.say(f"{task.name}: every validation row gets the same class; if it stays so, lower the learning rate")
-    return scores(task, logits, rows.label)
+    return scores_on(task, logits, rows)
+
+
+def mean_loss(model: nn.Module, loss: Callable[[Batch], Tensor], rows: Encoded, device: torch.device) -> float:
+    """The mean of a loss over rows, in evaluation mode."""
+    order, was, total = np.argsort(rows.lengths, kind="stable"), model.training, 0.0
+    model.eval()
+    for start in range(0, len(order), VALIDATION_BATCH):
+        part = order[start : start + VALIDATION_BATCH]
+        with torch.inference_mode(), autocast(device):
+            total += float(loss(rows.batch(part).to(device))) * len(part)
+    model.train(was)
+    return total / len(order)
 
 
 def new_optimizer(model: nn.Module, config: FitConfig) -> torch.optim.AdamW:
@@ -158,14 +170,15 @@ def new_optimizer(model: nn.Module, config: FitConfig) -> torch.optim.AdamW:
 
 def total_steps(rows: Encoded, config: FitConfig) -> int:
     """How many optimiser steps a phase has."""
-    return math.ceil(len(rows) / config.batch_size) * config.epochs
+    return round(math.ceil(len(rows) / config.batch_size) * config.epochs)
 
 
 def _schedule(step: int, total: int, config: FitConfig) -> float:
     rising = max(1, round(total * config.warmup))
     if step < rising:
         return (step + 1) / rising
-    return (total - step) / max(1, total - rising) if config.decay == "linear" else 1.0
+    left = (total - step) / max(1, total - rising)
+    return {"linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2, "none": 1.0}[config.decay]
 
 
 def _step(

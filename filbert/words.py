@@ -1,7 +1,7 @@
 """Cached words, mapped: rows found by their keys, ragged columns read into dense tensors. One copy, into the batch."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -72,10 +72,12 @@ class Words:
 
     columns: dict[str, Stored]
     at: dict[str, np.ndarray]  # [N] by column: where each row of the split lies
+    called: Mapping[str, str] = field(default_factory=dict)  # columns that batches carry under another name
 
     def take(self, rows: np.ndarray, columns: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Each column (or those named) of some rows as one dense tensor (shapes in columns.py), zero on padding."""
-        return {column: self._dense(column, self.at[column][rows]) for column in columns or self.columns}
+        asked = columns or self.columns
+        return {self.called.get(column, column): self._dense(column, self.at[column][rows]) for column in asked}
 
     def _dense(self, column: str, at: np.ndarray) -> Tensor:
         stored, form = self.columns[column], layout(column)

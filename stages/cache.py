@@ -1,6 +1,7 @@
 """Ask the teacher about every training row, once. The only stage that runs the teacher over data."""
 
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -9,27 +10,31 @@ import typer
 
 from filbert import cache as teacher_cache
 from filbert import config, data, device, files, fill, rows, students, tasks, tracking
+from filbert.columns import of_task
 from filbert.layerwise import Depth
+from filbert.study import learns_from_transfer
 from stages import run, scratch_of
 
 
 def cache(
     task_name: str,
     prepared: Path,
+    transfer: Path,
     teacher_folder: Path,
     out: Path,
     verify: Annotated[
         bool, typer.Option(help="only ask a sample again, live, and report the largest differences")
     ] = False,
 ) -> None:
-    """Append what the listed methods need to know of the teacher in TEACHER_FOLDER, on the rows in PREPARED, to the cache
-    in the folder OUT."""
+    """Append what the listed methods need to know of the teacher in TEACHER_FOLDER, on the training rows in PREPARED and
+    the rows in TRANSFER, to the cache in the folder OUT."""
     task, settings = tasks.find(task_name), config.section("cache", teacher_cache.CacheConfig)
     encoding, on = config.section("encode", data.EncodeConfig), device.pick()
-    table, tokenizer = rows.read_table(prepared / "train.arrow"), data.load_tokenizer(teacher_folder)
+    tokenizer = data.load_tokenizer(teacher_folder)
+    table, more = rows.read_table(prepared / "train.arrow"), rows.read_table(transfer / "transfer.arrow")
     teacher, key = students.load(teacher_folder), teacher_cache.fingerprint(teacher_folder, encoding, settings, on)
     shape = config.section("student", students.StudentConfig)
-    columns = _needed(Depth(len(shape.layers), teacher.config.num_hidden_layers))
+    columns, of_transfer = _needed(task, Depth(len(shape.layers), teacher.config.num_hidden_layers))
 
     def encode(part: pa.Table) -> data.Encoded:
         return data.encode(part, task, tokenizer, encoding, words=any(c.startswith("words") for c in columns))
@@ -41,22 +46,31 @@ def cache(
         hashes={"rows": rows.digest(table), "teacher": key.teacher[:12]},
         scratch=scratch_of(out),
     ) as recorder:
-        asked = 0 if verify else fill.fill(out, teacher, table, encode, columns, key, settings, on)
+        asked = 0
+        for part, wanted in [] if verify else [(table, columns), (more, of_transfer)]:
+            asked += fill.fill(out, teacher, part, encode, wanted, key, settings, on)
         opened = teacher_cache.Cache(out, key)
         sample = encode(table.take(teacher_cache.sample_of(len(table), settings.verify_rows)))
         differences = opened.verify(sample, columns, teacher, settings, on)
-        print(
-            f"{task_name}: asked about {asked} of {len(table)} rows; the largest differences between live and cached:"
-        )
+        print(f"{task_name}: asked about {asked} of {len(table)} training and {len(more)} transfer rows")
+        print("the largest differences between live and cached:")
         print("\n".join(f"  {column:<14} {difference:.2g}" for column, difference in differences.items()))
-        recorder.metrics({"rows": len(table), "asked": asked, "bytes": opened.shards.bytes, "difference": differences})
+        rows_of = {"rows": len(table), "transfer": len(more), "asked": asked}
+        recorder.metrics({**rows_of, "bytes": opened.shards.bytes, "difference": differences})
     files.forget(scratch_of(out))
 
 
-def _needed(depth: Depth) -> tuple[str, ...]:
-    """The logits and all columns that the methods in params.yaml ask for, each once."""
+def _needed(task: tasks.Task, depth: Depth) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What the methods in params.yaml ask, each column once: of training rows, the logits in any case, and of transfer rows."""
     methods = [import_module(f"filbert.methods.{name}") for name in config.section("methods", tuple[str, ...])]
-    return tuple(dict.fromkeys(("logits", *(column for method in methods for column in method.columns(depth)))))
+    asked = [
+        (tuple(of_task(task.kind, column) for column in method.columns(depth)), learns_from_transfer(method))
+        for method in methods
+    ]
+    return (
+        tuple(dict.fromkeys((of_task(task.kind, "logits"), *chain.from_iterable(columns for columns, _ in asked)))),
+        tuple(dict.fromkeys(chain.from_iterable(columns for columns, transfer in asked if transfer))),
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from importlib import import_module
 from pathlib import Path
 
 from filbert import config
+from filbert.study import learns_from_transfer
 from stages import run
 from stages.studying import Folders, make
 
@@ -13,17 +14,21 @@ def distill(
     method_name: str,
     seed: int,
     prepared: Path,
+    transfer: Path,
     words: Path,
     references: Path,
     teacher: Path,
     checkpoint: Path,
+    vectors: Path,
     out: Path,
 ) -> None:
-    """Compress by METHOD_NAME: from the layers of CHECKPOINT, the rows in PREPARED, the TEACHER's WORDS on them and their
-    REFERENCES, make a student of the task TASK_NAME in the folder OUT."""
+    """Compress by METHOD_NAME: from the layers of CHECKPOINT or word VECTORS, the rows in PREPARED and TRANSFER, the TEACHER's
+    WORDS on them and their REFERENCES, make a student of the task TASK_NAME in the folder OUT."""
     method = import_module(f"filbert.methods.{method_name}")
     settings = config.section(f"distill.{method_name}", method.Config)
-    folders = Folders(prepared, words, references, teacher, checkpoint)
+    folders = Folders(
+        prepared, words, references, teacher, checkpoint, transfer if learns_from_transfer(method) else None, vectors
+    )
     make(
         "distill", task_name, method_name, seed, folders, out, settings, method.columns,
         compress=lambda study: method.compress(study, settings), hashes={},

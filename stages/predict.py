@@ -2,14 +2,17 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
+import pyarrow as pa
 import torch
 import typer
 
-from filbert import FilbertError, data, device, files, students
+from filbert import FilbertError, data, device, files, metrics, students, tasks
+from filbert.rows import schema
 from stages import run
 
 BATCH = 32
@@ -22,27 +25,45 @@ def predict(
     ] = None,
 ) -> None:
     """Print what the student in FOLDER says of each of TEXTS: a line of JSON with the text, its label and probability, or
-    its number where the task is a regression."""
+    its number where the task is a regression, or its words and their tags."""
     model, tokenizer, on = students.load(folder), data.load_tokenizer(folder), device.pick()
     torch.nn.Module.to(model, on)
     length = files.read_json(folder / students.MADE_WITH)["encode/max_length"]
-    names: Any = model.config.id2label
+    answer = _tags if type(model).__name__.endswith("ForTokenClassification") else _labels
     lines = iter(texts or (line.rstrip("\n") for line in sys.stdin))
     while part := list(islice(lines, BATCH)):
-        rows = [line.split("\t") for line in part]
-        if ragged := next((row for row in rows if len(row) != len(rows[0])), None):
-            raise FilbertError(
-                f"expected {len(rows[0])} texts joined by tabs in each line, got {len(ragged)} in: {ragged[0][:60]}"
-            )
-        pieces = tokenizer(
-            *map(list, zip(*rows, strict=True)), padding=True, truncation=True, max_length=length, return_tensors="pt"
-        )
-        with torch.inference_mode():
-            logits = model(**pieces.to(on)).logits.float()
-        for text, row in zip(part, logits, strict=True):
-            label, probability = names[int(row.argmax())], float(row.softmax(-1).max())
-            said = {"label": label, "probability": probability} if len(row) > 1 else {"score": float(row)}
+        for text, said in zip(part, answer(model, tokenizer, part, length, on), strict=True):
             print(json.dumps({"text": text, **said}, ensure_ascii=False))
+
+
+def _labels(model: Any, tokenizer: Any, part: list[str], length: int, on: torch.device) -> Iterator[dict[str, Any]]:
+    rows = [line.split("\t") for line in part]
+    if ragged := next((row for row in rows if len(row) != len(rows[0])), None):
+        raise FilbertError(
+            f"expected {len(rows[0])} texts joined by tabs in each line, got {len(ragged)} in: {ragged[0][:60]}"
+        )
+    pieces = tokenizer(
+        *map(list, zip(*rows, strict=True)), padding=True, truncation=True, max_length=length, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        logits = model(**pieces.to(on)).logits.float()
+    for row in logits:
+        if len(row) == 1:
+            yield {"score": float(row)}
+        else:
+            yield {"label": model.config.id2label[int(row.argmax())], "probability": float(row.softmax(-1).max())}
+
+
+def _tags(model: Any, tokenizer: Any, part: list[str], length: int, on: torch.device) -> Iterator[dict[str, Any]]:
+    names = tuple(model.config.id2label[i] for i in range(len(model.config.id2label)))
+    task = tasks.Task("text", tasks.Kind.TAGGING, ("sentence",), names, (), "")
+    unknown = [{"idx": i, "sentence": text, "label": [0] * len(text.split()), "hash": 0} for i, text in enumerate(part)]
+    table = pa.Table.from_pylist(unknown, schema=schema(task))
+    rows = data.encode(table, task, tokenizer, data.EncodeConfig(length))
+    found = metrics.by_word(metrics.predictions(task, students.logits(model, rows, BATCH, on)), rows).tolist()
+    for i, text in enumerate(part):
+        tags = found[sum(len(other.split()) for other in part[:i]) :]
+        yield {"tags": [[word, names[tag]] for word, tag in zip(text.split(), tags, strict=False)]}
 
 
 if __name__ == "__main__":

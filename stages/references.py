@@ -11,7 +11,7 @@ def look_up(task_name: str, prepared: Path, checkpoint: Path, out: Path, control
     training and validation rows to OUT, and what a reference's label alone would score on the test rows to CONTROL."""
     task, settings = tasks.find(task_name), config.section("references", references.ReferencesConfig)
     encoding, tokenizer = config.section("encode", data.EncodeConfig), data.load_tokenizer(checkpoint)
-    names = sorted(file.stem for file in prepared.glob("*.arrow"))
+    names = sorted(file.stem for file in prepared.glob("*.arrow") if file.stem != "unlabelled")
     splits = {name: data.open_split(prepared, name, task, tokenizer, encoding) for name in names}
     encoded, digest = {name: split[1] for name, split in splits.items()}, rows.digest(splits["train"][0])
     train = encoded["train"]
@@ -27,7 +27,7 @@ def look_up(task_name: str, prepared: Path, checkpoint: Path, out: Path, control
         scores = {
             name: references.neighbours_score(task, references.nearest(found[name]), train.label, each.label)
             for name, each in encoded.items()
-            if name != "train"
+            if name != "train" and task.kind is not tasks.Kind.TAGGING
         }
         recorder.metrics({"neighbours": scores})
         with files.whole_folder(out) as making:

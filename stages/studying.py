@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filbert import cache, config, data, device, files, rows, students, tasks, tracking
-from filbert.bert import FilbertForSequenceClassification
+import numpy as np
+from transformers import PreTrainedModel
+
+from filbert import cache, config, data, device, files, rows, sources, students, tasks, tracking
+from filbert.columns import of_task
 from filbert.layerwise import Depth
 from filbert.study import Study
 from stages import scratch_of
@@ -21,6 +24,8 @@ class Folders:
     references: Path
     teacher: Path
     checkpoint: Path
+    transfer: Path | None = None  # rows without labels, where the method learns from them
+    vectors: Path | None = None
 
 
 def make(
@@ -32,7 +37,7 @@ def make(
     out: Path,
     settings: Any,
     columns: Callable[[Depth], tuple[str, ...]],
-    compress: Callable[[Study], FilbertForSequenceClassification],
+    compress: Callable[[Study], PreTrainedModel],
     hashes: dict[str, str],
 ) -> None:
     """Open the study, verify what it reads of the teacher (`columns`), `compress`, and publish the student to `out`."""
@@ -41,10 +46,16 @@ def make(
     shape, scratch = config.section("student", students.StudentConfig), scratch_of(out)
     key, live = cache.fingerprint(folders.teacher, encoding, asking, on), students.load(folders.teacher)
     depth = Depth(len(shape.layers), live.config.num_hidden_layers)
-    wanted = columns(depth)
+    wanted = [of_task(task.kind, column) for column in columns(depth)]
     spelled = any(column.startswith("words") for column in wanted)
     table, train = data.open_split(folders.prepared, "train", task, tokenizer, encoding, spelled)
     validation = data.open_split(folders.prepared, "validation", task, tokenizer, encoding)[1]
+    nothing = train.part(np.arange(0))
+    unlabelled = (
+        data.open_split(folders.transfer, "transfer", task, tokenizer, encoding, spelled)[1]
+        if folders.transfer
+        else nothing
+    )
     opened = cache.Cache(folders.words, key)
     if wanted:
         opened.verify(train.part(cache.sample_of(len(train), asking.verify_rows)), wanted, live, asking, on)
@@ -57,14 +68,20 @@ def make(
             "teacher": key.teacher[:12],
             "words": opened.digest,
             "references": files.sha256(folders.references / "train.arrow")[:12],
+            **(
+                {"transfer": rows.digest(rows.read_table(folders.transfer / "transfer.arrow"))}
+                if folders.transfer
+                else {}
+            ),
+            **({"vectors": files.sha256(folders.vectors / sources.RECORD)[:12]} if folders.vectors else {}),
             **hashes,
         },
         scratch=scratch,
     ) as recorder:
         recorder.dataset(table, folders.prepared, task_name, "training")
         study = Study(
-            task, train, validation, folders.checkpoint, folders.teacher, shape, depth, opened, asking, folders.references,
-            seed, on, scratch, recorder,
+            task, train, validation, unlabelled, folders.checkpoint, folders.teacher, shape, depth, opened, asking,
+            folders.references, folders.vectors, seed, on, scratch, recorder,
         )  # fmt: skip
         student = compress(study)
         with files.whole_folder(out) as making:

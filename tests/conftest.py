@@ -95,7 +95,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> prepare.Prepared:
     folder = write_sst2(tmp_path_factory.mktemp("glue"))
-    return prepare.prepare(folder / "SST-2", tasks.find("sst2"), prepare.PrepareConfig(0.25, 0.1, 1000, 0))
+    return prepare.prepare(folder / "SST-2", tasks.find("sst2"), prepare.PrepareConfig(0.25, 0.1, 1000, {}, 0))
 
 
 @pytest.fixture
@@ -134,6 +134,7 @@ def study(
     found = {name: references.look_up(index, encoded, rows, 3) for name, rows in splits.items()}
     references.save(tmp_path / "references", index, found)
     return Study(
-        task, encoded, validation, checkpoint, teacher, students.StudentConfig((0,)), depth, cache.Cache(tmp_path / "cache", key),
-        config, tmp_path / "references", 1, CPU, tmp_path / ".scratch" / "study", recorder,
+        task, encoded, validation, encoded.part(np.arange(0)), checkpoint, teacher, students.StudentConfig((0,)), depth,
+        cache.Cache(tmp_path / "cache", key), config, tmp_path / "references", None, 1, CPU, tmp_path / ".scratch" / "study",
+        recorder,
     )  # fmt: skip

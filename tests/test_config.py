@@ -7,7 +7,20 @@ from typing import Literal
 
 import pytest
 
-from filbert import cache, config, data, prepare, recipes, references, report, sources, students, train
+from filbert import (
+    augment,
+    cache,
+    config,
+    data,
+    prepare,
+    recipes,
+    references,
+    report,
+    sources,
+    students,
+    train,
+    transfer,
+)
 from stages.evaluate import EvaluateConfig
 
 
@@ -68,6 +81,9 @@ def test_every_section_of_the_shipped_params_builds() -> None:
     config.section("evaluate", EvaluateConfig)
     config.section("report", report.ReportConfig)
     config.section("references", references.ReferencesConfig)
+    config.section("vectors", sources.Source)
+    config.section("transfer", transfer.TransferConfig)
+    config.section("augment", augment.AugmentConfig)
     everything = config.read()
     for method in everything["distill"]:
         config.section(f"distill.{method}", import_module(f"filbert.methods.{method}").Config)
@@ -86,5 +102,8 @@ def test_every_section_of_the_shipped_params_builds() -> None:
         "evaluate",
         "references",
         "report",
+        "vectors",
+        "transfer",
+        "augment",
     }
     assert set(everything) == built | {"tasks", "methods", "recipes", "seeds"}

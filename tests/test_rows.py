@@ -10,7 +10,7 @@ import pytest
 from filbert import prepare, rows, tables, tasks
 from filbert.tasks import Kind, Task
 
-CONFIG = prepare.PrepareConfig(validation=0.2, test=0.2, most=1000, seed=0)
+CONFIG = prepare.PrepareConfig(validation=0.2, test=0.2, most=1000, labels={}, seed=0)
 SST2, COLA, STSB = tasks.find("sst2"), tasks.find("cola"), tasks.find("stsb")
 
 
@@ -43,7 +43,9 @@ def test_a_bad_row_is_named(tmp_path: Path, bad: str, said: str) -> None:
 
 
 def test_other_bad_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(tables.RowError, match=r"no table train \(.tsv, .csv, .jsonl, .parquet\) for task sst2"):
+    with pytest.raises(
+        tables.RowError, match=r"no table train \(.tsv, .csv, .jsonl, .parquet, .txt, .conll\) for task sst2"
+    ):
         list(tables.read(tmp_path, "train", SST2))
     table(tmp_path, "train.tsv", b"sentence\tlabel\ngood\t1\n" + b"\xff\xfe\t0\n")
     with pytest.raises(tables.RowError, match="expected UTF-8"):
@@ -144,6 +146,37 @@ def test_rows_that_share_a_passage_stay_together_and_unlabelled_ones_apart(tmp_p
     assert not passages["validation"] & passages["test"]
     assert len(tables["unlabelled"]) == 5
     assert tables["unlabelled"]["label"].null_count == 5
+
+
+def test_labels_are_kept_of_few_rows_and_forgotten_of_the_others(tmp_path: Path) -> None:
+    lines = [f"row {i}\t{i % 2}" for i in range(60)]
+    config = prepare.PrepareConfig(0.2, 0.2, 1000, {"sst2": 10}, 0)
+    found = prepare.prepare(sst2(tmp_path, [*lines, "Held  OUT\t1"]), SST2, config)
+    labelled = pa.concat_tables([found.tables["train"], found.tables["validation"]])
+    assert sorted(labelled["label"].to_pylist()) == [0] * 10 + [1] * 10  # validation rows are among them
+    assert len(found.tables["unlabelled"]) == found.counts["unlabelled"] == 40
+    assert found.tables["unlabelled"]["label"].null_count == 40
+    texts = [set(table["sentence"].to_pylist()) for table in (labelled, found.tables["unlabelled"])]
+    assert not texts[0] & texts[1]
+    assert "Held  OUT" not in texts[0] | texts[1]
+    other = prepare.prepare(sst2(tmp_path, lines[::-1]), SST2, config).tables
+    again = pa.concat_tables([other["train"], other["validation"]])["sentence"].to_pylist()
+    assert set(again) == texts[0]
+    with pytest.raises(tables.RowError, match=r"expected at least 40 rows of each of 2 classes, got .*'negative': 30"):
+        prepare.prepare(tmp_path, SST2, prepare.PrepareConfig(0.2, 0.2, 1000, {"sst2": 40}, 0))
+
+
+def test_plain_text_is_a_text_a_line(tmp_path: Path) -> None:
+    task = Task("t", Kind.TEXT, ("sentence",), (), (), "d", train="texts")
+    long = "word " * 10_000
+    table(tmp_path, "texts.txt", f"one text\n\n  another \n{long}\n")
+    found = list(tables.read(tmp_path, "texts", task))
+    assert [(row["idx"], row["sentence"], row["label"]) for row in found] == [
+        (0, "one text", None), (1, "another", None), (2, long.strip(), None)
+    ]  # fmt: skip
+    table(tmp_path, "texts.txt", b"fine\n\xff\xfe broken\n")
+    with pytest.raises(tables.RowError, match=r"texts.txt, after line \d: expected UTF-8"):
+        list(tables.read(tmp_path, "texts", task))
 
 
 def test_arrow_files_come_back_as_they_went(tmp_path: Path) -> None:

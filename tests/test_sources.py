@@ -91,20 +91,19 @@ def test_a_folder_in_glues_layout(tmp_path: Path) -> None:
 
 def test_a_checkpoint_folder_and_its_pinned_weights(checkpoint: Path, tmp_path: Path) -> None:
     good = {"model.safetensors": sha256(checkpoint / "model.safetensors")}
-    sources.fetch_checkpoint(Source("folder", str(checkpoint), None, "", good), tmp_path / "out")
+    sources.fetch_files(Source("folder", str(checkpoint), None, "", good), sources.CHECKPOINT, tmp_path / "out")
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    wrong = Source("folder", str(checkpoint), None, "", {"model.safetensors": "1" * 64})
     with pytest.raises(SourceError, match=r"model.safetensors of .*: expected SHA-256 1111"):
-        sources.fetch_checkpoint(
-            Source("folder", str(checkpoint), None, "", {"model.safetensors": "1" * 64}), tmp_path / "b"
-        )
+        sources.fetch_files(wrong, sources.CHECKPOINT, tmp_path / "b")
     with pytest.raises(SourceError, match=r"no config.json in"):
-        sources.fetch_checkpoint(Source("folder", str(tmp_path), None, "", {}), tmp_path / "c")
+        sources.fetch_files(Source("folder", str(tmp_path), None, "", {}), sources.CHECKPOINT, tmp_path / "c")
 
 
 def test_an_unreachable_hub_is_named(tmp_path: Path) -> None:
     source = Source("hub", "google-bert/bert-base-uncased", None, "", {})  # HF_HUB_OFFLINE is set
     with pytest.raises(SourceError, match=r"(?s)the hub did not give google-bert/bert-base-uncased .*kind: folder"):
-        sources.fetch_checkpoint(source, tmp_path / "out")
+        sources.fetch_files(source, sources.CHECKPOINT, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 

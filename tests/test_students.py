@@ -59,7 +59,7 @@ def test_a_plain_student_loads_as_bert_without_filbert(checkpoint: Path, tmp_pat
 
 def test_any_other_student_carries_its_code(tmp_path: Path) -> None:
     config = FilbertConfig(hidden_size=16, num_hidden_layers=2, head_size=4, layer_heads=[3, 1], layer_intermediate=[20, 7],
-                           embedding_size=5, vocab_size=40, **students._labels(SST2))  # fmt: skip
+                           embedding_size=5, vocab_size=40, **students.labels(SST2))  # fmt: skip
     student = FilbertForSequenceClassification(config)
     students.save(student, tiny_tokenizer(), tmp_path / "student")
     assert (tmp_path / "student" / "bert.py").read_text() == Path("filbert/bert.py").read_text()

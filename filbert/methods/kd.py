@@ -4,36 +4,13 @@ Soft targets are the teacher's logits at temperature T; their KL divergence, tim
 labels. The teacher's logits come from the cache: no teacher runs here.
 """
 
-from dataclasses import dataclass
-
-from torch import Tensor
-
 from filbert.bert import FilbertForSequenceClassification
-from filbert.data import Batch
-from filbert.layerwise import Depth
-from filbert.students import ask
+from filbert.distilled import Config, columns, distil
 from filbert.study import Study
-from filbert.train import FitConfig
 
-
-@dataclass(frozen=True)
-class Config:
-    temperature: float
-    soft: float  # weight of the teacher; the labels have 1 - soft
-    fit: FitConfig
-
-
-def columns(depth: Depth) -> tuple[str, ...]:
-    """What the teacher must be asked."""
-    return ("logits",)
+__all__ = ["Config", "columns", "compress"]
 
 
 def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
-    """Train a fresh student on labels and cached logits."""
-    student = study.student()
-
-    def loss(batch: Batch) -> Tensor:
-        return study.distilled_loss(ask(student, batch).logits, batch, config.temperature, config.soft)
-
-    study.fit(student, loss, study.taught(["logits"]), config.fit, phase="train")
-    return student
+    """Learn labels and cached logits."""
+    return distil(study, config)

@@ -8,12 +8,8 @@ a share of the prediction loss.
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from filbert.bert import FilbertForSequenceClassification
-from filbert.data import Batch
 from filbert.layerwise import Depth, Following
-from filbert.students import ask
 from filbert.study import Study
 from filbert.train import FitConfig
 
@@ -44,9 +40,6 @@ def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
             "intermediate",
             beside=following,
         )
-
-    def predict(batch: Batch) -> Tensor:
-        return study.distilled_loss(ask(student, batch).logits, batch, config.temperature, config.soft)
-
+    predict = study.learn_distilled(student, config.temperature, config.soft)
     study.fit(student, predict, study.taught(["logits"]), config.prediction, "prediction")
     return student

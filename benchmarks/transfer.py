@@ -1,0 +1,126 @@
+"""What transfer rows cost: variants of rows, many at once and one by one; a BiLSTM's epoch from the cache and with a live teacher.
+
+| arm | what |
+| --- | --- |
+| one by one | a forward pass for each masked word, a row at a time, as TinyBERT's official code goes |
+| batched | the same masked copies, many in a forward pass |
+| batched, spaced | a mask every `augment.spacing` words of a copy: fewer copies |
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+
+from benchmarks.turns import in_turn, machine, ratios
+from filbert import cache, config, data, device, fill, masked, rows, students, tasks
+from filbert.augment import AugmentConfig, variants
+from filbert.bilstm import BiLstmConfig, BiLstmForSequenceClassification
+from filbert.files import whole_file
+from filbert.methods.bilstm import Config
+from filbert.train import FitConfig, new_optimizer
+from filbert.transfer import texts_of
+from filbert.vectors import Vectors
+
+COLUMNS = ("logits", "pooled")
+
+
+def main(
+    task_name: str,
+    prepared: Path,
+    teacher_folder: Path,
+    checkpoint: Path,
+    vectors: Path,
+    out: Annotated[Path, typer.Argument(help="the Markdown file to write")],
+    rounds: int = 3,
+    varied: Annotated[int, typer.Option(help="rows of the task that are varied")] = 32,
+    count: Annotated[int, typer.Option(help="rows of the task in an epoch")] = 1024,
+) -> None:
+    """Measure on the rows and teacher of TASK_NAME as the pipeline made them."""
+    task, on = tasks.find(task_name), device.pick()
+    table = rows.read_table(prepared / "train.arrow").slice(0, count)
+    texts = list(islice(texts_of(table, task), varied))
+    parts = [
+        f"## Variants of {varied} rows\n\n{_variants(texts, checkpoint, vectors, on, rounds)}",
+        f"## An epoch of {len(table)} rows\n\n{_epochs(task, table, teacher_folder, on, rounds)}",
+    ]
+    head = f"Measured by `python -m benchmarks.transfer` on {task_name}, {rounds} rounds in turn, {machine(on)}."
+    with whole_file(out) as making:
+        making.write_text("\n\n".join(["# Transfer rows: what they cost", head, *parts]) + "\n")
+    print(out.read_text())
+
+
+def _variants(texts: list[tuple[str, ...]], checkpoint: Path, vectors: Path, on: torch.device, rounds: int) -> str:
+    settings = config.section("augment", AugmentConfig)
+    model, table = masked.load(checkpoint, on), Vectors(vectors)
+    plain = replace(settings, spacing=0, variants=10)
+
+    def arm(parts: list[list[tuple[str, ...]]], made_by: AugmentConfig) -> Callable[[], None]:
+        def run() -> None:
+            for part in parts:
+                list(variants(part, model, table, made_by, 0))
+
+        return run
+
+    arms = {
+        "one by one": arm([[text] for text in texts], replace(plain, batch_size=1)),
+        "batched": arm([texts], plain),
+        "batched, spaced": arm([texts], replace(settings, variants=10)),
+    }
+    return ratios(in_turn(arms, rounds), len(texts), "rows/s")
+
+
+def _epochs(task: tasks.Task, table, teacher_folder: Path, on: torch.device, rounds: int) -> str:  # type: ignore[no-untyped-def]
+    encoding, asking = config.section("encode", data.EncodeConfig), config.section("cache", cache.CacheConfig)
+    tokenizer, teacher = data.load_tokenizer(teacher_folder), students.load(teacher_folder)
+    torch.nn.Module.to(teacher, on)
+    shape = config.section("distill.bilstm", Config).shape
+    plain = data.encode(table, task, tokenizer, encoding)
+    key = cache.fingerprint(teacher_folder, encoding, asking, on)
+    order = data.shuffled(plain.lengths, 64, 0, 0)
+
+    def arm(batch_of: Callable[[np.ndarray], data.Batch]) -> Callable[[], None]:
+        student = BiLstmForSequenceClassification(
+            BiLstmConfig(
+                vocab_size=len(tokenizer), kept_pieces=len(tokenizer), hidden_size=teacher.config.hidden_size,
+                embedding_size=shape.embedding, lstm_size=shape.lstm, pooling=shape.pooling,
+            )
+        )  # fmt: skip
+        torch.nn.Module.to(student, on)
+        optimizer = new_optimizer(student, FitConfig(1, 64, 1e-3, 0.0, "cosine", 0.0, 1.0, 0, 1))
+
+        def run() -> None:
+            for at in order:
+                batch = batch_of(at).to(on)
+                with device.autocast(on):
+                    loss = torch.nn.functional.mse_loss(
+                        students.ask(student, batch).logits.float(), batch.teacher["logits"]
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+
+        return run
+
+    def live(at: np.ndarray) -> data.Batch:
+        batch = plain.batch(at).to(on)
+        with torch.inference_mode(), device.autocast(on):
+            logits = students.ask(teacher, batch).logits.float()
+        return replace(batch, teacher={"logits": logits.clone()})
+
+    with tempfile.TemporaryDirectory(prefix="filbert-bench-") as folder:
+        fill.fill(Path(folder) / "cache", teacher, table, lambda part: data.encode(part, task, tokenizer, encoding), COLUMNS, key,
+                  asking, on)  # fmt: skip
+        taught = plain.taught(cache.Cache(Path(folder) / "cache", key).on(plain, COLUMNS))
+        arms = {"from the cache": arm(taught.batch), "with a live teacher": arm(live)}
+        return ratios(in_turn(arms, rounds), len(plain), "rows/s")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,115 @@
+"""A masked language model (Devlin et al. 2019, BERT, section 3.1): which words fit in a place; and the training of its head."""
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from filbert import FilbertError
+from filbert.data import Batch, Encoded, load_tokenizer
+from filbert.device import autocast
+from filbert.tracking import Recorder
+from filbert.train import FitConfig, fit
+
+SHARE = 0.15  # of the pieces are guessed in training: 80 % of them masked, 10 % another piece, 10 % as they are
+HEADS = ("cls", "lm_head")  # a masked language model's head: BERT's, RoBERTa's name for it
+BEGINS = "▁Ġ"  # how SentencePiece's and GPT-2's vocabularies mark a piece that begins a word
+
+
+class Copy(NamedTuple):
+    """A text to be asked about."""
+
+    masked: str  # the text with masks
+    plain: str  # the text
+    masks: int
+
+
+class Masked:
+    """A masked language model that says which words fit."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device):
+        """Take any masked language model that transformers knows.
+
+        Raises:
+            FilbertError: its head has none of the names we know.
+        """
+        self.model, self.tokenizer, self.device = torch.nn.Module.to(model, device).eval(), tokenizer, device
+        self.head = next((getattr(model, name) for name in HEADS if hasattr(model, name)), None)
+        if self.head is None:
+            raise FilbertError(f"{type(model).__name__}: expected a head called {' or '.join(HEADS)}")
+        pieces = tokenizer.convert_ids_to_tokens(list(range(model.config.vocab_size)))
+        marked = sum(piece.startswith(tuple(BEGINS)) for piece in pieces if piece) > len(pieces) / 10
+        self.spelled = [
+            self._spelled(piece) if piece and (not marked or piece[0] in BEGINS) else "" for piece in pieces
+        ]
+        self.words = torch.tensor([word.isalpha() for word in self.spelled], device=device)  # of the vocabulary
+
+    def in_one_piece(self, text: str, spans: list[tuple[int, int]]) -> list[bool]:
+        """Which parts of a text are one piece each."""
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        whole = {(start + (text[start : start + 1] == " "), end) for start, end in found}
+        return [span in whole for span in spans]
+
+    def _spelled(self, piece: str) -> str:
+        """A piece as text: byte-level vocabularies spell their letters otherwise."""
+        return self.tokenizer.convert_tokens_to_string([piece]).strip() if piece[0] in BEGINS else piece
+
+    def fitting(self, copies: list[Copy], count: int, size: int) -> list[list[list[str]]]:
+        """The `count` likeliest words at each mask of each copy, `size` copies in a forward pass; none at a mask that was
+        cut off with the end of a long text."""
+        found: list[list[list[str]]] = [[[]] * copy.masks for copy in copies]
+        order = sorted(range(len(copies)), key=lambda i: len(copies[i].plain))
+        for start in range(0, len(order), size):
+            part = order[start : start + size]
+            for i, words in zip(part, self._ask([copies[i] for i in part], count), strict=True):
+                found[i][: len(words)] = words
+        return found
+
+    @torch.inference_mode()
+    def _ask(self, copies: list[Copy], count: int) -> list[list[list[str]]]:
+        pieces = self.tokenizer(
+            [copy.masked for copy in copies], [copy.plain for copy in copies], truncation=True, padding=True,
+            max_length=self.model.config.max_position_embeddings - 2, return_token_type_ids=True, return_tensors="pt",
+        )  # fmt: skip
+        ids, types = pieces["input_ids"].to(self.device), pieces["token_type_ids"].to(self.device)
+        at = ids == self.tokenizer.mask_token_id
+        with autocast(self.device):
+            logits = self._guess(Batch(ids, types, pieces["attention_mask"].bool().to(self.device), ids), at).float()
+        best = logits.masked_fill(~self.words, -torch.inf).topk(count).indices.tolist()
+        words = iter([[self.spelled[i] for i in row] for row in best])
+        return [list(islice(words, masks)) for masks in at.sum(1).tolist()]
+
+    def _guess(self, batch: Batch, at: Tensor) -> Tensor:
+        """Logits [M, V] of the pieces at the places `at` [B, T] bool."""
+        typed = {"token_type_ids": batch.types} if getattr(self.model.config, "type_vocab_size", 0) > 1 else {}
+        states = self.model.base_model(input_ids=batch.ids, attention_mask=batch.mask, **typed).last_hidden_state
+        return self.head(states[at])  # type: ignore[misc]
+
+    def learn(self, rows: Encoded, config: FitConfig, seed: int, scratch: Path, recorder: Recorder) -> None:
+        """Train the whole model on rows of text, so that a fresh head comes to fit its encoder."""
+        special = torch.tensor(self.tokenizer.all_special_ids, device=self.device)
+
+        def loss(batch: Batch) -> Tensor:
+            drawn = torch.rand(batch.ids.shape, device=self.device)
+            at = batch.mask & ~torch.isin(batch.ids, special)
+            at &= drawn <= drawn.masked_fill(~at, 1).amin(1, keepdim=True).clamp_min(SHARE)  # one of each row at least
+            ids = torch.where(at & (drawn > 0.2 * SHARE), self.tokenizer.mask_token_id, batch.ids)
+            other = torch.randint_like(ids, self.model.config.vocab_size)
+            ids = torch.where(at & (drawn <= 0.1 * SHARE), other, ids)
+            return F.cross_entropy(self._guess(replace(batch, ids=ids), at).float(), batch.ids[at])
+
+        fit(
+            self.model, loss, rows, dict, replace(config, validations=0), phase="masked", seed=seed, device=self.device,
+            scratch=scratch, recorder=recorder,
+        )  # fmt: skip
+        self.model.eval()
+
+
+def load(folder: Path, device: torch.device) -> Masked:
+    """The masked language model of a folder; a head that the checkpoint lacks is fresh, to be trained."""
+    return Masked(AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32), load_tokenizer(folder), device)

@@ -1,0 +1,27 @@
+"""Fetch the texts that the transfer sets of all tasks are made of."""
+
+from pathlib import Path
+
+from filbert import config, files, sources, tasks, tracking
+from filbert.transfer import TransferConfig
+from stages import run, scratch_of
+from stages.fetch import source_of
+
+
+def texts(out: Path) -> None:
+    """Fetch the raw files of every text that params.yaml names for one of its tasks, each into its folder in OUT."""
+    settings, names = config.section("transfer", TransferConfig), config.section("tasks", tuple[str, ...])
+    wanted = {text.name: text for name in names for text in settings.of(tasks.find(name))}
+    with (
+        tracking.stage_run("texts", params={}, tags={}, hashes={}, scratch=scratch_of(out)) as recorder,
+        files.whole_folder(out) as making,
+    ):
+        for name, text in wanted.items():
+            sources.fetch_task(source_of(text), text, making / name)
+        files.write_json(making / "TEXTS.json", sorted(wanted))
+        recorder.metrics({"texts": len(wanted)})
+    files.forget(scratch_of(out))
+
+
+if __name__ == "__main__":
+    run(texts)

@@ -1,0 +1,280 @@
+"""Tagged rows through the whole chain: CoNLL files, words and their pieces, entity F1, cached words of each piece, students."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU, WORDS, tiny_config, tiny_tokenizer
+from seqeval.metrics import f1_score
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoModelForTokenClassification, BertForTokenClassification, BertModel, PreTrainedTokenizerFast
+
+from filbert import FilbertError, cache, data, fill, metrics, prepare, rows, students, tables, tasks
+from filbert.layerwise import Depth
+from filbert.methods import bilstm, bilstm_hard, finetune, kd, rosita, theseus
+from filbert.recurrent import EpochsConfig, ShapeConfig
+from filbert.replacing import Config as TheseusConfig
+from filbert.rounds import RoundsConfig, TargetConfig
+from filbert.sources import Source, fetch_task
+from filbert.study import Study
+from filbert.tracking import Recorder, read_history
+from filbert.train import FitConfig
+
+TASK = replace(tasks.find("wikiann"), languages=("en", "de"))
+NAMES = {"dog": "B-PER", "cat": "B-PER", "movie": "B-LOC", "plot": "B-LOC"}
+FIT = FitConfig(4, 8, 5e-3, 0.0, "cosine", 0.0, 1.0, validations=2, patience=2)
+ENCODE = data.EncodeConfig(16)
+
+
+def write_conll(folder: Path, language: str, count: int, seed: int) -> None:
+    """Sentences in which some words are names; a name may go on with `long`, and `dogs` and `cats` are two pieces."""
+    draw, seen = np.random.default_rng(seed), set()
+    (folder / language).mkdir(parents=True, exist_ok=True)
+    while len(seen) < count:
+        words = [str(word) for word in draw.choice(WORDS[:-2], int(draw.integers(3, 9)))]
+        seen.add(" ".join(words))
+    sentences = [text.split() for text in sorted(seen)]
+    for name, part in (("train", sentences[8:]), ("dev", sentences[:8])):
+        blocks = [
+            "\n".join(f"{language}:{word}\t{tag}" for word, tag in zip(words, tags(words), strict=True))
+            for words in part
+        ]
+        (folder / language / f"{name}.txt").write_text("\n\n".join(blocks) + "\n")
+
+
+def tags(words: list[str]) -> list[str]:
+    out: list[str] = []
+    for word in words:
+        goes_on = word == "long" and out and out[-1] != "O"
+        out.append(f"I-{out[-1][2:]}" if goes_on else NAMES.get(word, "O"))
+    return out
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> prepare.Prepared:
+    folder = tmp_path_factory.mktemp("wikiann")
+    for seed, language in enumerate(TASK.languages):
+        write_conll(folder / "source", language, 60, seed)
+    fetch_task(Source("folder", str(folder / "source"), None, "", None), TASK, folder / "raw")
+    assert {f"{name}_{language}.txt" for name in ("train", "dev") for language in TASK.languages} <= {
+        path.name for path in (folder / "raw").iterdir()
+    }
+    return prepare.prepare(folder / "raw", TASK, prepare.PrepareConfig(0.2, 0.1, 1000, {}, 0))
+
+
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tagger")
+    torch.manual_seed(1)
+    named = {"id2label": dict(enumerate(TASK.labels)), "label2id": {name: i for i, name in enumerate(TASK.labels)}}
+    BertForTokenClassification(tiny_config(initializer_range=0.5, **named)).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def study(tmp_path: Path, prepared: prepare.Prepared, tagger: Path, checkpoint: Path, recorder: Recorder) -> Study:
+    split = {name: data.encode(table, TASK, tiny_tokenizer(), ENCODE) for name, table in prepared.tables.items()}
+    config = cache.CacheConfig("float16", batch_size=8, shard_mb=1, budget_gb=1, verify_rows=8, tolerance=0.05)
+    key, columns = cache.fingerprint(tagger, ENCODE, config, CPU), ("tags", "tagged", "hidden.0", "hidden.2")
+    fill.fill(tmp_path / "cache", students.load(tagger), prepared.tables["train"],
+              lambda table: data.encode(table, TASK, tiny_tokenizer(), ENCODE), columns, key, config, CPU)  # fmt: skip
+    opened = cache.Cache(tmp_path / "cache", key)
+    opened.verify(split["train"].part(np.arange(8)), columns, students.load(tagger), config, CPU)
+    return Study(
+        TASK, split["train"], split["validation"], split["train"].part(np.arange(0)), checkpoint, tagger,
+        students.StudentConfig((0,)), Depth(1, 2), opened, config, tmp_path, None, 1, CPU, tmp_path / ".scratch" / "study",
+        recorder,
+    )  # fmt: skip
+
+
+def test_languages_are_one_training_set_and_a_test_each(prepared: prepare.Prepared) -> None:
+    assert set(prepared.tables) == {"train", "validation", "test_en", "test_de"}
+    train = prepared.tables["train"]
+    assert len(set(train["idx"].to_pylist())) == len(train) > 70
+    for text, label in zip(train["sentence"].to_pylist(), train["label"].to_pylist(), strict=True):
+        assert [TASK.labels[tag] for tag in label] == tags(text.split())
+        assert ":" not in text
+    assert rows.digest(train) != rows.digest(train.slice(1))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("en:a\tO\nen:dog\n\n", "line 2: expected a word and its tag, got 'en:dog'"),
+        ("en:a\tO\n\nen:dog\tB-PET\n\n", "line 3, word 1: expected a tag out of O, B-PER, I-PER, .*, got 'B-PET'"),
+        ("en:a\tO\nen:dog\tI-PER\n\n", "line 1, word 2: I-PER follows O: in IOB2 an entity begins with B-PER"),
+        ("en:a\tB-LOC\nen:dog\tI-PER\n", "line 1, word 2: I-PER follows B-LOC"),
+        ("en:\xa0\tO\n", "line 1"),
+    ],
+)
+def test_a_broken_sentence_is_named(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "train_en.txt").write_text(text)
+    with pytest.raises(tables.RowError, match=said):
+        list(tables.read(tmp_path, "train_en", TASK))
+
+
+def test_sentences_are_read_as_conll_has_them(tmp_path: Path) -> None:
+    """Empty lines in a row, no last newline, columns by spaces with the tag last, a document mark, a space within a word."""
+    text = "-DOCSTART- O\n\n\nthe NN O\ncat NN B-PER\n\n\n\nNew\xa0York\tB-LOC\nlong\tI-LOC"
+    (tmp_path / "train.conll").write_text(text)
+    found = list(tables.read(tmp_path, "train", replace(TASK, languages=())))
+    assert [(row["sentence"], [TASK.labels[tag] for tag in row["label"]]) for row in found] == [
+        ("the cat", ["O", "B-PER"]), ("NewYork long", ["B-LOC", "I-LOC"])
+    ]  # fmt: skip
+    assert not list(tables.read(_empty(tmp_path), "train", replace(TASK, languages=())))
+
+
+def _empty(folder: Path) -> Path:
+    (folder / "train.conll").write_text("\n\n")
+    return folder
+
+
+def test_lists_of_words_and_tags_are_read_too(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"tokens": ["the", "cat"], "ner_tags": [0, 1]}\n')
+    (row,) = tables.read(tmp_path, "train", replace(TASK, languages=()))
+    assert (row["sentence"], row["label"]) == ("the cat", (0, 1))
+    (tmp_path / "train.jsonl").write_text('{"tokens": ["the", "cat"], "ner_tags": [0]}\n')
+    with pytest.raises(tables.RowError, match="expected words and as many tags"):
+        list(tables.read(tmp_path, "train", replace(TASK, languages=())))
+    (tmp_path / "train.jsonl").write_text('{"tokens": [], "ner_tags": []}\n{"tokens": ["a"], "ner_tags": [0]}\n')
+    assert [row["idx"] for row in tables.read(tmp_path, "train", replace(TASK, languages=()))] == [1]
+    (tmp_path / "train.jsonl").write_text('{"tokens": ["the", "cat"], "ner_tags": [5, -1]}\n')
+    with pytest.raises(tables.RowError, match=r"word 2: expected a tag out of .*, got '-1'"):
+        list(tables.read(tmp_path, "train", replace(TASK, languages=())))
+
+
+def sentence_piece() -> PreTrainedTokenizerFast:
+    """A tokenizer that marks where words begin, as SentencePiece does."""
+    words = ["<pad>", "<unk>", "<s>", "</s>", "▁", *(f"▁{word}" for word in WORDS if word.isalpha()), "s", "cat", "dog"]
+    tokenizer = Tokenizer(models.Unigram([(word, -float(i)) for i, word in enumerate(words)], unk_id=1))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)]
+    )
+    names = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+@pytest.mark.parametrize("make", [tiny_tokenizer, sentence_piece])
+def test_a_tag_is_at_the_first_piece_of_its_word(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "train.conll").write_text("the\tO\ncats\tB-PER\nlong\tI-PER\nand\tO\ndogs\tB-LOC\n")
+    table = _table(tmp_path)
+    encoded = data.encode(table, TASK, make(), ENCODE)
+    batch = encoded.batch(np.array([0]))
+    pieces = make().convert_ids_to_tokens(batch.ids[0].tolist())
+    at = {int(label): piece for label, piece in zip(batch.label[0], pieces, strict=True) if label > 0}
+    assert {TASK.labels[tag]: piece.strip("▁#") for tag, piece in at.items()}.keys() == {"B-PER", "I-PER", "B-LOC"}
+    assert (batch.label >= 0).sum() == 5
+    assert batch.label[0, 0] == batch.label[0, -1] == -1
+    cut = data.encode(table, TASK, make(), data.EncodeConfig(5)).batch(np.array([0]))
+    assert 1 <= (cut.label >= 0).sum() < 5
+
+
+def _table(folder: Path):  # type: ignore[no-untyped-def]
+    import pyarrow as pa
+
+    found = list(tables.read(folder, "train", replace(TASK, languages=())))
+    return pa.Table.from_pylist(found, schema=rows.schema(TASK))
+
+
+def test_entity_f1_is_seqevals(prepared: prepare.Prepared) -> None:
+    """On random tags, ill-formed ones among them; words that were cut off count as no entity."""
+    draw = np.random.default_rng(0)
+    table = prepared.tables["train"]
+    for length in (16, 6):
+        encoded = data.encode(table, TASK, tiny_tokenizer(), data.EncodeConfig(length))
+        for share in (0.0, 0.3, 1.0):
+            guess = np.where(
+                draw.random(len(encoded.label)) < share, draw.integers(0, 7, len(encoded.label)), encoded.label
+            )
+            logits = np.zeros((len(encoded.ids), 7), np.float32)
+            row = np.repeat(np.arange(len(encoded)), encoded.lengths)
+            at = encoded.tags[row] + encoded.word
+            logits[np.arange(len(at)), np.where(encoded.word >= 0, guess[np.minimum(at, len(guess) - 1)], 3)] = 1
+            seen = np.zeros(len(guess), bool)
+            seen[at[encoded.word >= 0]] = True
+            split = [slice(a, b) for a, b in zip(encoded.tags[:-1], encoded.tags[1:], strict=True)]
+            theirs = f1_score(
+                [[TASK.labels[tag] for tag in encoded.label[part]] for part in split],
+                [[TASK.labels[tag] for tag in np.where(seen, guess, 0)[part]] for part in split],
+            )
+            found = metrics.scores_on(TASK, logits, encoded)
+            assert found["score"] == pytest.approx(theirs, abs=1e-9)
+            assert (found["score"] == 1.0) == (share == 0.0 and length == 16)
+
+
+def test_logits_come_back_row_by_row(study: Study) -> None:
+    model = students.load(study.teacher)
+    found = students.logits(model, study.train, 7, CPU)
+    assert found.shape == (len(study.train.ids), 7)
+    for i in (0, 5, len(study.train) - 1):
+        alone = students.ask(model, study.train.batch(np.array([i]))).logits[0].detach().numpy()
+        np.testing.assert_allclose(found[study.train.offsets[i] : study.train.offsets[i + 1]], alone, atol=1e-5)
+    said = study.taught(["logits", "pooled"]).batch(np.array([5, 0]))
+    live = students.ask(model, said, states=True)
+    real = said.mask
+    assert torch.allclose(said.teacher["logits"][real], live.logits[real].float(), atol=0.2)
+    assert torch.allclose(said.teacher["pooled"][real].float(), live.hidden_states[-1][real], atol=0.2)
+
+
+def test_part_and_joined_keep_tags_with_their_rows(study: Study) -> None:
+    order = np.array([7, 2, 11])
+    part = study.train.part(order)
+    both = data.joined(part, study.train.part(np.array([3])))
+    for i, row in enumerate([*order, 3]):
+        one, other = both.batch(np.array([i])), study.train.batch(np.array([row]))
+        assert torch.equal(one.ids, other.ids)
+        assert torch.equal(one.label, other.label)
+
+
+@pytest.mark.parametrize(
+    ("method", "config"),
+    [
+        (finetune, finetune.Config(FIT)),
+        (kd, kd.Config(1.0, 0.5, FIT)),
+        (theseus, TheseusConfig("curriculum", 0.5, 0.5, "bottom", False, FIT)),
+        (bilstm, bilstm.Config(ShapeConfig(8, 6, "last", 0.0, "svd"), True, True, FIT, FIT, FIT)),
+        (bilstm_hard, bilstm_hard.Config(ShapeConfig(8, 6, "last", 0.0, "random"), EpochsConfig(1, 1, 1), FIT)),
+        (
+            rosita,
+            rosita.Config(
+                TargetConfig(1, 4, 2, 8, None, None), FIT, RoundsConfig(0.5, None, FIT), RoundsConfig(0.5, None, FIT)
+            ),
+        ),
+    ],
+)
+def test_students_tag_and_load_as_transformers_own(study: Study, tmp_path: Path, method, config) -> None:  # type: ignore[no-untyped-def]
+    student = method.compress(study, config).eval()
+    best = [line["best"] for line in read_history(study.recorder.history) if "best" in line]
+    assert best
+    students.save(student, tiny_tokenizer(), tmp_path / "student")
+    again = students.load(tmp_path / "student")
+    batch = study.train.batch(np.arange(3))
+    with torch.no_grad():
+        ours, theirs = students.ask(student, batch).logits, students.ask(again, batch).logits
+    assert ours.shape == (*batch.ids.shape, 7)
+    assert torch.allclose(ours[batch.mask], theirs[batch.mask], atol=1e-5)
+    assert again.config.id2label[1] == "B-PER"
+    if method in (finetune, kd, theseus):
+        plain = AutoModelForTokenClassification.from_pretrained(tmp_path / "student")
+        assert type(plain) is BertForTokenClassification
+
+
+def test_a_student_learns_to_tag(study: Study) -> None:
+    long = replace(FIT, epochs=40, learning_rate=1e-2)
+    student = finetune.compress(study, finetune.Config(long))
+    found = metrics.scores_on(TASK, students.logits(student, study.validation, 8, CPU), study.validation)
+    assert found["entity_f1"] > 0.9
+
+
+def test_the_teacher_is_any_tagger_and_references_are_refused(checkpoint: Path, study: Study) -> None:
+    assert isinstance(students.new_teacher(checkpoint, TASK), BertForTokenClassification)
+    assert isinstance(BertModel.from_pretrained(checkpoint), BertModel)
+    from filbert.reference_bert import ReferenceForSequenceClassification
+
+    with pytest.raises(FilbertError, match="has no head for rows of kind tagging"):
+        study.student_of(ReferenceForSequenceClassification, reference_size=16)

@@ -1,0 +1,127 @@
+"""The transfer set: what is kept, that nothing held out gets in, and that its rows are the task's but for the label."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from conftest import tiny_tokenizer
+
+from filbert import FilbertError, data, fill, rows, students, tasks
+from filbert.study import Study
+from filbert.tables import text_hash
+from filbert.transfer import HeldOut, KeepConfig, Kept, Texts, TransferConfig, as_rows, sentences, texts_of
+
+CONFIG = KeepConfig(least_words=3, most_words=12, shingle=3, overlap=0.5, quoted=0.5, most=100)
+FAR = ["The plot is thin but I liked the songs and the dog.", "A great deal of fun for all."]
+
+
+def one(*texts: str) -> list[Texts]:
+    return [(text,) for text in texts]
+
+
+def test_sentences_end_where_they_end() -> None:
+    text = 'A fine film. "Really?" Yes!<br /><br />It cost 3.5 million\nand more'
+    assert list(sentences(text)) == ["A fine film.", '"Really?', "Yes!", "It cost 3.5 million", "and more"]
+
+
+def test_nothing_held_out_gets_in() -> None:
+    """Not as it is, not in other case or spacing, not with a word more or less."""
+    held = ["The plot is thin and the cast is wasted on it.", "Great fun"]
+    close = [
+        "the plot is thin  and the cast is wasted on it .",
+        "Yes, the plot is thin and the cast is wasted on it.",
+        "The plot is thin and the cast is wasted",
+        "GREAT FUN",
+    ]
+    every = one(*close, *FAR, *held)
+    kept = Kept([], HeldOut(one(*held), 3), CONFIG)
+    assert set(kept.sample("texts", lambda: every)) == set(one(*FAR))
+    assert kept.counts == {"held out": 4, "of another length": 2, "kept texts": 2, "not drawn": 0}
+    kept = Kept([], HeldOut(one(*held), 3), CONFIG)
+    assert list(kept.of("own", every)) == one(*FAR)
+    assert kept.counts == {"held out": 6, "kept own": 2}
+
+
+def test_a_text_that_quotes_a_held_out_row_tells_of_it() -> None:
+    row = "The plot is thin and the cast is wasted on it."
+    long = f"As my neighbour said to me yesterday on the stairs of our house, {row.lower()} But I for one did like the dog in it."
+    kept = Kept([], HeldOut(one(row), 3), CONFIG)
+    assert not list(kept.of("own", one(long)))
+    assert list(Kept([], HeldOut(one(row), 3), replace(CONFIG, quoted=1.0)).of("own", one(long))) == one(long)
+
+
+def test_a_held_out_pair_is_held_out_both_ways_where_the_task_is_symmetric() -> None:
+    pair = ("the dog sleeps here", "a cat runs there now")
+    assert not list(Kept([], HeldOut([pair], 3, symmetric=True), CONFIG).of("own", [pair[::-1]]))
+    assert list(Kept([], HeldOut([pair], 3), CONFIG).of("own", [pair[::-1]])) == []  # its shingles give it away
+    assert list(Kept([], HeldOut([pair], 9), CONFIG).of("own", [pair[::-1]])) == [pair[::-1]]
+
+
+def test_each_text_is_kept_once_and_no_training_row_is() -> None:
+    texts = [f"film number {i} was good" for i in (1, 2, 1, 3, 4)]
+    kept = Kept(one("Film number 4 was good!"), HeldOut([], 3), CONFIG)
+    assert list(kept.of("own", one(*texts))) == one(texts[0], texts[1], texts[3])
+    assert kept.counts["seen before"] == 2
+
+
+def test_a_sample_is_drawn_from_all_of_a_text_whatever_its_order() -> None:
+    texts = one(*(f"film number {i} was good" for i in range(200)))
+    few = replace(CONFIG, most=20)
+    drawn = list(Kept([], HeldOut([], 3), few).sample("texts", lambda: texts))
+    other = list(Kept([], HeldOut([], 3), few).sample("texts", lambda: texts[::-1]))
+    assert len(drawn) == 20
+    assert set(drawn) == set(other)
+    assert 60 < np.mean([texts.index(text) for text in drawn]) < 140
+
+
+@pytest.mark.parametrize(("name", "none"), [("sst2", -1), ("stsb", None)])
+def test_rows_are_the_tasks_without_a_label(name: str, none: int | None) -> None:
+    task = tasks.find(name)
+    texts = [tuple(f"text {i} of {column}" for column in task.columns) for i in range(3)]
+    table = pa.Table.from_pylist(list(as_rows(texts, task)), schema=rows.schema(task))
+    assert table["idx"].to_pylist() == [text_hash(*each) & 0x7FFFFFFF for each in texts]
+    assert table["hash"].to_pylist() == [text_hash(*each) for each in texts]
+    assert list(texts_of(table, task)) == texts
+    label = table["label"].to_numpy()
+    assert (label == none).all() if none else np.isnan(label).all()
+
+
+def test_what_cannot_be_a_text_is_named() -> None:
+    keep = {"keep": CONFIG}
+    assert [text.name for text in TransferConfig({"sst2": ("imdb_reviews",)}, **keep).of(tasks.find("sst2"))] == [
+        "imdb_reviews"
+    ]
+    assert TransferConfig({"sst2": ("imdb_reviews",)}, **keep).of(tasks.find("mrpc")) == ()
+    with pytest.raises(FilbertError, match="expected rows of kind text, got cola of kind single"):
+        TransferConfig({"sst2": ("cola",)}, **keep).of(tasks.find("sst2"))
+    with pytest.raises(FilbertError, match="its rows are pairs"):
+        TransferConfig({"mrpc": ("imdb_reviews",)}, **keep).of(tasks.find("mrpc"))
+
+
+def test_rows_that_stay_are_asked_about_once(study: Study) -> None:
+    """When more texts are taken, the teacher is asked about the new ones alone."""
+    texts = one(
+        *(
+            f"the {noun} is {word}"
+            for noun in ("film", "plot", "cat")
+            for word in ("good", "bad", "fine", "dull", "long")
+        )
+    )
+
+    def asked(chosen: list[Texts]) -> int:
+        table = pa.Table.from_pylist(list(as_rows(chosen, study.task)), schema=rows.schema(study.task))
+        return fill.fill(
+            study.cache.folder, students.load(study.teacher), table,
+            lambda part: data.encode(part, study.task, tiny_tokenizer(), data.EncodeConfig(16)), ("logits",), study.cache.expected,
+            study.asking, study.device,
+        )  # fmt: skip
+
+    assert [asked(texts[2:9]), asked(texts), asked(texts[4:])] == [7, 8, 0]
+
+
+def test_why_rows_are_not_kept_is_counted() -> None:
+    kept = Kept([], HeldOut([], 3), CONFIG)
+    list(kept.sample("texts", lambda: one("too short", "long " * 13, *FAR)))
+    assert kept.counts == Counter({"of another length": 2, "kept texts": 2, "not drawn": 0})
