@@ -40,6 +40,7 @@ glue: $(READY) ## the same pipeline on GLUE: make glue GLUE=folder CHECKPOINT=fo
 	  -S teach.epochs=$(EPOCHS) $(foreach m,$(ONE_PHASE),-S distill.$(m).fit.epochs=$(EPOCHS)) \
 	  $(foreach m,$(LAYERWISE),-S distill.$(m).prediction.epochs=$$(($(EPOCHS)-1))) \
 	  $(if $(METHODS),-S 'methods=[$(METHODS)]' -S 'recipes=[$(RECIPES)]') \
+	  $(if $(VECTORS),$(call source,vectors,$(VECTORS))) \
 	  $(call source,datasets.glue,$(GLUE),nyu-mll/glue) $(call source,checkpoint,$(CHECKPOINT),google-bert/bert-base-uncased)
 	@sed -n '/^###/,$$p' docs/results.md
 	@echo "to go back to the default: git checkout params.yaml && make repro"
@@ -47,6 +48,7 @@ glue: $(READY) ## the same pipeline on GLUE: make glue GLUE=folder CHECKPOINT=fo
 wikiann: $(READY) ## named entities in five languages, one student: make wikiann WIKIANN=folder CHECKPOINT=folder
 	@python -m pipelines.flow --workers $(JOBS) -S 'tasks=[wikiann]' -S 'student.layers=[$(LAYERS)]' \
 	  -S 'methods=[$(or $(METHODS),finetune,theseus,bilstm)]' -S 'recipes=[$(RECIPES)]' \
+	  $(if $(VECTORS),$(call source,vectors,$(VECTORS))) \
 	  $(call source,datasets.wikiann,$(WIKIANN),unimelb-nlp/wikiann) \
 	  $(call source,checkpoint,$(CHECKPOINT),google-bert/bert-base-multilingual-cased)
 	@sed -n '/^###/,$$p' docs/results.md

@@ -23,7 +23,7 @@ from filbert.train import FitConfig
 from filbert.transfer import Texts
 from filbert.vectors import Vectors
 
-WORD = re.compile(r"[^\W\d_]+")
+WORD = re.compile(r"(?<![\w'’])[^\W\d_]+(?!\w|['’]t\b)")  # of letters alone, and no part of a contraction
 ROWS = 64  # varied together
 
 
@@ -72,6 +72,8 @@ def places(texts: list[str], masked: Masked | None, vectors: Vectors, config: Au
     copies: list[Copy] = []
     asked: list[tuple[int, list[tuple[int, int]]]] = []
     for i, text in enumerate(texts):
+        if masked and masked.tokenizer.mask_token in text:
+            continue  # its own masks could not be told from ours
         spans = [word.span() for word in WORD.finditer(text) if word[0].lower() not in ENGLISH_STOP_WORDS]
         single = masked.in_one_piece(text, spans) if masked else [False] * len(spans)
         guessed = [span for span, alone in zip(spans, single, strict=True) if alone]

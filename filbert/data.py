@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -137,10 +137,11 @@ class Encoded:
         """The tags of rows at the pieces `at` [B, T] that begin their words; -1 at others, on padding, and where there are none."""
         assert self.tags is not None
         assert self.word is not None
-        word, labels = self.word[at], np.append(self.label, -1)
-        first, last = self.tags[rows][:, None], self.tags[rows + 1][:, None]
-        begins = mask & (word >= 0) & (first + word < last)
-        return labels[np.where(begins, first + word, -1)]
+        if not len(self.label):
+            return np.full(at.shape, -1)
+        word, first = self.word[at], self.tags[rows][:, None]
+        begins = mask & (word >= 0) & (first + word < self.tags[rows + 1][:, None])
+        return np.where(begins, self.label[np.where(begins, first + word, 0)], -1)
 
 
 def _ragged(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -174,8 +175,10 @@ def _encode(
     table: pa.Table, task: Task, tokenizer: PreTrainedTokenizerBase, config: EncodeConfig, words: bool
 ) -> Encoded:
     texts = [table[name].to_pylist() for name in task.columns]
-    pieces = tokenizer(*texts, truncation=True, max_length=config.max_length, return_token_type_ids=True,
-                       return_attention_mask=False, return_offsets_mapping=words)  # fmt: skip
+    pieces: Any = {"input_ids": [], "token_type_ids": []}  # of no rows, which a tokenizer does not take
+    if len(table):
+        pieces = tokenizer(*texts, truncation=True, max_length=config.max_length, return_token_type_ids=True,
+                           return_attention_mask=False, return_offsets_mapping=words)  # fmt: skip
     lengths = [len(row) for row in pieces["input_ids"]]
     label, tags = table["label"].combine_chunks(), None
     if task.kind is Kind.TAGGING:
@@ -189,7 +192,9 @@ def _encode(
         idx=table["idx"].to_numpy(),
         hash=table["hash"].to_numpy(),
         pad=tokenizer.pad_token_id or 0,
-        word=np.concatenate([_words(pieces[i], row) for i, row in enumerate(zip(*texts, strict=True))])
+        word=np.concatenate(
+            [np.empty(0, np.int32), *(_words(pieces[i], row) for i, row in enumerate(zip(*texts, strict=True)))]
+        )
         if words
         else None,
         tags=tags,

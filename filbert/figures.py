@@ -72,7 +72,7 @@ def neighbours(metrics: Path, lines: list[Line]) -> dict[str, float]:
     Raises:
         FilbertError: it was measured on other rows than the task's teacher.
     """
-    found = {}
+    found: dict[str, float] = {}
     for line in lines:
         file = metrics / line.task / "references.json"
         if line.student == TEACHER and file.exists():
@@ -81,8 +81,8 @@ def neighbours(metrics: Path, lines: list[Line]) -> dict[str, float]:
                 raise FilbertError(
                     f"{file}: made with rows = {said['rows']}, the teacher of the task with {rows}; run `dvc repro`"
                 )
-            scores = (score for name, score in said["neighbours"].items() if name.startswith("test"))
-            found[line.task] = statistics.mean(scores)
+            scores = [score for name, score in said["neighbours"].items() if name.startswith("test")]
+            found |= {line.task: statistics.mean(scores)} if scores else {}  # none of tagged rows
     return found
 
 

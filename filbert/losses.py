@@ -56,5 +56,11 @@ def _mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum() / mask.sum()
 
 
+def hard(kind: Kind, logits: Tensor, label: Tensor) -> Tensor:
+    """A task's own loss over the rows [B], or pieces [B, T], that have a label; nothing where none has."""
+    there = known(label)
+    return HARD[kind](logits[there], label[there]) if there.any() else 0 * logits.sum()
+
+
 HARD = dict.fromkeys((Kind.SINGLE, Kind.PAIR, Kind.TAGGING), classification) | {Kind.REGRESSION: regression}
 SOFT = dict.fromkeys((Kind.SINGLE, Kind.PAIR, Kind.TAGGING), soft_classification) | {Kind.REGRESSION: soft_regression}

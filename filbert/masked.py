@@ -82,14 +82,21 @@ class Masked:
         if self.head is None:
             raise FilbertError(f"{type(model).__name__}: expected a head called {' or '.join(HEADS)}")
         pieces = tokenizer.convert_ids_to_tokens(list(range(model.config.vocab_size)))
-        marked = any(piece and piece[0] in BEGINS for piece in pieces)
-        self.words = torch.tensor([_is_word(piece, marked) for piece in pieces], device=device)  # of the vocabulary
+        marked = sum(piece.startswith(tuple(BEGINS)) for piece in pieces if piece) > len(pieces) / 10
+        self.spelled = [
+            self._spelled(piece) if piece and (not marked or piece[0] in BEGINS) else "" for piece in pieces
+        ]
+        self.words = torch.tensor([word.isalpha() for word in self.spelled], device=device)  # of the vocabulary
 
     def in_one_piece(self, text: str, spans: list[tuple[int, int]]) -> list[bool]:
         """Which parts of a text are one piece each."""
         found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         whole = {(start + (text[start : start + 1] == " "), end) for start, end in found}
         return [span in whole for span in spans]
+
+    def _spelled(self, piece: str) -> str:
+        """A piece as text: byte-level vocabularies spell their letters otherwise."""
+        return self.tokenizer.convert_tokens_to_string([piece]).strip() if piece[0] in BEGINS else piece
 
     def fitting(self, copies: list[Copy], count: int, size: int) -> list[list[list[str]]]:
         """The `count` likeliest words at each mask of each copy, `size` copies in a forward pass; none at a mask that was
@@ -113,7 +120,7 @@ class Masked:
         with autocast(self.device):
             logits = self._guess(Batch(ids, types, pieces["attention_mask"].bool().to(self.device), ids), at).float()
         best = logits.masked_fill(~self.words, -torch.inf).topk(count).indices.tolist()
-        words = iter([[piece.lstrip(BEGINS) for piece in self.tokenizer.convert_ids_to_tokens(row)] for row in best])
+        words = iter([[self.spelled[i] for i in row] for row in best])
         return [list(islice(words, masks)) for masks in at.sum(1).tolist()]
 
     def _guess(self, batch: Batch, at: Tensor) -> Tensor:
@@ -140,10 +147,3 @@ class Masked:
 def load(folder: Path, device: torch.device) -> Masked:
     """The masked language model of a folder; a head that the checkpoint lacks is fresh, to be trained."""
     return Masked(AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32), load_tokenizer(folder), device)
-
-
-def _is_word(piece: str | None, marked: bool) -> bool:
-    """Whether a piece of the vocabulary is a whole word of letters; `marked`: those that begin one are."""
-    if not piece or (marked and piece[0] not in BEGINS):
-        return False
-    return piece.lstrip(BEGINS).isalpha()

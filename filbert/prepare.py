@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from filbert.rows import Row, schema
 from filbert.tables import RowError, normalised, read
-from filbert.tasks import Kind, Task
+from filbert.tasks import Kind, Task, find
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ def prepare(folder: Path, task: Task, config: PrepareConfig) -> Prepared:
     Raises:
         RowError: a file is missing, is not UTF-8, or a row is malformed.
     """
+    for name in config.labels:
+        find(name)  # a task that does not exist is named
     counts: Counter[str] = Counter()
     tests = {name: list(read(folder, stem, task)) for name, stem in task.tests.items()}
     rows = list(_distinct(_numbered(folder, task, counts), task, counts))
@@ -59,8 +61,8 @@ def prepare(folder: Path, task: Task, config: PrepareConfig) -> Prepared:
         unlabelled += others
     train, validation = _slice(rows, task, config.validation, config)
     splits = {"train": train, "validation": validation, **tests}
-    if unlabelled:
-        splits["unlabelled"] = list(_without(unlabelled, {"validation": validation, **tests}, task, counts))
+    if unlabelled := list(_without(unlabelled, {"validation": validation, **tests}, task, counts)):
+        splits["unlabelled"] = unlabelled
     for name, split in splits.items():
         if not split:
             raise RowError(f"{folder}: no row is left for {name} of task {task.name}; its files hold too few rows")

@@ -5,18 +5,19 @@ optimizer and its own schedule: in those that need no labels the best weights ar
 held out, in that of the labels by the validation score, where the official code for classification stops on the test set.
 """
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from filbert import FilbertError, losses, students
 from filbert.bilstm import BiLstmConfig, BiLstmForSequenceClassification, BiLstmForTokenClassification
-from filbert.data import Batch, load_tokenizer
+from filbert.data import Batch, Encoded, load_tokenizer
 from filbert.device import seed_everything
 from filbert.layerwise import Depth
 from filbert.students import ask
@@ -27,6 +28,7 @@ from filbert.vectors import Vectors
 
 Loss = Callable[[Batch], Tensor]
 HELD_OUT = 10  # one row in so many
+PARTS = {"head": "classifier", "dense": "dense", "lstm": "lstm", "embedding": "embedding"}  # in the order of thawing
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,38 @@ class ShapeConfig:
     lstm: int  # units of one direction
     pooling: Literal["last", "max"]  # the paper's, or that of the first version's code, over time
     dropout: float
-    start: Literal["svd", "vectors", "random"]  # of the embedding: the teacher's table, word vectors, or noise
+    start: Literal[
+        "svd", "checkpoint", "vectors", "random"
+    ]  # of the embedding: the strongest directions of the teacher's
+    # table, or of that of the checkpoint that all start from, or of word vectors; or noise
 
 
 @dataclass(frozen=True)
 class StagesConfig:
     shape: ShapeConfig
-    unfreeze: bool  # layer by layer from the top, a training for each; or all at once
-    representation: FitConfig | None  # a stage that is left out is none
+    unfreeze: bool  # layer by layer from the top, a training for each; or all at once, as many steps
+    follow: bool  # whether the representation is learnt; if not, its steps are the logits'
+    representation: FitConfig
     logits: FitConfig
-    labels: FitConfig | None
+    labels: FitConfig | None  # none: no label is read
+
+
+@dataclass(frozen=True)
+class EpochsConfig:
+    """Epochs of each stage; of logits and labels, of each part that is unfrozen."""
+
+    representation: float
+    logits: float
+    labels: float
+
+
+@dataclass(frozen=True)
+class AllAtOnceConfig:
+    """A control in one phase, as long as the stages are together; `fit.epochs` is times that long."""
+
+    shape: ShapeConfig
+    stages: EpochsConfig  # those of `bilstm`
+    fit: FitConfig
 
 
 def columns(depth: Depth) -> tuple[str, ...]:
@@ -57,19 +81,39 @@ def columns(depth: Depth) -> tuple[str, ...]:
 def in_stages(study: Study, config: StagesConfig) -> BiLstmForSequenceClassification:
     """Learn the teacher's representation, then its logits, then the labels (XtremeDistil, algorithm 1)."""
     student, texts = new_bilstm(study, config.shape), study.with_transfer()
-    rows, held_out = texts.taught(["logits", "pooled"]), np.arange(len(texts.train)) % HELD_OUT == 0
+    rows, held_out = texts.taught(["logits", "pooled"]), _held_out(len(texts.train))
     learnt, judged = rows.part(np.flatnonzero(~held_out)), rows.part(np.flatnonzero(held_out))
-    if config.representation:
-        study.fit_by_loss(
-            student, learn_representation(student, study), learnt, judged, config.representation, "representation"
-        )
+    times = 1.0 if config.unfreeze else len(PARTS)
+    logits = replace(config.logits, epochs=config.logits.epochs * times)
+    if config.follow:
+        loss = learn_representation(student, study)
+        study.fit_by_loss(student, loss, learnt, judged, config.representation, "representation")
+    else:
+        logits = replace(logits, epochs=logits.epochs + config.representation.epochs * times / len(PARTS))
     for part in unfrozen(student, config.unfreeze):
-        study.fit_by_loss(student, learn_logits(student, study), learnt, judged, config.logits, f"logits-{part}")
+        study.fit_by_loss(student, learn_logits(student, study), learnt, judged, logits, f"logits-{part}")
     if config.labels:
         new_head(student, study.seed)
+        labels = replace(config.labels, epochs=config.labels.epochs * times)
         for part in unfrozen(student, config.unfreeze):
-            study.fit(student, study.learn_labels(student), study.train, config.labels, f"labels-{part}")
+            study.fit(student, study.learn_labels(student), study.train, labels, f"labels-{part}")
     return student
+
+
+def _held_out(rows: int) -> np.ndarray:
+    return np.arange(rows) % HELD_OUT == 0
+
+
+def as_long(study: Study, rows: Encoded, config: AllAtOnceConfig) -> FitConfig:
+    """One training on `rows` that takes as many steps as the stages do on this study's, batches of one size given."""
+    texts, size = study.with_transfer().train, config.fit.batch_size
+    learnt, labelled = (math.ceil(n / size) for n in (int((~_held_out(len(texts))).sum()), len(study.train)))
+    of_logits, of_labels = (
+        len(PARTS) * round(n * epochs)
+        for n, epochs in ((learnt, config.stages.logits), (labelled, config.stages.labels))
+    )
+    steps = round(learnt * config.stages.representation) + of_logits + of_labels
+    return replace(config.fit, epochs=config.fit.epochs * steps / math.ceil(len(rows) / size))
 
 
 def new_bilstm(study: Study, shape: ShapeConfig) -> BiLstmForSequenceClassification:
@@ -80,7 +124,8 @@ def new_bilstm(study: Study, shape: ShapeConfig) -> BiLstmForSequenceClassificat
     """
     seed_everything(study.seed)
     seen = torch.from_numpy(np.unique(study.with_transfer().train.ids).astype(np.int64))
-    table = students.load(study.teacher).get_input_embeddings().weight.detach()  # type: ignore[operator]
+    source = study.checkpoint if shape.start == "checkpoint" else study.teacher
+    table = students.load(source).get_input_embeddings().weight.detach()  # type: ignore[operator]
     config = BiLstmConfig(
         vocab_size=len(table),
         kept_pieces=len(seen) + 1,
@@ -95,10 +140,11 @@ def new_bilstm(study: Study, shape: ShapeConfig) -> BiLstmForSequenceClassificat
     student = (BiLstmForTokenClassification if tags else BiLstmForSequenceClassification)(config)
     student.rows[seen] = torch.arange(1, len(seen) + 1, dtype=torch.int32)
     if shape.start != "random":
-        known = table[seen].float() if shape.start == "svd" else _of_vectors(study, seen)
-        if shape.embedding > known.shape[1]:
+        known = _of_vectors(study, seen) if shape.start == "vectors" else table[seen].float()
+        if shape.embedding > min(known.shape):
             raise FilbertError(
-                f"shape.embedding: expected at most {known.shape[1]}, what it starts as; got {shape.embedding}"
+                f"shape.embedding: expected at most {min(known.shape)}, what {known.shape[0]} pieces of {known.shape[1]} numbers "
+                f"have directions for; got {shape.embedding}"
             )
         u, s, _ = torch.linalg.svd(known, full_matrices=False)
         strongest = (u * s)[:, : shape.embedding]
@@ -120,9 +166,7 @@ def _of_vectors(study: Study, seen: Tensor) -> Tensor:
 
 def unfrozen(student: BiLstmForSequenceClassification, step_by_step: bool) -> Iterator[str]:
     """Thaw the student from the top, one part more each time, and name the part; or all of it at once."""
-    parts: dict[str, nn.Module] = {
-        "head": student.classifier, "dense": student.dense, "lstm": student.lstm, "embedding": student.embedding
-    }  # fmt: skip
+    parts = {name: student.get_submodule(module) for name, module in PARTS.items()}
     student.requires_grad_(not step_by_step)
     for name, part in parts.items() if step_by_step else [("all", student)]:
         part.requires_grad_(True)
@@ -176,12 +220,14 @@ def learn_jointly(student: BiLstmForSequenceClassification, study: Study, weight
 
 
 def learn_hard(student: BiLstmForSequenceClassification, study: Study) -> Loss:
-    """The labels, and of rows without one the teacher's answer in its place (arXiv 1910.01769; our reconstruction)."""
+    """The labels, and of rows without one the teacher's answer in its place, of words their first piece's (arXiv 1910.01769; our
+    reconstruction)."""
 
     def loss(batch: Batch) -> Tensor:
-        said = study.real(batch.teacher["logits"], batch)
-        answer, label = said.argmax(-1) if study.task.labels else said[:, 0], study.real(batch.label, batch)
-        label = torch.where(losses.known(label), label, answer.to(label.dtype))
-        return losses.HARD[study.task.kind](study.real(ask(student, batch).logits, batch), label)
+        said = batch.teacher["logits"]
+        answer = said.argmax(-1) if study.task.labels else said[:, 0]
+        open_to = ~losses.known(batch.label) if batch.word is None else (batch.label < 0) & (batch.word >= 0)
+        label = torch.where(open_to, answer.to(batch.label.dtype), batch.label)
+        return losses.hard(study.task.kind, ask(student, batch).logits, label)
 
     return loss

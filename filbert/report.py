@@ -20,6 +20,7 @@ class ReportConfig:
     baseline: str  # what a method must beat
     against: dict[str, tuple[str, ...]]  # by method, what it must beat instead
     same_size: float  # how far the parameters of two methods may differ and still be compared
+    same_steps: float  # likewise their steps
     margin: float  # points within which two means count as equal
     confidence: float  # of the interval of the difference
 
@@ -107,8 +108,11 @@ def _compared(line: Line, other: Line, config: ReportConfig) -> str:
     """The verdict on one method against another."""
     if abs(line.median("parameters") / other.median("parameters") - 1) > config.same_size:
         return f"not comparable to `{other.student}`: parameters differ"
-    if line.median("steps") != other.median("steps"):
+    if abs(line.median("steps") / other.median("steps") - 1) > config.same_steps:
         return f"not comparable to `{other.student}`: steps differ"
+    ours, theirs = (each.details[0]["made_with"].get("transfer") for each in (line, other))
+    if ours and theirs and ours != theirs:
+        return f"not comparable to `{other.student}`: transfer rows differ"
     low, high = interval(line.scores, other.scores, config.confidence)
     return f"{verdict(line.scores, other.scores, config)} `{other.student}` ({low:+.1f} to {high:+.1f})"
 

@@ -105,8 +105,7 @@ class Study:
 
     def hard_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """The task's own loss against the labels, of the rows that have one."""
-        known = losses.known(batch.label)
-        return losses.HARD[self.task.kind](logits[known], batch.label[known]) if known.any() else 0 * logits.sum()
+        return losses.hard(self.task.kind, logits, batch.label)
 
     def learn_labels(self, student: nn.Module) -> Callable[[Batch], Tensor]:
         """A student's loss against the labels, batch by batch."""

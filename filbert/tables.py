@@ -33,6 +33,8 @@ def read(folder: Path, stem: str, task: Task, counts: Counter[str] | None = None
         try:
             if isinstance(record, RowError):
                 raise record
+            if task.kind is Kind.TAGGING and record.get("words", record.get("tokens")) == []:
+                continue  # an empty sentence
             if task.where is None or record.get(task.where[0]) == task.where[1]:
                 yield _valid(idx, record, task, where)
         except RowError:
@@ -103,24 +105,27 @@ def _not_utf8(file: Path, number: int, error: UnicodeDecodeError) -> RowError:
     return RowError(f"{file}, after line {number}: expected UTF-8, got {error}; convert the file")
 
 
-def _read_table(file: Path, _: Task) -> Iterator[tuple[str, Row | RowError]]:
-    """CSV, JSON lines or parquet, read by `datasets`."""
-    from datasets import Dataset, disable_progress_bars
+def _read_table(file: Path, task: Task) -> Iterator[tuple[str, Row | RowError]]:
+    """CSV, JSON lines or parquet, read by `datasets`; texts some rows at a time."""
+    from datasets import disable_progress_bars, load_dataset
 
     disable_progress_bars()
+    kind = {".csv": "csv", ".jsonl": "json", ".parquet": "parquet"}[file.suffix]
+    strict = {"keep_default_na": False} if kind == "csv" else {}
+    number = 0
     with tempfile.TemporaryDirectory(prefix="filbert-") as cache:
         try:
-            if file.suffix == ".csv":
-                rows = Dataset.from_csv(str(file), cache_dir=cache, keep_in_memory=True, keep_default_na=False)
-            elif file.suffix == ".jsonl":
-                rows = Dataset.from_json(str(file), cache_dir=cache, keep_in_memory=True)
-            else:
-                rows = Dataset.from_parquet(str(file), cache_dir=cache, keep_in_memory=True)
+            streaming = task.kind is Kind.TEXT
+            more = {} if streaming else {"keep_in_memory": True}
+            found = load_dataset(
+                kind, data_files=str(file), split="train", cache_dir=cache, streaming=streaming, **more, **strict
+            )
+            for number, record in enumerate(found, 1):
+                yield f"{file}, row {number}", dict(record)
         except Exception as error:
             cause = error.__cause__ or error
-            raise RowError(f"{file}: expected a {file.suffix[1:]} table in UTF-8, got {cause}") from error
-        for number, record in enumerate(rows, 1):
-            yield f"{file}, row {number}", dict(record)
+            after = f", after row {number}" if number else ""
+            raise RowError(f"{file}{after}: expected a {file.suffix[1:]} table in UTF-8, got {cause}") from error
 
 
 def _valid(idx: int, record: Row, task: Task, where: str) -> Row:
@@ -146,7 +151,8 @@ def _tagged(record: Row, task: Task, where: str) -> Row:
     bare = ["".join(word.split()) for word in words]  # a space within a word would make two of it
     if not all(bare):
         raise RowError(f"{where}: expected a word in each place, got {words}")
-    names = [task.labels[tag] if isinstance(tag, int) and tag < len(task.labels) else tag for tag in tags]
+    numbers = range(len(task.labels))
+    names = [task.labels[tag] if type(tag) is int and tag in numbers else str(tag) for tag in tags]
     before = "O"
     for place, name in enumerate(names, 1):
         if name not in task.labels:

@@ -67,9 +67,10 @@ class Task:
 
     @property
     def tests(self) -> dict[str, str]:
-        """Its test splits and their stems: `test`, then `test_mismatched` and the like where there are more."""
+        """Its test splits and their stems: `test`, then `test_mismatched` and the like where there are more; or one a language."""
         stems = [stem for stem, (_, original) in self.files.items() if original != self.train]
-        return {"test" if not i else f"test_{stem.rsplit('_', 1)[-1]}": stem for i, stem in enumerate(stems)}
+        named = {f"test_{stem.rsplit('_', 1)[-1]}": stem for stem in stems}
+        return named if self.languages or not stems else {"test": stems[0], **dict(list(named.items())[1:])}
 
     @property
     def outputs(self) -> int:

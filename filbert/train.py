@@ -170,7 +170,7 @@ def new_optimizer(model: nn.Module, config: FitConfig) -> torch.optim.AdamW:
 
 def total_steps(rows: Encoded, config: FitConfig) -> int:
     """How many optimiser steps a phase has."""
-    return math.ceil(math.ceil(len(rows) / config.batch_size) * config.epochs)
+    return round(math.ceil(len(rows) / config.batch_size) * config.epochs)
 
 
 def _schedule(step: int, total: int, config: FitConfig) -> float:

@@ -1,8 +1,9 @@
 """The transfer set: text without labels that a student may learn its teacher's answers on.
 
 Texts of any source are kept if they are of a fit length, occur once, are no training row, and tell nothing of the rows that are
-held out: none equals a validation or test row after normalisation, and none shares more than a part of its shingles (runs
-of words) with all of those together. Memory holds one hash per kept text and per held-out shingle, never the texts.
+held out: none equals a validation or test row after normalisation, none shares more than a part of its shingles (runs of words)
+with all of those together, and none has more than a part of the shingles of one of them. Memory holds one hash per kept text and
+per held-out shingle, never the texts.
 """
 
 import re
@@ -31,6 +32,7 @@ class KeepConfig:
     most_words: int
     shingle: int  # words of a shingle
     overlap: float  # share of a text's shingles that may occur in held-out rows
+    quoted: float  # share of a held-out row's shingles that may occur in a text
     most: int  # texts of one source
 
 
@@ -38,6 +40,10 @@ class KeepConfig:
 class TransferConfig:
     texts: dict[str, tuple[str, ...]]  # of a task: the texts of filbert/tasks.py that its sentences are taken from
     keep: KeepConfig
+
+    def __post_init__(self) -> None:
+        for name in self.texts:
+            find(name)  # a task that does not exist is named
 
     def of(self, task: Task) -> tuple[Task, ...]:
         """The texts of a task.
@@ -75,22 +81,30 @@ class HeldOut:
         """Take in the rows; of a symmetric task a pair is held out both ways."""
         self.shingle = shingle
         self.whole: set[int] = set()
-        self.parts: set[int] = set()
+        self.rows_of: dict[int, list[int]] = {}  # by shingle, numbers of rows
+        self.sizes: list[int] = []  # shingles of each row
         for texts in rows:
             for words in map(words_of, {texts, texts[::-1]} if symmetric else {texts}):
                 self.whole.add(_hash(words))
-                self.parts.update(self.shingles(words))
+                own = self.shingles(words)
+                for part in own:
+                    self.rows_of.setdefault(part, []).append(len(self.sizes))
+                self.sizes.append(len(own))
 
     def shingles(self, words: list[str]) -> set[int]:
         """Hashes of all runs of `shingle` words; of a shorter text, of the whole."""
         return {_hash(words[i : i + self.shingle]) for i in range(max(1, len(words) - self.shingle + 1))}
 
-    def overlap(self, words: list[str]) -> float:
-        """The share of a text's shingles that some held-out row has; 1 for a text that is one."""
+    def tells(self, words: list[str], config: KeepConfig) -> bool:
+        """Whether a text is a held-out row, is made of held-out rows for a good part, or quotes a good part of one."""
         if _hash(words) in self.whole:
-            return 1.0
+            return True
         own = self.shingles(words)
-        return len(own & self.parts) / len(own)
+        shared = [part for part in own if part in self.rows_of]
+        if len(shared) > config.overlap * len(own):
+            return True
+        quoted = Counter(row for part in shared for row in self.rows_of[part])
+        return any(count > config.quoted * self.sizes[row] for row, count in quoted.items())
 
 
 class Kept:
@@ -127,7 +141,7 @@ class Kept:
             self.counts["of another length"] += 1
         elif found in self.seen:
             self.counts["seen before"] += 1
-        elif self.held_out.overlap(words) > self.config.overlap:
+        elif self.held_out.tells(words, self.config):
             self.counts["held out"] += 1
         else:
             self.seen.add(found)
@@ -136,10 +150,13 @@ class Kept:
 
 
 def as_rows(kept: Iterable[Texts], task: Task) -> Iterator[Row]:
-    """Rows of the task, numbered from 0, with the label of a row that has none."""
+    """Rows of the task, numbered by their text, so that those that stay when others come keep their words in the cache; with the
+    label of a row that has none."""
     none = {Kind.REGRESSION: float("nan"), Kind.TAGGING: ()}.get(task.kind, -1)
-    for idx, texts in enumerate(kept):
-        yield {"idx": idx, **dict(zip(task.columns, texts, strict=True)), "label": none, "hash": text_hash(*texts)}
+    for texts in kept:
+        found = text_hash(*texts)
+        row = dict(zip(task.columns, texts, strict=True))
+        yield {"idx": found & 0x7FFFFFFF, **row, "label": none, "hash": found}
 
 
 def texts_of(table: pa.Table, task: Task) -> Iterator[Texts]:

@@ -39,7 +39,7 @@ class Vectors:
         """The nearest other words; none of a word that is not in the table."""
         if word in self.at and len(self._known.get(word, ())) < count:
             likeness = self.unit @ self.unit[self.at[word]]
-            best = np.argpartition(-likeness, count)[: count + 1]
+            best = np.argpartition(-likeness, min(count, len(likeness) - 1))[: count + 1]
             ordered = best[np.argsort(-likeness[best], kind="stable")]
             self._known[word] = [self.words[i] for i in ordered if i != self.at[word]]
         return self._known.get(word, [])[:count]
@@ -48,15 +48,20 @@ class Vectors:
 def _read_text(file: Path, most: int) -> tuple[list[str], np.ndarray]:
     words: list[str] = []
     rows: list[np.ndarray] = []
+    width = 0
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(islice(lines, most), 1):
-            word, *values = line.rstrip("\n").split(" ")
+            fields = line.rstrip("\n").split(" ")
+            width = width or len(fields) - 1
+            if not 0 < width < len(fields):
+                raise FilbertError(
+                    f"{file}, line {number}: expected a word and {width or 'some'} numbers, got {line.strip()!r}"
+                )
             try:
-                row = np.array(values, np.float32)
+                rows.append(np.array(fields[-width:], np.float32))
             except ValueError as error:
                 raise FilbertError(f"{file}, line {number}: expected a word and numbers, got {error}") from error
-            if not 0 < len(row) == len(rows[0] if rows else row):
-                raise FilbertError(f"{file}, line {number}: expected {len(rows[0])} numbers, got {len(values)}")
-            words.append(word)
-            rows.append(row)
+            words.append(" ".join(fields[:-width]))  # which may have spaces in it
+    if not rows:
+        raise FilbertError(f"{file}: expected a word and its numbers in each line, got an empty file")
     return words, np.stack(rows)

@@ -142,13 +142,14 @@ def _log_model(model: Any, tokenizer: Any) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 
+    tags = type(model).__name__.endswith("ForTokenClassification")
     signature = ModelSignature(
         inputs=Schema([ColSpec("string")]), outputs=Schema([ColSpec("string", "label"), ColSpec("double", "score")])
     )
     mlflow.transformers.log_model(
         {"model": model, "tokenizer": tokenizer},
         name="model",
-        task="text-classification",
+        task="token-classification" if tags else "text-classification",
         signature=signature,
         pip_requirements=["torch", "transformers", *(["bm25s"] if hasattr(model, "store") else [])],
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from filbert import cache, config, data, device, files, rows, students, tasks, tracking
+from filbert import cache, config, data, device, files, rows, sources, students, tasks, tracking
 from filbert.columns import of_task
 from filbert.layerwise import Depth
 from filbert.study import Study
@@ -68,6 +68,12 @@ def make(
             "teacher": key.teacher[:12],
             "words": opened.digest,
             "references": files.sha256(folders.references / "train.arrow")[:12],
+            **(
+                {"transfer": rows.digest(rows.read_table(folders.transfer / "transfer.arrow"))}
+                if folders.transfer
+                else {}
+            ),
+            **({"vectors": files.sha256(folders.vectors / sources.RECORD)[:12]} if folders.vectors else {}),
             **hashes,
         },
         scratch=scratch,

@@ -23,7 +23,7 @@ def teach(task_name: str, prepared: Path, checkpoint: Path, out: Path) -> None:
     teacher = students.new_teacher(checkpoint, task)
 
     def loss(batch: data.Batch) -> Tensor:
-        return losses.HARD[task.kind](students.ask(teacher, batch).logits, batch.label)
+        return losses.hard(task.kind, students.ask(teacher, batch).logits, batch.label)
 
     with tracking.stage_run(
         "teach",

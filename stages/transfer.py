@@ -73,6 +73,7 @@ def _masked(
     if not augmenting.head:
         progress.say(f"{task.name}: no masked language model: word vectors alone say which words fit")
         return None
+    device.seed_everything(SEED)
     model = masked.load(checkpoint, device.pick())
     encoded = data.encode(table, task, model.tokenizer, config.section("encode", data.EncodeConfig))
     model.learn(encoded, augmenting.head, SEED, scratch, recorder)

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import CPU, GOOD, tiny_config, tiny_tokenizer
-from transformers import BertForMaskedLM
+from tokenizers import Tokenizer, decoders, models
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from filbert import FilbertError, data, device
 from filbert.augment import AugmentConfig, places, variants
@@ -129,12 +130,53 @@ def test_tables_of_vectors_are_read_alike_and_strictly(tmp_path: Path, vectors: 
     assert other.nearest("nobody", 2) == []
     assert Vectors(tmp_path / "arrays", most=3).words == vectors.words[:3]
     for text, said in (
-        ("a 1 2\nb 1\n", "line 2: expected 2 numbers, got 1"),
+        ("a 1 2\nb 1\n", "line 2: expected a word and 2 numbers, got 'b 1'"),
         ("a 1 x\n", "line 1: expected a word and numbers"),
+        ("a\n", "line 1: expected a word and some numbers"),
+        ("", "got an empty file"),
     ):
         (tmp_path / "table.txt").write_text(text)
         with pytest.raises(FilbertError, match=said):
             Vectors(tmp_path)
+    (tmp_path / "table.txt").write_text("a b 1 2\nb 1 2\n".replace("a b 1 2", "a 1 2", 1) + "new york 3 4\n")
+    assert Vectors(tmp_path).words == ["a", "b", "new york"]
+    assert Vectors(tmp_path).nearest("b", 15) == ["a", "new york"]  # fewer words than were asked for
     (tmp_path / "empty").mkdir()
     with pytest.raises(FilbertError, match="expected word vectors"):
         Vectors(tmp_path / "empty")
+
+
+def test_contractions_and_what_is_no_word_stay(masked: Masked, vectors: Vectors) -> None:
+    text = "It doesn't work, I'll say: the film's abc123x is John's cold_1 plot"
+    (found,) = places([text], masked, vectors, CONFIG)
+    assert {text[p.start : p.end] for p in found} <= {"work", "say", "film", "John", "plot"}
+    assert {"film", "plot"} <= {text[p.start : p.end] for p in found}
+
+
+def test_a_row_with_a_mask_of_its_own_is_left_as_it_is(masked: Masked, vectors: Vectors) -> None:
+    assert places(["the [MASK] film", "the film"], masked, vectors, CONFIG)[0] == []
+    assert len(places(["the [MASK] film", "the film"], masked, vectors, CONFIG)[1]) == 1
+
+
+def test_byte_level_pieces_are_read_as_text() -> None:
+    """As RoBERTa and GPT-2 spell: a mark where a word begins, a letter for each byte."""
+    words = [
+        *(f"Ġ{word}" for word in ("film", "plot", "voilÃł", "12", "good")),
+        "ing",
+        "ly",
+        "<s>",
+        "</s>",
+        "<mask>",
+        "<pad>",
+    ]
+    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
+    tokenizer.decoder = decoders.ByteLevel()
+    names = {"mask_token": "<mask>", "cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>"}
+    made = Masked(
+        BertForMaskedLM(BertConfig(**tiny_config().to_dict() | {"vocab_size": len(words)})),
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names),
+        CPU,
+    )
+    assert [word for word, is_word in zip(made.spelled, made.words.tolist(), strict=True) if is_word] == [
+        "film", "plot", "voilà", "good"
+    ]  # fmt: skip

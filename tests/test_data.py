@@ -64,3 +64,10 @@ def test_many_rows_are_tokenised_in_parts_and_joined(
     same = data.joined(nothing, encoded, nothing)
     assert len(same) == len(encoded)
     np.testing.assert_array_equal(same.batch(np.arange(5)).ids, encoded.batch(np.arange(5)).ids)
+
+
+@pytest.mark.parametrize("name", ["sst2", "mrpc", "stsb", "wikiann"])
+def test_no_rows_are_rows_too(name: str) -> None:
+    task = tasks.find(name)
+    nothing = data.encode(rows.schema(task).empty_table(), task, tiny_tokenizer(), data.EncodeConfig(16))
+    assert len(nothing) == len(data.joined(nothing, nothing)) == 0

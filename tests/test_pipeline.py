@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 from conftest import sentences, write_sst2
 from ruamel.yaml import YAML
+from test_tagging import write_conll
 
+from filbert import tasks
 from filbert.files import sha256
 from filbert.rows import read_table
 from filbert.tracking import read_history
@@ -233,6 +235,51 @@ def test_the_cache_verifies_itself(shell: Shell, clone: Path, reproduced: str) -
     said = shell(sys.executable, "-m", "stages.cache", "sst2", *folders, "--verify").stdout
     assert re.search(r"asked about 0 of \d+ training", said)
     assert re.search(r"attention.2 +\d", said)
+
+
+def test_tags_go_through_every_stage(shell: Shell, clone: Path, reproduced: str) -> None:
+    """Five languages from CoNLL files to a student's tags, and to the table beside another task's."""
+    for seed, language in enumerate(tasks.find("wikiann").languages):
+        write_conll(clone / "conll", language, 40, seed)
+    yaml, file = YAML(), clone / "params.yaml"
+    before = file.read_text()
+    params = yaml.load(before)
+    params["datasets"]["wikiann"] = params["datasets"]["glue"] | {"name": "conll"}
+    params["teach"] |= {"epochs": 20}
+    params["distill"]["bilstm"]["shape"]["embedding"] = 8
+    yaml.dump(params, file)
+    t, rooms = "wikiann", ("raw", "prepared", "transfer", "teachers", "cache", "references")
+    made, checkpoint, vectors = (
+        {room: f"data/{room}/wikiann" for room in rooms},
+        "data/raw/checkpoint",
+        "data/raw/vectors",
+    )
+    student, metrics, details = "tags/student", "tags/metrics", "tags/details"
+    try:
+        for words in (
+            ("fetch", t, made["raw"]),
+            ("prepare", t, made["raw"], made["prepared"], f"{metrics}/{t}/rows.json"),
+            ("transfer", t, made["prepared"], "data/raw/texts", checkpoint, vectors, made["transfer"], "tags/transfer.json"),
+            ("teach", t, made["prepared"], checkpoint, made["teachers"]),
+            ("cache", t, made["prepared"], made["transfer"], made["teachers"], made["cache"]),
+            ("references", t, made["prepared"], checkpoint, made["references"], f"{metrics}/{t}/references.json"),
+            ("distill", t, "bilstm", "1", made["prepared"], made["transfer"], made["cache"], made["references"], made["teachers"],
+             checkpoint, vectors, student),
+            ("evaluate", t, "teacher", "0", made["prepared"], made["teachers"], made["teachers"], f"{metrics}/{t}/teacher/0.json",
+             f"{details}/{t}/teacher/0.json"),
+            ("evaluate", t, "bilstm", "1", made["prepared"], student, made["teachers"], f"{metrics}/{t}/bilstm/1.json",
+             f"{details}/{t}/bilstm/1.json"),
+            ("report", metrics, details, "tags/table.md", "tags/picture.svg", "tags/plots"),
+        ):  # fmt: skip
+            shell(sys.executable, "-m", f"stages.{words[0]}", *words[1:])
+        table = (clone / "tags" / "table.md").read_text()
+        assert "| student | en | de | fr | nl | pt |" in table
+        assert "| bilstm | 8, 2 × 6 |" in table
+        answer = shell(sys.executable, "-m", "stages.predict", student, "the cat runs", "a").stdout
+        said = [json.loads(line) for line in answer.splitlines()]
+        assert [[word for word, _ in line["tags"]] for line in said] == [["the", "cat", "runs"], ["a"]]
+    finally:
+        file.write_text(before)
 
 
 def test_a_stage_explains_itself(shell: Shell) -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForTokenClassification, BertForTokenClassifica
 from filbert import FilbertError, cache, data, fill, metrics, prepare, rows, students, tables, tasks
 from filbert.layerwise import Depth
 from filbert.methods import bilstm, bilstm_hard, finetune, kd, rosita, theseus
-from filbert.recurrent import ShapeConfig
+from filbert.recurrent import EpochsConfig, ShapeConfig
 from filbert.replacing import Config as TheseusConfig
 from filbert.rounds import RoundsConfig, TargetConfig
 from filbert.sources import Source, fetch_task
@@ -91,7 +91,7 @@ def study(tmp_path: Path, prepared: prepare.Prepared, tagger: Path, checkpoint: 
 
 
 def test_languages_are_one_training_set_and_a_test_each(prepared: prepare.Prepared) -> None:
-    assert set(prepared.tables) == {"train", "validation", "test", "test_de"}
+    assert set(prepared.tables) == {"train", "validation", "test_en", "test_de"}
     train = prepared.tables["train"]
     assert len(set(train["idx"].to_pylist())) == len(train) > 70
     for text, label in zip(train["sentence"].to_pylist(), train["label"].to_pylist(), strict=True):
@@ -138,6 +138,11 @@ def test_lists_of_words_and_tags_are_read_too(tmp_path: Path) -> None:
     assert (row["sentence"], row["label"]) == ("the cat", (0, 1))
     (tmp_path / "train.jsonl").write_text('{"tokens": ["the", "cat"], "ner_tags": [0]}\n')
     with pytest.raises(tables.RowError, match="expected words and as many tags"):
+        list(tables.read(tmp_path, "train", replace(TASK, languages=())))
+    (tmp_path / "train.jsonl").write_text('{"tokens": [], "ner_tags": []}\n{"tokens": ["a"], "ner_tags": [0]}\n')
+    assert [row["idx"] for row in tables.read(tmp_path, "train", replace(TASK, languages=()))] == [1]
+    (tmp_path / "train.jsonl").write_text('{"tokens": ["the", "cat"], "ner_tags": [5, -1]}\n')
+    with pytest.raises(tables.RowError, match=r"word 2: expected a tag out of .*, got '-1'"):
         list(tables.read(tmp_path, "train", replace(TASK, languages=())))
 
 
@@ -232,8 +237,8 @@ def test_part_and_joined_keep_tags_with_their_rows(study: Study) -> None:
         (finetune, finetune.Config(FIT)),
         (kd, kd.Config(1.0, 0.5, FIT)),
         (theseus, TheseusConfig("curriculum", 0.5, 0.5, "bottom", False, FIT)),
-        (bilstm, bilstm.Config(ShapeConfig(8, 6, "last", 0.0, "svd"), True, FIT, FIT, FIT)),
-        (bilstm_hard, bilstm_hard.Config(ShapeConfig(8, 6, "last", 0.0, "random"), FIT)),
+        (bilstm, bilstm.Config(ShapeConfig(8, 6, "last", 0.0, "svd"), True, True, FIT, FIT, FIT)),
+        (bilstm_hard, bilstm_hard.Config(ShapeConfig(8, 6, "last", 0.0, "random"), EpochsConfig(1, 1, 1), FIT)),
         (
             rosita,
             rosita.Config(

@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
+from conftest import tiny_tokenizer
 
-from filbert import FilbertError, rows, tasks
+from filbert import FilbertError, data, fill, rows, students, tasks
+from filbert.study import Study
 from filbert.tables import text_hash
 from filbert.transfer import HeldOut, KeepConfig, Kept, Texts, TransferConfig, as_rows, sentences, texts_of
 
-CONFIG = KeepConfig(least_words=3, most_words=12, shingle=3, overlap=0.5, most=100)
+CONFIG = KeepConfig(least_words=3, most_words=12, shingle=3, overlap=0.5, quoted=0.5, most=100)
 FAR = ["The plot is thin but I liked the songs and the dog.", "A great deal of fun for all."]
 
 
@@ -40,6 +42,14 @@ def test_nothing_held_out_gets_in() -> None:
     kept = Kept([], HeldOut(one(*held), 3), CONFIG)
     assert list(kept.of("own", every)) == one(*FAR)
     assert kept.counts == {"held out": 6, "kept own": 2}
+
+
+def test_a_text_that_quotes_a_held_out_row_tells_of_it() -> None:
+    row = "The plot is thin and the cast is wasted on it."
+    long = f"As my neighbour said to me yesterday on the stairs of our house, {row.lower()} But I for one did like the dog in it."
+    kept = Kept([], HeldOut(one(row), 3), CONFIG)
+    assert not list(kept.of("own", one(long)))
+    assert list(Kept([], HeldOut(one(row), 3), replace(CONFIG, quoted=1.0)).of("own", one(long))) == one(long)
 
 
 def test_a_held_out_pair_is_held_out_both_ways_where_the_task_is_symmetric() -> None:
@@ -71,7 +81,7 @@ def test_rows_are_the_tasks_without_a_label(name: str, none: int | None) -> None
     task = tasks.find(name)
     texts = [tuple(f"text {i} of {column}" for column in task.columns) for i in range(3)]
     table = pa.Table.from_pylist(list(as_rows(texts, task)), schema=rows.schema(task))
-    assert table["idx"].to_pylist() == [0, 1, 2]
+    assert table["idx"].to_pylist() == [text_hash(*each) & 0x7FFFFFFF for each in texts]
     assert table["hash"].to_pylist() == [text_hash(*each) for each in texts]
     assert list(texts_of(table, task)) == texts
     label = table["label"].to_numpy()
@@ -88,6 +98,27 @@ def test_what_cannot_be_a_text_is_named() -> None:
         TransferConfig({"sst2": ("cola",)}, **keep).of(tasks.find("sst2"))
     with pytest.raises(FilbertError, match="its rows are pairs"):
         TransferConfig({"mrpc": ("imdb_reviews",)}, **keep).of(tasks.find("mrpc"))
+
+
+def test_rows_that_stay_are_asked_about_once(study: Study) -> None:
+    """When more texts are taken, the teacher is asked about the new ones alone."""
+    texts = one(
+        *(
+            f"the {noun} is {word}"
+            for noun in ("film", "plot", "cat")
+            for word in ("good", "bad", "fine", "dull", "long")
+        )
+    )
+
+    def asked(chosen: list[Texts]) -> int:
+        table = pa.Table.from_pylist(list(as_rows(chosen, study.task)), schema=rows.schema(study.task))
+        return fill.fill(
+            study.cache.folder, students.load(study.teacher), table,
+            lambda part: data.encode(part, study.task, tiny_tokenizer(), data.EncodeConfig(16)), ("logits",), study.cache.expected,
+            study.asking, study.device,
+        )  # fmt: skip
+
+    assert [asked(texts[2:9]), asked(texts), asked(texts[4:])] == [7, 8, 0]
 
 
 def test_why_rows_are_not_kept_is_counted() -> None:

@@ -1,25 +1,17 @@
 """Hard distillation (Mukherjee, Awadallah 2019, arXiv 1910.01769; our reconstruction): what the teacher answers on transfer rows
 is their label. A control of `bilstm`, and that paper's first result."""
 
-from dataclasses import dataclass
-
 from filbert.bilstm import BiLstmForSequenceClassification
-from filbert.recurrent import ShapeConfig, columns, learn_hard, new_bilstm
+from filbert.recurrent import AllAtOnceConfig as Config
+from filbert.recurrent import as_long, columns, learn_hard, new_bilstm
 from filbert.study import Study
-from filbert.train import FitConfig
 
 __all__ = ["TRANSFER", "Config", "columns", "compress"]
 TRANSFER = True
 
 
-@dataclass(frozen=True)
-class Config:
-    shape: ShapeConfig
-    fit: FitConfig
-
-
 def compress(study: Study, config: Config) -> BiLstmForSequenceClassification:
     """Train a fresh student on labels and the teacher's answers."""
     student, rows = new_bilstm(study, config.shape), study.with_transfer().taught(["logits"])
-    study.fit(student, learn_hard(student, study), rows, config.fit, phase="train")
+    study.fit(student, learn_hard(student, study), rows, as_long(study, rows, config), phase="train")
     return student

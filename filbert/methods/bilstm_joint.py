@@ -3,23 +3,20 @@
 from dataclasses import dataclass
 
 from filbert.bilstm import BiLstmForSequenceClassification
-from filbert.recurrent import ShapeConfig, WeightsConfig, columns, learn_jointly, new_bilstm
+from filbert.recurrent import AllAtOnceConfig, WeightsConfig, as_long, columns, learn_jointly, new_bilstm
 from filbert.study import Study
-from filbert.train import FitConfig
 
 __all__ = ["TRANSFER", "Config", "columns", "compress"]
 TRANSFER = True
 
 
 @dataclass(frozen=True)
-class Config:
-    shape: ShapeConfig
+class Config(AllAtOnceConfig):
     weights: WeightsConfig
-    fit: FitConfig
 
 
 def compress(study: Study, config: Config) -> BiLstmForSequenceClassification:
     """Train a fresh student on everything at once."""
     student, rows = new_bilstm(study, config.shape), study.with_transfer().taught(["logits", "pooled"])
-    study.fit(student, learn_jointly(student, study, config.weights), rows, config.fit, phase="train")
+    study.fit(student, learn_jointly(student, study, config.weights), rows, as_long(study, rows, config), phase="train")
     return student

@@ -4,29 +4,13 @@ Soft targets are the teacher's logits at temperature T; their KL divergence, tim
 labels. The teacher's logits come from the cache: no teacher runs here.
 """
 
-from dataclasses import dataclass
-
 from filbert.bert import FilbertForSequenceClassification
-from filbert.layerwise import Depth
+from filbert.distilled import Config, columns, distil
 from filbert.study import Study
-from filbert.train import FitConfig
 
-
-@dataclass(frozen=True)
-class Config:
-    temperature: float
-    soft: float  # weight of the teacher; the labels have 1 - soft
-    fit: FitConfig
-
-
-def columns(depth: Depth) -> tuple[str, ...]:
-    """What the teacher must be asked."""
-    return ("logits",)
+__all__ = ["Config", "columns", "compress"]
 
 
 def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
-    """Train a fresh student on labels and cached logits."""
-    student = study.student()
-    loss = study.learn_distilled(student, config.temperature, config.soft)
-    study.fit(student, loss, study.taught(["logits"]), config.fit, phase="train")
-    return student
+    """Learn labels and cached logits."""
+    return distil(study, config)

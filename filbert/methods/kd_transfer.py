@@ -1,30 +1,13 @@
 """`kd` on training and transfer rows: on those without a label the teacher's logits alone are learnt."""
 
-from dataclasses import dataclass
-
 from filbert.bert import FilbertForSequenceClassification
-from filbert.layerwise import Depth
+from filbert.distilled import Config, columns, distil
 from filbert.study import Study
-from filbert.train import FitConfig
 
+__all__ = ["TRANSFER", "Config", "columns", "compress"]
 TRANSFER = True
 
 
-@dataclass(frozen=True)
-class Config:
-    temperature: float
-    soft: float  # weight of the teacher; the labels have 1 - soft
-    fit: FitConfig
-
-
-def columns(depth: Depth) -> tuple[str, ...]:
-    """What the teacher must be asked."""
-    return ("logits",)
-
-
 def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
-    """Train a fresh student on cached logits, and labels where there are any."""
-    student = study.student()
-    loss = study.learn_distilled(student, config.temperature, config.soft)
-    study.fit(student, loss, study.with_transfer().taught(["logits"]), config.fit, phase="train")
-    return student
+    """Learn cached logits, and labels where there are any."""
+    return distil(study.with_transfer(), config)
