@@ -20,11 +20,16 @@ from filbert.data import Encoded
 from filbert.files import whole_file
 
 TEXTS = 1000  # read at a time
-WORDS = b"filbert.words"
+TEXT = "corpus.arrow"
 
 
 class CorpusError(FilbertError):
     """The corpus or a vocabulary cannot be used for this."""
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    texts: tuple[str, ...]  # rows of filbert/tasks.py of kind text
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,9 @@ def read(file: Path) -> Corpus:
     words = pa.ipc.open_file(pa.memory_map(str(file.with_suffix(".words")))).read_all()["word"].to_pylist()
     chunks = lists.chunks
     text = np.concatenate([chunk.flatten().to_numpy() for chunk in chunks]) if chunks else np.empty(0, np.uint32)
-    lengths = np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in chunks]) if chunks else np.empty(0, np.int64)
+    lengths = (
+        np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in chunks]) if chunks else np.empty(0, np.int64)
+    )
     return Corpus(words, text, np.cumsum(lengths, dtype=np.int64))
 
 

@@ -129,16 +129,15 @@ class Masked:
         states = self.model.base_model(input_ids=batch.ids, attention_mask=batch.mask, **typed).last_hidden_state
         return self.head(states[at])  # type: ignore[misc]
 
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean cross entropy of the pieces that were hidden; `hide` draws them anew."""
+        ids, at = hide(batch, [Vocabulary.of(self.tokenizer)])
+        return F.cross_entropy(self._guess(replace(batch, ids=ids), at).float(), batch.ids[at])
+
     def learn(self, rows: Encoded, config: FitConfig, seed: int, scratch: Path, recorder: Recorder) -> None:
         """Train the whole model on rows of text, so that a fresh head comes to fit its encoder."""
-        known = [Vocabulary.of(self.tokenizer)]
-
-        def loss(batch: Batch) -> Tensor:
-            ids, at = hide(batch, known)
-            return F.cross_entropy(self._guess(replace(batch, ids=ids), at).float(), batch.ids[at])
-
         fit(
-            self.model, loss, rows, dict, replace(config, validations=0), phase="masked", seed=seed, device=self.device,
+            self.model, self.loss, rows, dict, replace(config, validations=0), phase="masked", seed=seed, device=self.device,
             scratch=scratch, recorder=recorder,
         )  # fmt: skip
         self.model.eval()

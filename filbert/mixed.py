@@ -8,8 +8,6 @@ to tell masked words of its own vocabulary. Structure verified, details our reco
 special pieces' draw, whole words masked, no next-sentence prediction.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
