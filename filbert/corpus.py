@@ -101,7 +101,7 @@ def word_piece(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     Raises:
         CorpusError: they are not.
     """
-    backend: Tokenizer = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    backend: Tokenizer = tokenizer.backend_tokenizer
     if type(backend.model).__name__ != "WordPiece":
         raise CorpusError(
             f"expected a WordPiece tokenizer, whose words two vocabularies can cut; got {type(backend.model).__name__}"

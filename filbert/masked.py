@@ -47,8 +47,8 @@ def hide(batch: Batch, vocabularies: Sequence[Vocabulary]) -> tuple[Tensor, Tens
     """Hide a share of the words, whole where it is known which piece begins one, else of the pieces; one of each row at least.
 
     Returns:
-        ids [B, T] of which 80 % are masked, 10 % another piece, 10 % as they were; and which are to be told, [B, T] bool. A piece of
-        the second vocabulary, numbered after the first's, has that one's mask and is replaced by a piece of its own.
+        ids [B, T] of which 80 % are masked, 10 % another piece, 10 % as they were; and which are to be told, [B, T] bool. A piece
+        of the second vocabulary, numbered after the first's, has that one's mask and is replaced by a piece of its own.
     """
     ids, offset, masks, others = batch.ids, 0, torch.empty_like(batch.ids), torch.empty_like(batch.ids)
     open_to = batch.mask.clone()

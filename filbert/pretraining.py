@@ -1,8 +1,10 @@
 """A task-agnostic student with a small vocabulary, pretrained once: stages I and II of mixed-vocabulary training (mixed.py).
 
-The student is a plain BERT with its own WordPiece tokenizer. Without stage I, or with a share of 0 or 1, it is one of the baselines.
+The student is a plain BERT with its own WordPiece tokenizer. Without stage I, or with a share of 0 or 1, it is one of the
+baselines.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,7 @@ SPECIAL = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
+ALPHABET = 500  # letters that a vocabulary may have
 HELD_OUT = 100  # one text in so many tells how well masked words are told
 
 
@@ -60,19 +63,36 @@ class PretrainConfig:
 
 def new_vocabulary(corpus: Corpus, size: int, teacher: PreTrainedTokenizerBase, length: int) -> PreTrainedTokenizerFast:
     """A WordPiece tokenizer of `size` pieces trained on a corpus; it normalises and splits into words as the teacher's does."""
-    theirs = teacher.backend_tokenizer  # type: ignore[attr-defined]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    theirs = teacher.backend_tokenizer
+    counts = np.bincount(corpus.text, minlength=len(corpus.words)) if len(corpus) else np.zeros(0, int)
+    names = [
+        *SPECIAL.values(),
+        *_continuing(corpus.words, counts),
+    ]  # named first, for the trainer numbers these at random
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size, special_tokens=names, limit_alphabet=ALPHABET, show_progress=False
+    )
+    trained.train_from_iterator(_repeated(corpus.words, counts), trainer)
+    tokenizer = Tokenizer(models.WordPiece(trained.get_vocab(), unk_token="[UNK]"))
     tokenizer.normalizer = theirs.normalizer or normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    names = list(SPECIAL.values())
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=names, show_progress=False)
-    counts = np.bincount(corpus.text, minlength=len(corpus.words)) if len(corpus) else np.zeros(0, int)
-    tokenizer.train_from_iterator(_repeated(corpus.words, counts), trainer)
     ids = {name: tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]")}
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=list(ids.items())
     )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=length, **SPECIAL)
+
+
+def _continuing(words: list[str], counts: np.ndarray) -> list[str]:
+    """The most frequent letters that go on a word, as pieces."""
+    found: Counter[str] = Counter()
+    for word, count in zip(words, counts.tolist(), strict=True):
+        for letter in word[1:]:
+            found[letter] += count
+    ordered = sorted(found, key=lambda letter: (-found[letter], letter))
+    return [f"##{letter}" for letter in ordered[:ALPHABET] if found[letter]]
 
 
 def _repeated(words: list[str], counts: np.ndarray) -> Iterator[str]:
@@ -108,7 +128,7 @@ def pretrain(
         aligned = mixed.small.weight.detach().cpu()
     seed_everything(seed)
     student = new_student(tokenizer, config, aligned)
-    student.get_input_embeddings().weight.requires_grad_(not config.freeze)
+    student.bert.embeddings.word_embeddings.requires_grad_(not config.freeze)
     rows, held = (blocks(part, [ours], 0.0, config.length, seed) for part in (learnt, judged))
     masked = Masked(student, tokenizer, device)
     _fit(student, masked.loss, rows, held, config.fit, "pretrain", seed, device, scratch, recorder)
@@ -128,7 +148,7 @@ def new_student(
     )  # fmt: skip
     if embeddings is not None:
         with torch.no_grad():
-            student.get_input_embeddings().weight.copy_(embeddings)
+            student.bert.embeddings.word_embeddings.weight.copy_(embeddings)
     return student
 
 

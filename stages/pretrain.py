@@ -10,8 +10,8 @@ SEED = 0  # one student, for every task and seed
 
 
 def make(name: str, words: Path, checkpoint: Path, out: Path) -> None:
-    """Pretrain the student that params.yaml describes under `pretrain.NAME` on the corpus WORDS, its embeddings aligned with those of
-    CHECKPOINT, into the folder OUT."""
+    """Pretrain the student that params.yaml describes under `pretrain.NAME` on the corpus WORDS, its embeddings aligned with those
+    of CHECKPOINT, into the folder OUT."""
     settings, scratch = config.section(f"pretrain.{name}", PretrainConfig), scratch_of(out)
     hashes = {"words": files.sha256(words / corpus.TEXT)[:12], "checkpoint": files.weights_hash(checkpoint)[:12]}
     with tracking.stage_run(
