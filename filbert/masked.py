@@ -1,6 +1,7 @@
 """A masked language model (Devlin et al. 2019, BERT, section 3.1): which words fit in a place; and the training of its head."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,44 @@ class Copy(NamedTuple):
     masked: str  # the text with masks
     plain: str  # the text
     masks: int
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What must be known of one to hide its pieces."""
+
+    size: int
+    mask: int
+    special: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Vocabulary":
+        return cls(len(tokenizer), tokenizer.mask_token_id, tuple(tokenizer.all_special_ids))
+
+
+def hide(batch: Batch, vocabularies: Sequence[Vocabulary]) -> tuple[Tensor, Tensor]:
+    """Hide a share of the words, whole where it is known which piece begins one, else of the pieces; one of each row at least.
+
+    Returns:
+        ids [B, T] of which 80 % are masked, 10 % another piece, 10 % as they were; and which are to be told, [B, T] bool. A piece
+        of the second vocabulary, numbered after the first's, has that one's mask and is replaced by a piece of its own.
+    """
+    ids, offset, masks, others = batch.ids, 0, torch.empty_like(batch.ids), torch.empty_like(batch.ids)
+    open_to = batch.mask.clone()
+    for each in vocabularies:
+        of_it = (ids >= offset) & (ids < offset + each.size)
+        masks = torch.where(of_it, offset + each.mask, masks)
+        others = torch.where(of_it, offset + torch.randint_like(ids, each.size), others)
+        open_to &= ~torch.isin(ids, torch.tensor(each.special, device=ids.device) + offset)
+        offset += each.size
+    drawn, kind = torch.rand(2, *ids.shape, device=ids.device)
+    if batch.word is not None:
+        number = (batch.word >= 0).cumsum(1)
+        drawn, kind = drawn.gather(1, number), kind.gather(1, number)
+    least = drawn.masked_fill(~open_to, 1).amin(1, keepdim=True).clamp_min(SHARE)
+    at = open_to & (drawn <= least)
+    ids = torch.where(at & (kind < 0.8), masks, ids)
+    return torch.where(at & (kind >= 0.9), others, ids), at
 
 
 class Masked:
@@ -90,21 +129,15 @@ class Masked:
         states = self.model.base_model(input_ids=batch.ids, attention_mask=batch.mask, **typed).last_hidden_state
         return self.head(states[at])  # type: ignore[misc]
 
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean cross entropy of the pieces that were hidden; `hide` draws them anew."""
+        ids, at = hide(batch, [Vocabulary.of(self.tokenizer)])
+        return F.cross_entropy(self._guess(replace(batch, ids=ids), at).float(), batch.ids[at])
+
     def learn(self, rows: Encoded, config: FitConfig, seed: int, scratch: Path, recorder: Recorder) -> None:
         """Train the whole model on rows of text, so that a fresh head comes to fit its encoder."""
-        special = torch.tensor(self.tokenizer.all_special_ids, device=self.device)
-
-        def loss(batch: Batch) -> Tensor:
-            drawn = torch.rand(batch.ids.shape, device=self.device)
-            at = batch.mask & ~torch.isin(batch.ids, special)
-            at &= drawn <= drawn.masked_fill(~at, 1).amin(1, keepdim=True).clamp_min(SHARE)  # one of each row at least
-            ids = torch.where(at & (drawn > 0.2 * SHARE), self.tokenizer.mask_token_id, batch.ids)
-            other = torch.randint_like(ids, self.model.config.vocab_size)
-            ids = torch.where(at & (drawn <= 0.1 * SHARE), other, ids)
-            return F.cross_entropy(self._guess(replace(batch, ids=ids), at).float(), batch.ids[at])
-
         fit(
-            self.model, loss, rows, dict, replace(config, validations=0), phase="masked", seed=seed, device=self.device,
+            self.model, self.loss, rows, dict, replace(config, validations=0), phase="masked", seed=seed, device=self.device,
             scratch=scratch, recorder=recorder,
         )  # fmt: skip
         self.model.eval()

@@ -67,8 +67,12 @@ def multiply_adds(model: nn.Module, batch: Batch) -> int:
 
 def typical(rows: Encoded, size: int) -> Batch:
     """A batch of `size` rows spread evenly over the lengths that occur; for 1, the row of median length."""
+    return rows.batch(_spread(rows, size))
+
+
+def _spread(rows: Encoded, size: int) -> np.ndarray:
     order = np.argsort(rows.lengths, kind="stable")
-    return rows.batch(order[((np.arange(size) + 0.5) / size * len(order)).astype(int)])
+    return order[((np.arange(size) + 0.5) / size * len(order)).astype(int)]
 
 
 @dataclass(frozen=True)
@@ -80,13 +84,17 @@ class Cost:
     tokens: int  # of the row that is the batch of 1
 
 
-def cost(model: nn.Module, folder: Path, teacher: nn.Module, rows: Encoded, config: LatencyConfig) -> Cost:
-    """Measure a model saved in `folder` on `rows`. A model that finds references itself is also timed with its reference at
-    hand, so that what finding and reading it takes can be told."""
+def cost(
+    model: nn.Module, folder: Path, teacher: nn.Module, rows: Encoded, of_teacher: Encoded, config: LatencyConfig
+) -> Cost:
+    """Measure a model saved in `folder` on `rows`, beside its teacher on the same rows, cut into the teacher's pieces
+    (`of_teacher`). A model that finds references itself is also timed with its reference at hand, so that what finding and
+    reading it takes can be told."""
     one, timed = typical(rows, 1), {}
     for size in config.batch_sizes:
-        batch = typical(rows, size)
-        arms = {"teacher": (teacher, batch), "student": (model, batch)}
+        chosen = _spread(rows, size)
+        batch = rows.batch(chosen)
+        arms = {"teacher": (teacher, of_teacher.batch(chosen)), "student": (model, batch)}
         if isinstance(model, ReferenceForSequenceClassification):
             found = dict(zip(REFERENCE, model.references(batch.ids, batch.mask), strict=True))
             arms["reference at hand"] = (model, replace(batch, teacher=found))

@@ -67,6 +67,11 @@ class StudentConfig:
     layers: tuple[int, ...]
 
 
+def whole(folder: Path) -> StudentConfig:
+    """All layers of a model."""
+    return StudentConfig(tuple(range(AutoConfig.from_pretrained(folder).num_hidden_layers)))
+
+
 def new_teacher(checkpoint: Path, task: Task) -> PreTrainedModel:
     """Any encoder that transformers knows, with a fresh head for `task`."""
     face = AutoModelForTokenClassification if task.kind is Kind.TAGGING else AutoModelForSequenceClassification
@@ -160,11 +165,12 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
 
 
 def publish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, recorder: Recorder) -> None:
-    """Save a trained model with its history and what it was made with, and log it to MLflow."""
+    """Save a trained model with its history and what it was made with, and log it to MLflow, if it is one that classifies."""
     save(model, tokenizer, folder)
     shutil.copyfile(recorder.history, folder / HISTORY)
     write_json(folder / MADE_WITH, recorder.made_with)
-    recorder.model(load(folder), tokenizer)
+    if hasattr(model, "classifier"):
+        recorder.model(load(folder), tokenizer)
 
 
 def load(folder: Path) -> PreTrainedModel:

@@ -2,6 +2,9 @@
 
 from importlib import import_module
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from filbert import config
 from filbert.study import learns_from_transfer
@@ -21,13 +24,24 @@ def distill(
     checkpoint: Path,
     vectors: Path,
     out: Path,
+    start: Annotated[
+        Path | None, typer.Option(help="a pretrained student, trained whole instead of layers of CHECKPOINT")
+    ] = None,
+    by: Annotated[str, typer.Option(help="the method, where METHOD_NAME is that of a start")] = "",
 ) -> None:
     """Compress by METHOD_NAME: from the layers of CHECKPOINT or word VECTORS, the rows in PREPARED and TRANSFER, the TEACHER's
     WORDS on them and their REFERENCES, make a student of the task TASK_NAME in the folder OUT."""
-    method = import_module(f"filbert.methods.{method_name}")
-    settings = config.section(f"distill.{method_name}", method.Config)
+    method = import_module(f"filbert.methods.{by or method_name}")
+    settings = config.section(f"distill.{by or method_name}", method.Config)
     folders = Folders(
-        prepared, words, references, teacher, checkpoint, transfer if learns_from_transfer(method) else None, vectors
+        prepared,
+        words,
+        references,
+        teacher,
+        checkpoint,
+        transfer if learns_from_transfer(method) else None,
+        vectors,
+        start,
     )
     make(
         "distill", task_name, method_name, seed, folders, out, settings, method.columns,

@@ -37,7 +37,8 @@ def evaluate(
             name: students.logits(model, e, settings.batch_size, device.pick()) for name, (_, e) in splits.items()
         }
         found = {name: metrics.scores_on(task, answers[name], encoded) for name, (_, encoded) in splits.items()}
-        cost = measure.cost(model.cpu(), folder, students.load(teacher), test[1], settings.latency)
+        of_teacher = data.encode(test[0], task, data.load_tokenizer(teacher), encoding)
+        cost = measure.cost(model.cpu(), folder, students.load(teacher), test[1], of_teacher, settings.latency)
         history = folder / students.HISTORY
         figures = {**found, **cost.figures, "steps": tracking.steps(history)}
         recorder.metrics(figures)

@@ -26,6 +26,7 @@ class Folders:
     checkpoint: Path
     transfer: Path | None = None  # rows without labels, where the method learns from them
     vectors: Path | None = None
+    start: Path | None = None  # a pretrained student that is trained whole, with its own tokenizer
 
 
 def make(
@@ -41,9 +42,13 @@ def make(
     hashes: dict[str, str],
 ) -> None:
     """Open the study, verify what it reads of the teacher (`columns`), `compress`, and publish the student to `out`."""
-    task, tokenizer, on = tasks.find(task_name), data.load_tokenizer(folders.teacher), device.pick()
+    task, on = tasks.find(task_name), device.pick()
+    of_teacher, tokenizer = (
+        data.load_tokenizer(folder) for folder in (folders.teacher, folders.start or folders.teacher)
+    )
     asking, encoding = config.section("cache", cache.CacheConfig), config.section("encode", data.EncodeConfig)
-    shape, scratch = config.section("student", students.StudentConfig), scratch_of(out)
+    shape = students.whole(folders.start) if folders.start else config.section("student", students.StudentConfig)
+    scratch = scratch_of(out)
     key, live = cache.fingerprint(folders.teacher, encoding, asking, on), students.load(folders.teacher)
     depth = Depth(len(shape.layers), live.config.num_hidden_layers)
     wanted = [of_task(task.kind, column) for column in columns(depth)]
@@ -58,7 +63,8 @@ def make(
     )
     opened = cache.Cache(folders.words, key)
     if wanted:
-        opened.verify(train.part(cache.sample_of(len(train), asking.verify_rows)), wanted, live, asking, on)
+        sample = table.take(cache.sample_of(len(table), asking.verify_rows))
+        opened.verify(data.encode(sample, task, of_teacher, encoding, spelled), wanted, live, asking, on)
     with tracking.stage_run(
         stage,
         params={"student": shape, "encode": encoding, **vars(settings)},
@@ -80,7 +86,7 @@ def make(
     ) as recorder:
         recorder.dataset(table, folders.prepared, task_name, "training")
         study = Study(
-            task, train, validation, unlabelled, folders.checkpoint, folders.teacher, shape, depth, opened, asking,
+            task, train, validation, unlabelled, folders.start or folders.checkpoint, folders.teacher, shape, depth, opened, asking,
             folders.references, folders.vectors, seed, on, scratch, recorder,
         )  # fmt: skip
         student = compress(study)

@@ -1,17 +1,19 @@
-"""Fetch the texts that the transfer sets of all tasks are made of."""
+"""Fetch the texts that transfer sets and the corpus are made of."""
 
 from pathlib import Path
 
 from filbert import config, files, sources, tasks, tracking
+from filbert.corpus import CorpusConfig
 from filbert.transfer import TransferConfig
 from stages import run, scratch_of
 from stages.fetch import source_of
 
 
 def texts(out: Path) -> None:
-    """Fetch the raw files of every text that params.yaml names for one of its tasks, each into its folder in OUT."""
+    """Fetch the raw files of every text that params.yaml names, for a task or the corpus, each into its folder in OUT."""
     settings, names = config.section("transfer", TransferConfig), config.section("tasks", tuple[str, ...])
     wanted = {text.name: text for name in names for text in settings.of(tasks.find(name))}
+    wanted |= {name: tasks.find(name) for name in config.section("corpus", CorpusConfig).texts}
     with (
         tracking.stage_run("texts", params={}, tags={}, hashes={}, scratch=scratch_of(out)) as recorder,
         files.whole_folder(out) as making,

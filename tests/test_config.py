@@ -11,8 +11,10 @@ from filbert import (
     augment,
     cache,
     config,
+    corpus,
     data,
     prepare,
+    pretraining,
     recipes,
     references,
     report,
@@ -84,7 +86,10 @@ def test_every_section_of_the_shipped_params_builds() -> None:
     config.section("vectors", sources.Source)
     config.section("transfer", transfer.TransferConfig)
     config.section("augment", augment.AugmentConfig)
+    config.section("corpus", corpus.CorpusConfig)
     everything = config.read()
+    for name in everything["pretrain"]:
+        config.section(f"pretrain.{name}", pretraining.PretrainConfig)
     for method in everything["distill"]:
         config.section(f"distill.{method}", import_module(f"filbert.methods.{method}").Config)
     for recipe in everything["prune"]:
@@ -105,5 +110,7 @@ def test_every_section_of_the_shipped_params_builds() -> None:
         "vectors",
         "transfer",
         "augment",
+        "corpus",
+        "pretrain",
     }
-    assert set(everything) == built | {"tasks", "methods", "recipes", "seeds"}
+    assert set(everything) == built | {"tasks", "methods", "recipes", "pretrained", "starts", "seeds"}

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 METHODS = ("finetune", "kd", "refbert", "theseus", "bilstm")
 MADE = ("checkpoint", "fetch@sst2", "prepare@sst2", "teach@sst2", "cache@sst2", "references@sst2", "report",
         "evaluate_teacher@sst2", "vectors", "texts", "transfer@sst2",
+        "corpus", "pretrain@mixed", "distill_start@sst2-start0-1", "evaluate_started@sst2-start0-1",
         "prune@sst2-recipe0-1", "evaluate_pruned@sst2-recipe0-1",
         *(f"{stage}@sst2-{method}-1" for stage in ("distill", "evaluate") for method in METHODS))  # fmt: skip
 Shell = Callable[..., subprocess.CompletedProcess]
@@ -58,6 +59,11 @@ def clone(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     params["augment"] |= {"variants": 2}
     params["augment"]["head"] |= {"epochs": 2, "learning_rate": 5e-3}
     params["distill"]["bilstm"]["shape"] |= {"embedding": 8, "lstm": 6}
+    params["pretrain"]["mixed"] |= {
+        "vocabulary": 60,
+        "length": 16,
+        "shape": {"layers": 1, "width": 8, "heads": 2, "intermediate": 16},
+    }
     params["teach"] |= {"epochs": 40, "batch_size": 8, "learning_rate": 5e-3, "validations": 10, "patience": 10}
     params["prune"]["theseus_rosita"]["target"] |= {"rank": 4, "heads": 2, "intermediate": 8}
     params["prune"]["theseus_rosita"]["width"]["proportion"] = 0.5
@@ -134,7 +140,7 @@ def test_the_table_compares_teacher_and_students(clone: Path, reproduced: str) -
     table = [line for line in (clone / "docs" / "results.md").read_text().splitlines() if re.match(r"\| \w", line)]
     students = [line.split(" | ")[0] for line in table]
     assert students[:2] == ["| student", "| teacher"]
-    assert sorted(students[2:]) == sorted(f"| {student}" for student in (*METHODS, "theseus_rosita"))
+    assert sorted(students[2:]) == sorted(f"| {student}" for student in (*METHODS, "theseus_rosita", "mixed_vocab"))
     assert "100.0 %" in table[1]
     assert (clone / "docs" / "pareto.svg").read_text().lstrip().startswith("<?xml")
 
@@ -164,10 +170,13 @@ def test_one_mlflow_run_holds_the_stages(clone: Path, reproduced: str) -> None:
 
 
 def test_a_methods_parameter_reruns_that_method_alone(clone: Path, shell: Shell, reproduced: str) -> None:
+    """And what is made by it of a pretrained student."""
     said = shell("dvc", "exp", "run", "-S", "distill.kd.temperature=3.5").stdout
-    assert ran(said) == {"distill@sst2-kd-1", "evaluate@sst2-kd-1", "report"}
+    of_start = {"distill_start@sst2-start0-1", "evaluate_started@sst2-start0-1"}
+    assert ran(said) == {"distill@sst2-kd-1", "evaluate@sst2-kd-1", "report", *of_start}
     difference = shell("dvc", "metrics", "diff").stdout
-    assert set(re.findall(r"data/metrics/\S+json", difference)) == {"data/metrics/sst2/kd/1.json"}
+    changed = {f"data/metrics/sst2/{student}/1.json" for student in ("kd", "mixed_vocab")}
+    assert set(re.findall(r"data/metrics/\S+json", difference)) == changed
     shell("git", "checkout", "-q", "--", ".")
     shell("dvc", "checkout", "--force")
     assert not ran(shell("dvc", "repro").stdout)

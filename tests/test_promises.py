@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from filbert import config, recipes
+from filbert import config, pretraining, recipes
 
 ROOT = Path(__file__).parent.parent
 CODE = sorted(path for room in ("filbert", "stages", "pipelines") for path in (ROOT / room).rglob("*.py"))
@@ -81,8 +81,9 @@ def test_the_deps_of_a_stage_are_exactly_the_code_it_reaches(stage: str) -> None
     module = GRAPH[stage]["cmd"].split()[2]
     stated = {dep for dep in GRAPH[stage]["deps"] if dep.startswith(("filbert", "stages"))}
     wanted = reached(module)
-    if stage in ("cache", "distill"):  # what they import by name
-        method = "filbert/methods/${item.method}.py" if stage == "distill" else "filbert/methods"
+    by_name = {"cache": "filbert/methods", "distill": "filbert/methods/${item.method}.py",
+               "distill_start": "filbert/methods/${item.start.by}.py"}  # fmt: skip
+    if method := by_name.get(stage):
         every = [reached(f"filbert.methods.{name}") - {f"filbert/methods/{name}.py"} for name in METHODS]
         wanted = (wanted.union(*every) | {method}) - ({"filbert/methods/__init__.py"} if stage == "cache" else set())
     assert stated == wanted, f"missing {sorted(wanted - stated)}, too many {sorted(stated - wanted)}"
@@ -94,8 +95,10 @@ def test_the_params_of_a_stage_are_exactly_the_sections_it_reads(stage: str) -> 
     helpers = [MODULES[name] for name in imports(module) if name.startswith("stages.")]
     text = "".join(path.read_text() for path in [module, *helpers])
     names = re.findall(r'section\(f?"([^"]+)"', text)
-    given = {"{method_name}": "${item.method}", "{recipe_name}": "${item.recipe.name}"}
-    read = {re.sub(r"{\w+}", lambda found: given[found[0]], name) for name in names}
+    given = {"{by or method_name}": "${item.method}", "{recipe_name}": "${item.recipe.name}", "{name}": "${item.name}"}
+    if stage == "distill_start":
+        given["{by or method_name}"] = "${item.start.by}"
+    read = {re.sub(r"{[\w ]+}", lambda found: given[found[0]], name) for name in names}
     if module.stem == "fetch":  # one file, for each of these stages another of the sections it reads
         read = {"fetch": {"datasets"}}.get(stage, {stage})
     assert set(GRAPH[stage]["params"]) == read
@@ -126,6 +129,16 @@ def test_every_recipe_has_its_section_and_its_start() -> None:
         config.section(f"prune.{recipe['name']}", recipes.Config, ROOT / "params.yaml")
         assert recipe["from"] in [*params["methods"], *(other["name"] for other in params["recipes"])]
         assert recipe["name"] not in METHODS
+
+
+def test_every_pretrained_student_and_every_start_has_its_section() -> None:
+    params = config.read(ROOT / "params.yaml")
+    for name in params["pretrained"]:
+        config.section(f"pretrain.{name}", pretraining.PretrainConfig, ROOT / "params.yaml")
+    for start in params["starts"]:
+        assert start["from"] in params["pretrained"]
+        assert start["by"] in METHODS
+        assert start["name"] not in METHODS
 
 
 def test_files_are_short_and_open_with_what_they_are() -> None:

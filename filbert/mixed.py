@@ -1,0 +1,57 @@
+"""Mixed-vocabulary training (Zhao, Gupta, Song, Zhou 2021, EACL, arXiv 1909.11687, second version): embeddings of a small
+vocabulary are aligned with a teacher's.
+
+Stage I: each word is cut by the student's vocabulary or by the teacher's at random; a student piece enters the teacher through a
+trained affine map of its small embedding; masked words are told by a softmax over the vocabulary they were cut by. Teacher, map
+and small embeddings are all trained, the small embeddings alone are kept. Stage II (pretraining.py): a student of their width
+starts from them and learns to tell masked words of its own vocabulary. Structure verified, details our reconstruction: p = 0.5,
+the tied output E_S P + b, the special pieces' draw, whole words masked, no next-sentence prediction.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from filbert.data import Batch
+from filbert.masked import Vocabulary, hide
+
+
+class Mixed(nn.Module):
+    """A masked language model that reads pieces of two vocabularies, the second's numbered after the first's."""
+
+    def __init__(self, teacher: PreTrainedModel, vocabularies: tuple[Vocabulary, Vocabulary], width: int):
+        """Add to `teacher`, a BERT with its masked-language-model head, small embeddings [V_S, width] and the map up."""
+        super().__init__()
+        self.teacher, self.vocabularies = teacher, vocabularies
+        self.head: Any = teacher.cls
+        second = vocabularies[1]
+        self.small = nn.Embedding(second.size, width)
+        nn.init.normal_(self.small.weight, std=teacher.config.initializer_range)
+        self.up = nn.Linear(width, teacher.config.hidden_size)
+        self.bias = nn.Parameter(torch.zeros(second.size))
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The last states [B, T, D] of ids and mask [B, T]."""
+        first = self.vocabularies[0].size
+        table = self.teacher.get_input_embeddings()
+        theirs = table(ids.clamp_max(first - 1))
+        ours = self.up(self.small((ids - first).clamp_min(0)))
+        x = torch.where((ids >= first)[..., None], ours, theirs.to(ours.dtype))
+        return self.teacher.base_model(inputs_embeds=x, attention_mask=mask).last_hidden_state
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean over masked pieces of the cross entropy, each over its own vocabulary."""
+        first = self.vocabularies[0].size
+        ids, at = hide(batch, self.vocabularies)
+        head = self.head.predictions
+        read, truth = head.transform(self(ids, batch.mask)[at]), batch.ids[at]
+        of_second = truth >= first
+        theirs = head.decoder(read[~of_second])
+        ours = F.linear(read[of_second], self.up(self.small.weight), self.bias)
+        total = F.cross_entropy(theirs.float(), truth[~of_second], reduction="sum") + F.cross_entropy(
+            ours.float(), truth[of_second] - first, reduction="sum"
+        )
+        return total / at.sum()

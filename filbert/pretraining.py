@@ -1,0 +1,163 @@
+"""A task-agnostic student with a small vocabulary, pretrained once: stages I and II of mixed-vocabulary training (mixed.py).
+
+The student is a plain BERT with its own WordPiece tokenizer. Without stage I, or with a share of 0 or 1, it is one of the
+baselines.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from filbert.corpus import Corpus, Pieces, blocks
+from filbert.data import Batch, Encoded
+from filbert.device import seed_everything
+from filbert.masked import Masked, Vocabulary
+from filbert.mixed import Mixed
+from filbert.tracking import Recorder
+from filbert.train import FitConfig, fit, mean_loss
+
+SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+ALPHABET = 500  # letters that a vocabulary may have
+HELD_OUT = 100  # one text in so many tells how well masked words are told
+
+
+@dataclass(frozen=True)
+class ShapeConfig:
+    """The student's sizes; heads are of 64 numbers in BERT, as many as divide the width."""
+
+    layers: int
+    width: int
+    heads: int
+    intermediate: int
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    vocabulary: int  # pieces, special ones among them
+    length: int  # pieces of a block
+    shape: ShapeConfig
+    share: float  # of the words that stage I cuts by the student's vocabulary (the paper's p)
+    align: FitConfig | None  # stage I; none: the student's embeddings start at random
+    freeze: bool  # whether stage II keeps the embeddings as they are
+    fit: FitConfig  # stage II
+
+
+def new_vocabulary(corpus: Corpus, size: int, teacher: PreTrainedTokenizerBase, length: int) -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer of `size` pieces trained on a corpus; it normalises and splits into words as the teacher's does."""
+    theirs = teacher.backend_tokenizer
+    counts = np.bincount(corpus.text, minlength=len(corpus.words)) if len(corpus) else np.zeros(0, int)
+    names = [
+        *SPECIAL.values(),
+        *_continuing(corpus.words, counts),
+    ]  # named first, for the trainer numbers these at random
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size, special_tokens=names, limit_alphabet=ALPHABET, show_progress=False
+    )
+    trained.train_from_iterator(_repeated(corpus.words, counts), trainer)
+    tokenizer = Tokenizer(models.WordPiece(trained.get_vocab(), unk_token="[UNK]"))
+    tokenizer.normalizer = theirs.normalizer or normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ids = {name: tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]")}
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=list(ids.items())
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=length, **SPECIAL)
+
+
+def _continuing(words: list[str], counts: np.ndarray) -> list[str]:
+    """The most frequent letters that go on a word, as pieces."""
+    found: Counter[str] = Counter()
+    for word, count in zip(words, counts.tolist(), strict=True):
+        for letter in word[1:]:
+            found[letter] += count
+    ordered = sorted(found, key=lambda letter: (-found[letter], letter))
+    return [f"##{letter}" for letter in ordered[:ALPHABET] if found[letter]]
+
+
+def _repeated(words: list[str], counts: np.ndarray) -> Iterator[str]:
+    """Each word as often as it occurs, some at a time: what the trainer counts again."""
+    for word, count in zip(words, counts.tolist(), strict=True):
+        for start in range(0, count, 1000):
+            yield " ".join([word] * min(1000, count - start))
+
+
+def overlap(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> float:
+    """The share of a vocabulary's pieces that another has too."""
+    mine = set(ours.get_vocab())
+    return len(mine & set(theirs.get_vocab())) / len(mine)
+
+
+def pretrain(
+    corpus: Corpus, checkpoint: Path, teacher: PreTrainedTokenizerBase, config: PretrainConfig, seed: int, device: torch.device,
+    scratch: Path, recorder: Recorder,
+) -> tuple[BertForMaskedLM, PreTrainedTokenizerFast]:  # fmt: skip
+    """Align embeddings with those of `checkpoint`, then pretrain a student from them; the student and its tokenizer."""
+    held_out = max(1, len(corpus.ends) // HELD_OUT)
+    learnt, judged = corpus.part(held_out, len(corpus.ends)), corpus.part(0, held_out)
+    tokenizer = new_vocabulary(learnt, config.vocabulary, teacher, config.length)
+    recorder.metrics({"vocabulary": {"pieces": len(tokenizer), "in_teachers": overlap(tokenizer, teacher)}})
+    ours, theirs = Pieces(corpus.words, tokenizer), Pieces(corpus.words, teacher)
+    aligned = None
+    if config.align:
+        seed_everything(seed)
+        model = AutoModelForMaskedLM.from_pretrained(checkpoint, dtype=torch.float32)
+        mixed = Mixed(model, (Vocabulary.of(teacher), Vocabulary.of(tokenizer)), config.shape.width)
+        rows, held = (blocks(part, [theirs, ours], config.share, config.length, seed) for part in (learnt, judged))
+        _fit(mixed, mixed.loss, rows, held, config.align, "align", seed, device, scratch, recorder)
+        aligned = mixed.small.weight.detach().cpu()
+    seed_everything(seed)
+    student = new_student(tokenizer, config, aligned)
+    student.bert.embeddings.word_embeddings.requires_grad_(not config.freeze)
+    rows, held = (blocks(part, [ours], 0.0, config.length, seed) for part in (learnt, judged))
+    masked = Masked(student, tokenizer, device)
+    _fit(student, masked.loss, rows, held, config.fit, "pretrain", seed, device, scratch, recorder)
+    return student, tokenizer
+
+
+def new_student(
+    tokenizer: PreTrainedTokenizerBase, config: PretrainConfig, embeddings: torch.Tensor | None
+) -> BertForMaskedLM:
+    """A plain BERT of some shape; its word embeddings are given, all else is fresh."""
+    shape = config.shape
+    student = BertForMaskedLM(
+        BertConfig(
+            vocab_size=len(tokenizer), hidden_size=shape.width, num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
+            intermediate_size=shape.intermediate, pad_token_id=tokenizer.pad_token_id,
+        )
+    )  # fmt: skip
+    if embeddings is not None:
+        with torch.no_grad():
+            student.bert.embeddings.word_embeddings.weight.copy_(embeddings)
+    return student
+
+
+def _fit(
+    model: nn.Module, loss: Callable[[Batch], Tensor], rows: Encoded, held: Encoded, config: FitConfig, phase: str, seed: int,
+    device: torch.device, scratch: Path, recorder: Recorder,
+) -> None:  # fmt: skip
+    def judge() -> dict[str, float]:
+        torch.manual_seed(seed)  # the same words are hidden each time
+        return {"loss": mean_loss(model, loss, held, device)}
+
+    fit(model, loss, rows, judge, config, phase=phase, seed=seed, device=device, scratch=scratch, recorder=recorder)

@@ -1,0 +1,222 @@
+"""Mixed vocabularies: words as numbers, blocks of two vocabularies, what is hidden, two softmaxes, the student that comes of it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import CPU, WORDS, sentences, tiny_config, tiny_tokenizer
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    PreTrainedTokenizerFast,
+)
+
+from filbert import corpus, data, pretraining, students, tasks
+from filbert.corpus import CorpusError, Pieces, blocks
+from filbert.masked import Masked, Vocabulary, hide
+from filbert.mixed import Mixed
+from filbert.pretraining import PretrainConfig, ShapeConfig
+from filbert.tracking import Recorder, read_history
+from filbert.train import FitConfig
+
+FIT = FitConfig(8, 8, 5e-3, 0.1, "linear", 0.0, 1.0, validations=2, patience=9)
+CONFIG = PretrainConfig(60, 16, ShapeConfig(1, 8, 2, 16), 0.5, FIT, False, FIT)
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return [" ".join(text for text, _ in sentences(6, seed)) for seed in range(120)]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> corpus.Corpus:
+    file = tmp_path_factory.mktemp("corpus") / "corpus.arrow"
+    assert corpus.write(iter(texts), tiny_tokenizer(), file) == sum(len(text.split()) for text in texts)
+    return corpus.read(file)
+
+
+@pytest.fixture(scope="module")
+def small(words: corpus.Corpus) -> PreTrainedTokenizerFast:
+    return pretraining.new_vocabulary(words, 60, tiny_tokenizer(), 16)
+
+
+def test_words_come_back_as_they_went(words: corpus.Corpus, texts: list[str]) -> None:
+    assert [words.words[i] for i in words.part(3, 4).text] == texts[3].split()
+    assert len(words.ends) == len(texts)
+    assert len(set(words.words)) == len(words.words)
+    part = words.part(5, 8)
+    assert [words.words[i] for i in part.text[part.ends[0] : part.ends[1]]] == texts[6].split()
+
+
+def test_the_vocabulary_is_trained_and_cuts_as_transformers_does(
+    small: PreTrainedTokenizerFast, words: corpus.Corpus, texts: list[str]
+) -> None:
+    assert len(small) == 60
+    assert 0 < pretraining.overlap(small, tiny_tokenizer()) < 1
+    assert pretraining.overlap(small, small) == 1
+    assert pretraining.new_vocabulary(words, 60, tiny_tokenizer(), 16).get_vocab() == small.get_vocab()
+    rows = blocks(words, [Pieces(words.words, small)], 0.0, 16, 0)
+    inner = rows.ids.reshape(-1, 16)[:, 1:-1].ravel().tolist()
+    theirs = [i for text in texts for i in small(text, add_special_tokens=False)["input_ids"]]
+    assert inner == theirs[: len(inner)]
+    assert len(theirs) - len(inner) < 14
+    assert small(texts[0], texts[1])["input_ids"].count(small.sep_token_id) == 2
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_blocks_mix_words_of_two_vocabularies(
+    words: corpus.Corpus, small: PreTrainedTokenizerFast, share: float
+) -> None:
+    """Each word is whole, by the one or by the other; the same draw gives the same blocks."""
+    teacher = tiny_tokenizer()
+    by = [Pieces(words.words, teacher), Pieces(words.words, small)]
+    rows = blocks(words, by, share, 16, 7)
+    ids = rows.ids.reshape(-1, 16).astype(int)
+    second = ids >= len(teacher)
+    begins = rows.word.reshape(-1, 16)[:, 1:-1] >= 0
+    assert second[:, 1:-1][begins].mean() == pytest.approx(share, abs=0.05)
+    assert (rows.ids == blocks(words, by, share, 16, 7).ids).all()
+    spelled = []
+    for row, of_second, word in zip(ids, second, rows.word.reshape(-1, 16), strict=True):
+        for i in range(1, 15):
+            cut, first = (small, len(teacher)) if of_second[i] else (teacher, 0)
+            piece = cut.convert_ids_to_tokens(int(row[i]) - first)
+            if word[i] >= 0 and not (i == 1 and piece.startswith("##")):
+                spelled.append("")
+            else:
+                assert of_second[i] == of_second[i - 1] or i == 1  # a word is of one vocabulary
+            if spelled:
+                spelled[-1] += piece.removeprefix("##")
+    original = [words.words[i] for i in words.text]
+    known = [(a, b) for a, b in zip(spelled, original, strict=False) if "[UNK]" not in a]
+    assert len(known) > 100
+    assert sum(a == b for a, b in known) > 0.9 * len(known) or share not in (0.0, 1.0)
+
+
+def test_whole_words_are_hidden_and_told_apart(words: corpus.Corpus, small: PreTrainedTokenizerFast) -> None:
+    teacher = tiny_tokenizer()
+    both = (Vocabulary.of(teacher), Vocabulary.of(small))
+    rows = blocks(words, [Pieces(words.words, teacher), Pieces(words.words, small)], 0.5, 16, 7)
+    torch.manual_seed(0)
+    hidden = replaced = total = 0
+    for start in range(0, len(rows) - 8, 8):
+        batch = rows.batch(np.arange(start, start + 8))
+        ids, at = hide(batch, both)
+        number = (batch.word >= 0).cumsum(1)
+        for row in range(8):
+            for word in set(number[row, 1:-1].tolist()):
+                of_word = at[row, 1:-1][number[row, 1:-1] == word]
+                assert of_word.all() or not of_word.any()
+        assert not at[:, 0].any()
+        assert not at[:, -1].any()
+        assert at.any(1).all()
+        assert (ids[~at] == batch.ids[~at]).all()
+        assert ((ids >= len(teacher)) == (batch.ids >= len(teacher))).all()  # each in its own vocabulary
+        masks = torch.where(batch.ids >= len(teacher), len(teacher) + small.mask_token_id, teacher.mask_token_id)
+        hidden, replaced = hidden + int((ids == masks)[at].sum()), replaced + int((ids != masks)[at].sum())
+        total += int(batch.mask.sum())
+    assert hidden / (hidden + replaced) == pytest.approx(0.8, abs=0.06)
+    assert (hidden + replaced) / total == pytest.approx(0.15, abs=0.05)
+
+
+def test_the_loss_is_that_of_two_softmaxes(words: corpus.Corpus, small: PreTrainedTokenizerFast) -> None:
+    teacher = tiny_tokenizer()
+    torch.manual_seed(2)
+    mixed = Mixed(
+        BertForMaskedLM(tiny_config(initializer_range=0.5)), (Vocabulary.of(teacher), Vocabulary.of(small)), 4
+    ).eval()
+    batch = blocks(words, [Pieces(words.words, teacher), Pieces(words.words, small)], 0.5, 16, 7).batch(np.arange(4))
+    torch.manual_seed(9)
+    loss = mixed.loss(batch)
+    torch.manual_seed(9)
+    ids, at = hide(batch, mixed.vocabularies)
+    states = mixed(ids, batch.mask)
+    theirs, ours = [], []
+    for row, place in at.nonzero().tolist():
+        read = mixed.teacher.cls.predictions.transform(states[row, place])
+        true = int(batch.ids[row, place])
+        if true >= len(teacher):
+            table = mixed.small.weight @ mixed.up.weight.T + mixed.up.bias
+            ours.append(F.cross_entropy((table @ read + mixed.bias)[None], torch.tensor([true - len(teacher)])))
+        else:
+            theirs.append(F.cross_entropy(mixed.teacher.cls.predictions.decoder(read)[None], torch.tensor([true])))
+    assert ours
+    assert theirs
+    assert loss.item() == pytest.approx(torch.stack(ours + theirs).mean().item(), rel=1e-4)
+    plain = batch.ids.clamp_max(len(teacher) - 1)
+    direct = mixed.teacher.bert(input_ids=plain, attention_mask=batch.mask).last_hidden_state
+    assert torch.allclose(
+        mixed(plain, batch.mask), direct, atol=1e-5
+    )  # of the teacher's pieces alone it is the teacher
+
+
+def test_a_student_is_pretrained_and_is_plain_bert(
+    words: corpus.Corpus, tmp_path: Path, recorder: Recorder, checkpoint: Path
+) -> None:
+    student, tokenizer = pretraining.pretrain(
+        words, checkpoint, tiny_tokenizer(), CONFIG, 0, CPU, tmp_path / "scratch", recorder
+    )
+    students.publish(student, tokenizer, tmp_path / "student", recorder)
+    losses: dict[str, list[float]] = {}
+    for line in read_history(recorder.history):
+        if "loss" in line:
+            losses.setdefault(line["phase"], []).append(line["loss"])
+    assert set(losses) == {"align", "pretrain"}
+    for found in losses.values():
+        assert np.mean(found[-3:]) < 0.95 * found[0]
+    assert type(AutoModelForMaskedLM.from_pretrained(tmp_path / "student")) is BertForMaskedLM
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "student")) == 60
+    made = students.new_student(tmp_path / "student", tasks.find("sst2"), students.whole(tmp_path / "student"))
+    body = BertModel.from_pretrained(tmp_path / "student", add_pooling_layer=False).state_dict()
+    ours = {name.removeprefix("bert."): value for name, value in made.state_dict().items()}
+    assert all(torch.equal(ours[name], value) for name, value in body.items() if name in ours)
+
+
+def test_the_baselines_differ_in_what_they_start_from(
+    words: corpus.Corpus, tmp_path: Path, recorder: Recorder, checkpoint: Path
+) -> None:
+    def start(name: str, config: PretrainConfig) -> tuple[torch.Tensor, torch.Tensor]:
+        still = replace(config, fit=replace(config.fit, epochs=0.34, validations=1, learning_rate=1e-12))
+        made, _ = pretraining.pretrain(words, checkpoint, tiny_tokenizer(), still, 0, CPU, tmp_path / name, recorder)
+        return made.get_input_embeddings().weight.detach(), made.bert.encoder.layer[0].output.dense.weight.detach()
+
+    mixed, of_mixed = start("mixed", CONFIG)
+    nokd, of_nokd = start("nokd", replace(CONFIG, align=None))
+    assert torch.allclose(of_mixed, of_nokd)  # all but the embeddings is the same draw
+    assert not torch.allclose(mixed, nokd, atol=1e-3)
+    none, _ = start("zero", replace(CONFIG, share=0.0))
+    assert not torch.allclose(mixed, none, atol=1e-3)
+    frozen = replace(CONFIG, freeze=True)
+    made, _ = pretraining.pretrain(words, checkpoint, tiny_tokenizer(), frozen, 0, CPU, tmp_path / "frozen", recorder)
+    assert torch.allclose(made.get_input_embeddings().weight, mixed, atol=1e-6)
+
+
+@pytest.mark.parametrize(("layers", "width", "millions"), [(12, 256, 10.94), (6, 256, 6.20), (12, 128, 3.09)])
+def test_shapes_of_the_paper(layers: int, width: int, millions: float) -> None:
+    """With 4,928 pieces, four heads of the width, four times the width between, and 512 positions."""
+    shape = BertConfig(
+        vocab_size=4928, hidden_size=width, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=4 * width
+    )
+    assert sum(p.numel() for p in BertModel(shape).parameters()) / 1e6 == pytest.approx(millions, abs=0.02)
+
+
+def test_another_kind_of_tokenizer_is_refused(tmp_path: Path) -> None:
+    from test_tagging import sentence_piece
+
+    with pytest.raises(CorpusError, match=r"expected a WordPiece tokenizer.* got Unigram"):
+        corpus.write(iter(["a"]), sentence_piece(), tmp_path / "corpus.arrow")
+    few = corpus.Corpus(["the"], np.zeros(3, np.uint32), np.array([3]))
+    with pytest.raises(CorpusError, match="the corpus has 3 pieces"):
+        blocks(few, [Pieces(few.words, tiny_tokenizer())], 0.0, 16, 0)
+
+
+def test_masked_models_hide_pieces_where_words_are_not_known(encoded: data.Encoded) -> None:
+    model = Masked(BertForMaskedLM(tiny_config()), tiny_tokenizer(), CPU)
+    assert encoded.word is None
+    assert 0 < model.loss(encoded.batch(np.arange(8))).item() < 2 * np.log(len(WORDS) + 5)
