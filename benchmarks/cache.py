@@ -30,7 +30,7 @@ from torch import Tensor
 from benchmarks.turns import in_turn, machine, ratio, ratios
 from filbert import cache, config, data, device, fill, losses, rows, students, tasks
 from filbert.columns import Listener
-from filbert.files import whole_file
+from filbert.files import write_text
 from filbert.layerwise import Depth, Following
 from filbert.report import table
 from filbert.train import FitConfig, new_optimizer
@@ -60,8 +60,7 @@ def main(
     )
     if memory:
         parts.append(memory_table())
-    with whole_file(out) as making:
-        making.write_text("\n\n".join(["# The teacher cache: what it costs and saves", head, *parts]) + "\n")
+    write_text(out, "\n\n".join(["# The teacher cache: what it costs and saves", head, *parts]) + "\n")
     print(out.read_text())
 
 

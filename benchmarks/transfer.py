@@ -22,7 +22,7 @@ from benchmarks.turns import in_turn, machine, ratios
 from filbert import cache, config, data, device, fill, masked, rows, students, tasks
 from filbert.augment import AugmentConfig, variants
 from filbert.bilstm import BiLstmConfig, BiLstmForSequenceClassification
-from filbert.files import whole_file
+from filbert.files import write_text
 from filbert.methods.bilstm import Config
 from filbert.train import FitConfig, new_optimizer
 from filbert.transfer import texts_of
@@ -51,8 +51,7 @@ def main(
         f"## An epoch of {len(table)} rows\n\n{_epochs(task, table, teacher_folder, on, rounds)}",
     ]
     head = f"Measured by `python -m benchmarks.transfer` on {task_name}, {rounds} rounds in turn, {machine(on)}."
-    with whole_file(out) as making:
-        making.write_text("\n\n".join(["# Transfer rows: what they cost", head, *parts]) + "\n")
+    write_text(out, "\n\n".join(["# Transfer rows: what they cost", head, *parts]) + "\n")
     print(out.read_text())
 
 

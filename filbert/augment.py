@@ -34,9 +34,7 @@ class AugmentConfig:
     candidates: int  # words that may stand for a word
     spacing: int  # words from one mask of a copy to the next; 0: one mask a copy, as the official code has it
     batch_size: int  # masked copies in one forward pass
-    masked_model: (
-        Source | None
-    )  # a masked language model; none: the checkpoint, its head trained on the task's own text
+    masked_model: Source | None  # none: the checkpoint, its head trained on the task's own text
     head: FitConfig | None  # of that training; if there is neither, word vectors alone say what fits
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from filbert import FilbertError, progress
 from filbert.data import Encoded
 from filbert.files import whole_file
+from filbert.rows import read_table, write_table
 
 TEXTS = 1000  # read at a time
 TEXT = "corpus.arrow"
@@ -66,27 +67,21 @@ def write(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, file: Path) 
     numbers: dict[str, int] = {}
     counted = 0
     schema = pa.schema([("words", pa.list_(pa.uint32()))])
-    with whole_file(file) as making:
-        with pa.OSFile(str(making), "wb") as sink, pa.ipc.new_file(sink, schema) as out:
-            left = words_of(backend, texts)
-            with progress.bar("corpus", 0) as bar:
-                while part := list(islice(left, TEXTS)):
-                    rows = [[numbers.setdefault(word, len(numbers)) for word in words] for words in part]
-                    out.write_batch(pa.record_batch([pa.array(rows, pa.list_(pa.uint32()))], schema=schema))
-                    counted += sum(map(len, rows))
-                    bar.update(len(part))
-        with pa.OSFile(str(making.with_suffix(".words")), "wb") as sink:
-            table = pa.table({"word": list(numbers)})
-            with pa.ipc.new_file(sink, table.schema) as out:
-                out.write_table(table)
-        making.with_suffix(".words").replace(file.with_suffix(".words"))
+    with whole_file(file) as making, pa.OSFile(str(making), "wb") as sink, pa.ipc.new_file(sink, schema) as out:
+        left = words_of(backend, texts)
+        with progress.bar("corpus", 0) as bar:
+            while part := list(islice(left, TEXTS)):
+                rows = [[numbers.setdefault(word, len(numbers)) for word in words] for words in part]
+                out.write_batch(pa.record_batch([pa.array(rows, pa.list_(pa.uint32()))], schema=schema))
+                counted += sum(map(len, rows))
+                bar.update(len(part))
+    write_table(pa.table({"word": list(numbers)}), file.with_suffix(".words"))
     return counted
 
 
 def read(file: Path) -> Corpus:
     """The corpus of a file, memory-mapped."""
-    lists = pa.ipc.open_file(pa.memory_map(str(file))).read_all()["words"]
-    words = pa.ipc.open_file(pa.memory_map(str(file.with_suffix(".words")))).read_all()["word"].to_pylist()
+    lists, words = read_table(file)["words"], read_table(file.with_suffix(".words"))["word"].to_pylist()
     chunks = lists.chunks
     text = np.concatenate([chunk.flatten().to_numpy() for chunk in chunks]) if chunks else np.empty(0, np.uint32)
     lengths = (

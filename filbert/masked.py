@@ -78,6 +78,7 @@ class Masked:
             FilbertError: its head has none of the names we know.
         """
         self.model, self.tokenizer, self.device = torch.nn.Module.to(model, device).eval(), tokenizer, device
+        self.vocabulary = Vocabulary.of(tokenizer)
         self.head = next((getattr(model, name) for name in HEADS if hasattr(model, name)), None)
         if self.head is None:
             raise FilbertError(f"{type(model).__name__}: expected a head called {' or '.join(HEADS)}")
@@ -131,7 +132,7 @@ class Masked:
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean cross entropy of the pieces that were hidden; `hide` draws them anew."""
-        ids, at = hide(batch, [Vocabulary.of(self.tokenizer)])
+        ids, at = hide(batch, [self.vocabulary])
         return F.cross_entropy(self._guess(replace(batch, ids=ids), at).float(), batch.ids[at])
 
     def learn(self, rows: Encoded, config: FitConfig, seed: int, scratch: Path, recorder: Recorder) -> None:

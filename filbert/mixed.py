@@ -26,7 +26,6 @@ class Mixed(nn.Module):
         """Add to `teacher`, a BERT with its masked-language-model head, small embeddings [V_S, width] and the map up."""
         super().__init__()
         self.teacher, self.vocabularies = teacher, vocabularies
-        self.head: Any = teacher.cls
         second = vocabularies[1]
         self.small = nn.Embedding(second.size, width)
         nn.init.normal_(self.small.weight, std=teacher.config.initializer_range)
@@ -46,7 +45,8 @@ class Mixed(nn.Module):
         """The mean over masked pieces of the cross entropy, each over its own vocabulary."""
         first = self.vocabularies[0].size
         ids, at = hide(batch, self.vocabularies)
-        head = self.head.predictions
+        model: Any = self.teacher
+        head = model.cls.predictions
         read, truth = head.transform(self(ids, batch.mask)[at]), batch.ids[at]
         of_second = truth >= first
         theirs = head.decoder(read[~of_second])
