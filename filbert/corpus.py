@@ -7,7 +7,6 @@ packed to their full length without padding, some million words at a time.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from filbert.data import Encoded
 from filbert.files import whole_file
 from filbert.rows import read_table, write_table
 
-TEXTS = 1000  # read at a time
+WORDS = 1_000_000  # written at a time
 TEXT = "corpus.arrow"
 
 
@@ -44,10 +43,10 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.text)
 
-    def part(self, start: int, end: int) -> "Corpus":
-        """The texts from `start` to before `end`."""
-        bounds = np.concatenate([[0], self.ends])[[start, end]]
-        return Corpus(self.words, self.text[bounds[0] : bounds[1]], self.ends[start:end] - bounds[0])
+    def only(self, texts: np.ndarray) -> "Corpus":
+        """The texts of a mask [texts]."""
+        lengths = np.diff(self.ends, prepend=0)
+        return Corpus(self.words, self.text[np.repeat(texts, lengths)], np.cumsum(lengths[texts], dtype=np.int64))
 
 
 def words_of(backend: Tokenizer, texts: Iterable[str]) -> Iterator[list[str]]:
@@ -67,16 +66,34 @@ def write(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, file: Path) 
     numbers: dict[str, int] = {}
     counted = 0
     schema = pa.schema([("words", pa.list_(pa.uint32()))])
-    with whole_file(file) as making, pa.OSFile(str(making), "wb") as sink, pa.ipc.new_file(sink, schema) as out:
-        left = words_of(backend, texts)
-        with progress.bar("corpus", 0) as bar:
-            while part := list(islice(left, TEXTS)):
-                rows = [[numbers.setdefault(word, len(numbers)) for word in words] for words in part]
-                out.write_batch(pa.record_batch([pa.array(rows, pa.list_(pa.uint32()))], schema=schema))
-                counted += sum(map(len, rows))
-                bar.update(len(part))
+    with (
+        whole_file(file) as making,
+        pa.OSFile(str(making), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as out,
+        progress.bar("corpus", 0) as bar,
+    ):
+        for part in _gathered(words_of(backend, texts), numbers):
+            ends = np.cumsum([0, *map(len, part)], dtype=np.int32)
+            lists = pa.ListArray.from_arrays(pa.array(ends), pa.array(np.concatenate(part)))
+            out.write_batch(pa.record_batch([lists], schema=schema))
+            counted += int(ends[-1])
+            bar.update(len(part))
     write_table(pa.table({"word": list(numbers)}), file.with_suffix(".words"))
     return counted
+
+
+def _gathered(texts: Iterable[list[str]], numbers: dict[str, int]) -> Iterator[list[np.ndarray]]:
+    """Texts as numbers of their words, about `WORDS` words together; new words are numbered as they come."""
+    part: list[np.ndarray] = []
+    count = 0
+    for words in texts:
+        part.append(np.array([numbers.setdefault(word, len(numbers)) for word in words], np.uint32))
+        count += len(words)
+        if count >= WORDS:
+            yield part
+            part, count = [], 0
+    if part:
+        yield part
 
 
 def read(file: Path) -> Corpus:

@@ -8,9 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from filbert import processes
+
 
 def pick() -> torch.device:
-    """CUDA where there is one, else the CPU."""
+    """CUDA where there is one, else the CPU; with several processes, this one's device."""
+    if processes.COUNT > 1:
+        return processes.join()
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

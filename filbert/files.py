@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 SCRATCH = Path(".scratch")  # what survives a killed stage; known to neither DVC nor git
+FIRST = os.environ.get("RANK", "0") == "0"  # of several processes that train one model, the first alone writes
 
 
 def forget(scratch: Path) -> None:
     """Remove what a finished stage kept against a kill."""
-    shutil.rmtree(scratch, ignore_errors=True)
+    if FIRST:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
@@ -25,12 +27,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield making
-        making.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        making.rename(folder)
-    except BaseException:
+        if FIRST:
+            making.chmod(0o755)
+            shutil.rmtree(folder, ignore_errors=True)
+            making.rename(folder)
+    finally:
         shutil.rmtree(making, ignore_errors=True)
-        raise
 
 
 @contextmanager

@@ -113,8 +113,8 @@ def pretrain(
     scratch: Path, recorder: Recorder,
 ) -> tuple[BertForMaskedLM, PreTrainedTokenizerFast]:  # fmt: skip
     """Align embeddings with those of `checkpoint`, then pretrain a student from them; the student and its tokenizer."""
-    held_out = max(1, len(corpus.ends) // HELD_OUT)
-    learnt, judged = corpus.part(held_out, len(corpus.ends)), corpus.part(0, held_out)
+    held_out = np.arange(len(corpus.ends)) % HELD_OUT == 0
+    learnt, judged = corpus.only(~held_out), corpus.only(held_out)
     tokenizer = new_vocabulary(learnt, config.vocabulary, teacher, config.length)
     recorder.metrics({"vocabulary": {"pieces": len(tokenizer), "in_teachers": overlap(tokenizer, teacher)}})
     ours, theirs = Pieces(corpus.words, tokenizer), Pieces(corpus.words, teacher)

@@ -1,10 +1,13 @@
 """The progress bar of everything that takes long: rate and time left, often in a terminal, rarely in a log file."""
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from tqdm.auto import tqdm
+
+from filbert.files import FIRST
 
 T = TypeVar("T")
 
@@ -13,8 +16,9 @@ def bar(what: str, total: int, done: int = 0) -> tqdm:
     """A bar over `total` rows of which `done` are done."""
     every = 0.5 if sys.stderr.isatty() else 15.0
     return tqdm(
-        total=total, initial=done, desc=what, unit="rows", unit_scale=True, mininterval=every, maxinterval=every
-    )
+        total=total, initial=done, desc=what, unit="rows", unit_scale=True, mininterval=every, maxinterval=every,
+        file=sys.stderr if FIRST else open(os.devnull, "w"),
+    )  # fmt: skip
 
 
 def each(what: str, items: Iterable[T], total: int) -> Iterator[T]:
@@ -27,4 +31,5 @@ def each(what: str, items: Iterable[T], total: int) -> Iterator[T]:
 
 def say(text: str) -> None:
     """A line that does not tear the bar."""
-    tqdm.write(text, file=sys.stderr)
+    if FIRST:
+        tqdm.write(text, file=sys.stderr)

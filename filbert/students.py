@@ -30,7 +30,7 @@ from filbert import FilbertError
 from filbert.bert import FilbertConfig, FilbertForSequenceClassification, FilbertForTokenClassification
 from filbert.bilstm import BiLstmConfig, BiLstmForSequenceClassification, BiLstmForTokenClassification
 from filbert.data import Batch, Encoded
-from filbert.files import write_json
+from filbert.files import FIRST, write_json
 from filbert.reference_bert import ReferenceConfig, ReferenceForSequenceClassification
 from filbert.tasks import Kind, Task
 from filbert.tracking import Recorder
@@ -166,6 +166,8 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
 
 def publish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, recorder: Recorder) -> None:
     """Save a trained model with its history and what it was made with, and log it to MLflow, if it is one that classifies."""
+    if not FIRST:
+        return
     save(model, tokenizer, folder)
     shutil.copyfile(recorder.history, folder / HISTORY)
     write_json(folder / MADE_WITH, recorder.made_with)

@@ -22,25 +22,38 @@ class RowError(FilbertError):
 
 
 def read(folder: Path, stem: str, task: Task, counts: Counter[str] | None = None) -> Iterator[Row]:
-    """The valid rows of the table `stem` in `folder`, in the file's order; `idx` counts the file's data rows from 0."""
-    file = next((folder / f"{stem}{s}" for s in SUFFIXES if (folder / f"{stem}{s}").is_file()), None)
-    if file is None:
+    """The valid rows of the table `stem` in `folder`, in the file's order; `idx` counts the file's data rows from 0.
+
+    Texts without labels may lie in many files, and `stem` be a pattern. Empty sentences and texts are passed over.
+    """
+    found = [file for suffix in SUFFIXES for file in sorted(folder.glob(f"{stem}{suffix}"))]
+    if not found:
         raise RowError(f"{folder}: no table {stem} ({', '.join(SUFFIXES)}) for task {task.name}; fetch it again")
     plain = _read_conll if task.kind is Kind.TAGGING else _read_lines
-    records = {".tsv": _read_tsv, ".txt": plain, ".conll": plain}.get(file.suffix, _read_table)(file, task)
+    readers = {".tsv": _read_tsv, ".txt": plain, ".conll": plain}
+    taken = found if task.kind is Kind.TEXT else found[:1]
+    records = chain.from_iterable(readers.get(file.suffix, _read_table)(file, task) for file in taken)
     counts = Counter() if counts is None else counts
     for idx, (where, record) in enumerate(records):
         try:
             if isinstance(record, RowError):
                 raise record
-            if task.kind is Kind.TAGGING and record.get("words", record.get("tokens")) == []:
-                continue  # an empty sentence
+            if _is_empty(record, task):
+                continue
             if task.where is None or record.get(task.where[0]) == task.where[1]:
                 yield _valid(idx, record, task, where)
         except RowError:
             counts["flawed"] += 1
             if counts["flawed"] > task.flaws:
                 raise
+
+
+def _is_empty(record: Row, task: Task) -> bool:
+    """Whether a tagged row or a text without labels has no words."""
+    if task.kind is Kind.TAGGING:
+        return record.get("words", record.get("tokens")) == []
+    raw = next((old for old, new in task.rename.items() if new == task.columns[0]), task.columns[0])
+    return task.kind is Kind.TEXT and raw in record and not (record[raw] or "").strip()
 
 
 def _read_tsv(file: Path, task: Task) -> Iterator[tuple[str, Row | RowError]]:

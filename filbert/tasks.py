@@ -38,7 +38,7 @@ class Task:
     metrics: tuple[str, ...]  # keys of metrics.METRICS; their mean is the score
     dataset: str  # the entry of `datasets` in params.yaml that serves it
     folder: str = ""  # its folder within that dataset, where the dataset has one per task
-    train: str = "train"  # stem of the file of training rows
+    train: str = "train"  # stem of the file of training rows; of texts it may be a pattern, for many files
     test: tuple[str, ...] = ()
     rename: dict[str, str] = field(default_factory=dict)
     where: tuple[str, str] | None = None
@@ -114,6 +114,7 @@ _TABLE = (
     Task("wikiann", Kind.TAGGING, ("sentence",), ("O", *(f"{place}-{what}" for what in ("PER", "ORG", "LOC") for place in "BI")),
          ("entity_f1",), "wikiann", test=("dev",), languages=("en", "de", "fr", "nl", "pt")),
     Task("imdb_reviews", Kind.TEXT, ("sentence",), (), (), where=("source", "imdb"), **_REVIEWS),
+    Task("corpus", Kind.TEXT, ("text",), (), (), "corpus", train="*"),
     Task("boolq", Kind.PAIR, ("question", "passage"), ("False", "True"), ("accuracy",), "boolq",
          train="combined", together="passage", unlabelled=True),
 )  # fmt: skip

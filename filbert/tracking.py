@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from filbert.files import FIRST
 from filbert.view import View
 
 
@@ -66,7 +68,7 @@ def stage_run(
     made_with = {"stage": stage, **tags, **hashes, **settings}
     view = View("/".join([stage, *tags.values()]), made_with, settings, scratch / "mlflow_run.json")
     try:
-        yield Recorder(scratch / "history.jsonl", view, made_with)
+        yield Recorder(scratch / "history.jsonl" if FIRST else Path(os.devnull), view, made_with)
     except BaseException:
         view.end("FAILED")
         raise

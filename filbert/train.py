@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from filbert import FilbertError, progress, students
+from filbert import FilbertError, processes, progress, students
 from filbert.data import Batch, Encoded, shuffled
 from filbert.device import autocast
+from filbert.files import FIRST
 from filbert.metrics import predictions, scores_on
 from filbert.resume import State, fingerprint
 from filbert.tasks import Task
@@ -29,6 +30,7 @@ from filbert.tracking import Recorder
 CHECKPOINT_SECONDS = float(os.environ.get("FILBERT_CHECKPOINT_SECONDS", "60"))
 LOG_STEPS = 10
 VALIDATION_BATCH = 64
+APART = 1 << 40  # from one process's random draws to the next's
 
 
 class TrainingError(FilbertError):
@@ -92,6 +94,7 @@ def fit(
     told = math.inf if end == total else end  # up to which step the history is this window's to write
     every = max(1, math.ceil((end - begin) / config.validations)) if config.validations else total + 1
     model.to(device).train()
+    processes.same_start(model)
     optimizer = new_optimizer(model, config)
     state = State(
         model,
@@ -112,26 +115,30 @@ def fit(
                 order = shuffled(rows.lengths, config.batch_size, seed, epoch)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * _schedule(state.step, total, config)
-            torch.manual_seed(seed * 1_000_003 + state.step)
-            value = _step(model, loss, rows.batch(order[at]).to(device), optimizer, config.clip, device)
+            torch.manual_seed(seed * 1_000_003 + state.step + APART * processes.RANK)
+            share, weight = processes.mine(order[at])
+            value = _step(model, loss, rows.batch(share).to(device), weight, optimizer, config.clip, device)
             state.step += 1
             bar.update(config.batch_size)
             if state.step % LOG_STEPS == 0 or state.step == end:
-                _record_loss(value, phase, state.step, total, optimizer, bar, recorder)
+                _record_loss(
+                    processes.mean(value), phase, state.step, total, optimizer, bar, recorder, len(rows.ids) / len(rows)
+                )
             if (state.step - begin) % every == 0 or (state.step == end and config.validations):
-                scores = validate()
+                scores = processes.of_first(validate)
                 state.judge(scores["score"] if "score" in scores else -scores["loss"])
                 values = {f"validation_{name}": score for name, score in scores.items()}
                 recorder.log(phase, state.step, {"epoch": state.step / per_epoch, **values})
                 bar.set_postfix({name: f"{value:.4f}" for name, value in (scores | {"best": state.best}).items()})
-            if time.monotonic() - saved >= checkpoint_seconds:
+            if FIRST and time.monotonic() - saved >= checkpoint_seconds:
                 state.save()
                 saved = time.monotonic()
     if not finished:
         recorder.rewind(phase, state.step, told)
         if state.best_weights:
             recorder.log(phase, state.step, {"best": state.best, "best_step": state.best_step})
-        state.save(moments=False)
+        if FIRST:
+            state.save(moments=False)
     if state.best_weights:
         state.restore_best()
     return Fitted(state.best, state.best_step, state.step)
@@ -185,22 +192,26 @@ def _step(
     model: nn.Module,
     loss: Callable[[Batch], Tensor],
     batch: Batch,
+    weight: float,
     optimizer: torch.optim.AdamW,
     clip: float,
     device: torch.device,
 ) -> Tensor:
     with autocast(device):
-        value = loss(batch)
+        value = loss(batch) * weight
     optimizer.zero_grad(set_to_none=True)
     value.backward()
-    nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    processes.average_gradients(trained)
+    nn.utils.clip_grad_norm_(trained, clip)
     optimizer.step()
     return value.detach()
 
 
 def _record_loss(
-    value: Tensor, phase: str, step: int, total: int, optimizer: torch.optim.AdamW, bar: tqdm, recorder: Recorder
-) -> None:
+    value: Tensor, phase: str, step: int, total: int, optimizer: torch.optim.AdamW, bar: tqdm, recorder: Recorder,
+    tokens: float,
+) -> None:  # fmt: skip
     loss, rate = float(value), optimizer.param_groups[0]["lr"]
     if not math.isfinite(loss):
         raise TrainingError(
@@ -208,7 +219,9 @@ def _record_loss(
             "or raise `warmup` of this phase in params.yaml"
         )
     values = {"loss": loss, "learning_rate": rate}
+    shown = {"loss": f"{loss:.4f}"}
     if bar.format_dict["rate"]:
-        values["rows_per_second"] = bar.format_dict["rate"]
+        values |= {"rows_per_second": bar.format_dict["rate"], "tokens_per_second": bar.format_dict["rate"] * tokens}
+        shown["tokens/s"] = f"{values['tokens_per_second']:.0f}"
     recorder.log(phase, step, values)
-    bar.set_postfix(loss=f"{loss:.4f}")
+    bar.set_postfix(shown)

@@ -18,7 +18,7 @@ import psutil
 import pyarrow as pa
 from filelock import FileLock
 
-from filbert.files import SCRATCH, read_json, write_json
+from filbert.files import FIRST, SCRATCH, read_json, write_json
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -36,7 +36,7 @@ class View:
     def __init__(self, name: str, made_with: dict[str, Any], params: dict[str, Any], run_file: Path):
         self.points: list[tuple[str, float, int, int]] = []
         self.flushed = time.monotonic()
-        self.run_id, self.failures, self.lost = "", 0, False
+        self.run_id, self.failures, self.lost = "", 0, not FIRST
         self._try(lambda: self._start(name, made_with, params, run_file))
 
     def point(self, values: dict[str, float], step: int) -> None:

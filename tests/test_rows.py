@@ -184,3 +184,14 @@ def test_arrow_files_come_back_as_they_went(tmp_path: Path) -> None:
     rows.write_table(prepared.tables["train"], tmp_path / "train.arrow")
     assert rows.read_table(tmp_path / "train.arrow").equals(prepared.tables["train"])
     assert tables.text_hash("a", "b") != tables.text_hash("ab", "")
+
+
+def test_a_corpus_is_every_file_of_a_folder_without_its_empty_texts(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"title": ["a", "b", "c"], "text": ["one", "  ", None]}), tmp_path / "first.parquet")
+    pq.write_table(pa.table({"text": ["two"]}), tmp_path / "second.parquet")
+    (tmp_path / "lines.txt").write_text("three\n\nfour\n")
+    corpus = tasks.find("corpus")
+    assert [row["text"] for row in tables.read(tmp_path, corpus.train, corpus)] == ["one", "two", "three", "four"]
+    pq.write_table(pa.table({"body": ["no column text"]}), tmp_path / "third.parquet")
+    with pytest.raises(tables.RowError, match="no column text for task corpus; found body"):
+        list(tables.read(tmp_path, corpus.train, corpus))

@@ -1,0 +1,55 @@
+"""Two processes train the same model as one: the same losses, the same weights, one student."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config, tiny_tokenizer
+from ruamel.yaml import YAML
+from test_pipeline import ROOT, environment
+from transformers import BertModel
+
+from filbert import prepare, processes, rows, tasks
+from filbert.students import read_weights
+from filbert.tracking import read_history
+
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+
+
+def test_shares_of_a_batch_weigh_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "COUNT", 2)
+    batch, means = np.array([3.0, 5.0, 10.0]), []
+    for rank in range(2):
+        monkeypatch.setattr(processes, "RANK", rank)
+        share, weight = processes.mine(batch)
+        means.append(share.mean() * weight)
+    assert np.mean(means) == batch.mean()
+    assert processes.mine(batch[:1])[1] == 0  # a row too few
+
+
+def test_two_processes_train_what_one_does(tmp_path: Path, prepared: prepare.Prepared) -> None:
+    for name, table in prepared.tables.items():
+        rows.write_rows(table.to_pylist(), tasks.find("sst2"), tmp_path / "prepared" / f"{name}.arrow")
+    torch.manual_seed(0)
+    BertModel(tiny_config(hidden_dropout_prob=0, attention_probs_dropout_prob=0)).save_pretrained(tmp_path / "start")
+    tiny_tokenizer().save_pretrained(tmp_path / "start")
+    yaml = YAML()
+    params = yaml.load(ROOT / "params.yaml")
+    params["teach"] |= {"epochs": 2, "batch_size": 10, "learning_rate": 1e-3, "validations": 3}
+    yaml.dump(params, tmp_path / "params.yaml")
+    for name, launched in (("one", []), ("two", TORCHRUN)):
+        subprocess.run(
+            [sys.executable, "-m", *launched, "stages.teach", "sst2", "prepared", "start", name],
+            cwd=tmp_path, env=environment(PYTHONPATH=str(ROOT)), check=True, capture_output=True,
+        )  # fmt: skip
+    one, two = (read_history(tmp_path / name / "history.jsonl") for name in ("one", "two"))
+    told = ("loss", "validation_score", "best_step")
+    assert len(one) == len(two) > 3
+    for ours, theirs in zip(one, two, strict=True):
+        assert [ours.get(name) for name in told] == pytest.approx([theirs.get(name) for name in told], abs=2e-3)
+    weights = [read_weights(tmp_path / name) for name in ("one", "two")]
+    assert all(torch.allclose(weights[0][name], weights[1][name], atol=2e-3) for name in weights[0])
+    assert not list(tmp_path.rglob(".two-*"))
