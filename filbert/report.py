@@ -54,6 +54,11 @@ def interval(ours: list[float], theirs: list[float], confidence: float) -> tuple
     return difference - half, difference + half
 
 
+def verdicts(line: Line, lines: list[Line], config: ReportConfig) -> list[str]:
+    """What is said of one of a task's lines, against each that it is compared with."""
+    return [_compared(line, other, config) for other in _rivals(line, lines, config)]
+
+
 def spread(values: list[float]) -> str:
     """Mean ± standard deviation, or the one value."""
     if len(values) == 1:
@@ -84,7 +89,7 @@ def _task_table(lines: list[Line], config: ReportConfig, neighbours: float | Non
             f"{line.median('smaller'):.2f}×",
             f"{line.median('faster', 'batch_1'):.2f}× / {line.median('faster', 'batch_32'):.2f}×",
             f"{line.median('steps'):.0f}",
-            "<br>".join(_compared(line, other, config) for other in _rivals(line, lines, config)),
+            "<br>".join(verdicts(line, lines, config)),
         ])  # fmt: skip
     machine, facts = teacher.details[0]["machine"], teacher.details[0]
     note = (
