@@ -4,66 +4,48 @@ import statistics
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from filbert import compared
 from filbert.figures import TEACHER, Line
 from filbert.files import read_json
 from filbert.report import ReportConfig, verdicts
-from filbert.runs import Point, Record, now
+from filbert.runs import Record, now
 from filbert.tracking import flat, points_of, read_history, steps
 
-NAMED = ("stage", "task", "method", "seed")  # what names a training
+NAMED = ("task", "method", "seed")  # what names a training, after its stage
 
 
 def trainings(folders: list[Path], lines: list[Line]) -> Iterator[Record]:
-    """The trainings of all models under `folders`; those whose models are not there, as far as their figures tell of them."""
+    """The trainings of all models under `folders`; their shapes are told where they were evaluated."""
     evaluated = {
-        compared.identity(details["made_with"]): (details, figures)
+        compared.identity(details["made_with"]): (details["shape"], figures["parameters"])
         for line in lines
         for details, figures in zip(line.details, line.figures, strict=True)
-        if "stage" in details["made_with"]  # old figures do not say which training they are of
     }
-    there = sorted(file for folder in folders for file in folder.rglob("made_with.json"))
-    for file in there:
+    for file in sorted(file for folder in folders for file in folder.rglob("made_with.json")):
         made_with, history = read_json(file), file.with_name("history.jsonl")
-        details, figures = evaluated.pop(compared.identity(made_with), ({}, {}))
         said = [
             line for line in read_history(history) if "/" not in line["phase"]
         ]  # the rest is told by an earlier student
-        points = [point for line in said for point in points_of(line)]
         times = [round(1000 * line["time"]) for line in said] or [_time(file)]
-        counts = {"steps": steps(history)} | {k: figures[k] for k in ("parameters",) if k in figures}
-        yield _training(made_with, details, counts, points, min(times), max(times), str(file.parent))
-    for details, figures in evaluated.values():
-        time = now()
-        points = [(f"{p['phase']}/validation_score", p["score"], time, p["step"]) for p in details["curve"]]
-        counts = {name: figures[name] for name in ("steps", "parameters")}
-        yield _training(details["made_with"], details, counts, points, time, time, "")
-
-
-def _training(
-    made_with: dict[str, Any], details: dict[str, Any], counts: dict[str, Any], points: list[Point], start: int, end: int,
-    folder: str,
-) -> Record:  # fmt: skip
-    # made_with begins with what the run works on and the hashes of what it read; settings follow
-    tags = dict(takewhile(lambda item: isinstance(item[1], str) and "/" not in item[0], made_with.items()))
-    named = {name: made_with[name] for name in NAMED if name in made_with}
-    shape = compared.shape(details["shape"]) if details else {}
-    params = {k: v for k, v in made_with.items() if k not in tags} | {k: v for k, v in named.items() if k != "stage"}
-    return Record(
-        name="/".join(named.values()),
-        key=compared.identity(made_with),
-        tags=tags,
-        params=params | compared.training(made_with) | shape,
-        figures=counts,
-        start=start,
-        end=end,
-        points=points,
-        exact=bool(folder),
-        rows=(made_with["task"], made_with["rows"]) if "rows" in made_with else None,
-        folder=folder,
-    )
+        key = compared.identity(made_with)
+        shape, parameters = evaluated.get(key, ({}, None))
+        # made_with begins with what the run works on and the hashes of what it read; settings follow
+        tags = dict(takewhile(lambda item: isinstance(item[1], str) and "/" not in item[0], made_with.items()))
+        named = {name: made_with[name] for name in NAMED if name in made_with}
+        settings = {name: value for name, value in made_with.items() if name not in tags}
+        yield Record(
+            name="/".join([made_with["stage"], *named.values()]),
+            key=key,
+            tags=tags,
+            params=settings | named | compared.training(made_with) | (compared.shape(shape) if shape else {}),
+            figures={"steps": steps(history)} | ({"parameters": parameters} if parameters else {}),
+            start=min(times),
+            end=max(times),
+            points=[point for line in said for point in points_of(line)],
+            rows=(made_with["task"], made_with["rows"]) if "rows" in made_with else None,
+            folder=str(file.parent),
+        )
 
 
 def evaluations(lines: list[Line], metrics: Path) -> Iterator[Record]:

@@ -39,7 +39,6 @@ class Record:
     start: int  # milliseconds since 1970
     end: int
     points: list[Point] = field(default_factory=list)
-    exact: bool = True  # whether the points bear the times at which they were measured
     rows: tuple[str, str] | None = None  # the task and the digest of the rows it was trained on
     folder: str = ""  # of the model it made
     of: tuple[str, ...] = ()  # the keys of the runs whose models it is about
@@ -100,7 +99,7 @@ class Runs:
         from mlflow.entities import Param, RunTag
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-        there = self.find(record.key, record.end if record.points and record.exact else None)
+        there = self.find(record.key, record.end if record.points else None)
         tags = record.tags | self._gathered(record)
         if there:
             run, said = there, there.data
@@ -113,7 +112,7 @@ class Runs:
             said, lacks = run.data, []
         params = [Param(name, str(value)) for name, value in record.params.items() if name not in said.params]
         self.client.log_batch(run.info.run_id, params=params, tags=lacks)
-        self._points(run.info.run_id, finite(record.points) if record.exact or not there else [])
+        self._points(run.info.run_id, finite(record.points))
         self._link(run, record)
         self._figures(run, record)
         if run.info.status != "FINISHED":
