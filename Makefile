@@ -17,7 +17,7 @@ repro: $(READY) ## the main job: run what has changed, print the table
 	@dvc repro
 	@sed -n '/^###/,$$p' docs/results.md
 	@echo
-	@echo "table: docs/results.md   picture: docs/pareto.svg   runs and curves: make ui   figures: dvc metrics show"
+	@echo "page: data/report/index.html   table: docs/results.md   picture: docs/pareto.svg   runs and curves: make ui   figures: dvc metrics show"
 
 test: $(READY) lint ## lint, type check, tests
 	@python -m pytest
@@ -73,7 +73,7 @@ status: $(READY) ## what `make repro` would run
 	@dvc status
 
 clean: ## remove the environment and everything made by the pipeline but DVC's cache and the figures in git
-	rm -rf $(VENV) .scratch mlruns mlflow.db data/raw data/prepared data/teachers data/cache data/references data/transfer data/corpus data/pretrained data/students
+	rm -rf $(VENV) .scratch mlruns mlflow.db data/raw data/prepared data/teachers data/cache data/references data/transfer data/corpus data/pretrained data/students data/report/index.html
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14

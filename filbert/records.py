@@ -89,7 +89,7 @@ def aggregates(lines: list[Line], metrics: Path, config: ReportConfig) -> Iterat
                 "task": line.task,
                 "method": line.student,
                 "seeds": ", ".join(seeds),
-                "verdict": "; ".join(verdicts(line, rivals, config)),
+                "verdict": "; ".join(map(str, verdicts(line, rivals, config))),
             },
             params={name: value for name, value in first.params.items() if name != "seed"},
             figures=means | deviation | costs,

@@ -1,6 +1,7 @@
 """What the figures say: the table per task, the verdicts over seeds, the picture."""
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,6 @@ def interval(ours: list[float], theirs: list[float], confidence: float) -> tuple
     return difference - half, difference + half
 
 
-def verdicts(line: Line, lines: list[Line], config: ReportConfig) -> list[str]:
-    """What is said of one of a task's lines, against each that it is compared with."""
-    return [_compared(line, other, config) for other in _rivals(line, lines, config)]
-
-
 def spread(values: list[float]) -> str:
     """Mean ± standard deviation, or the one value."""
     if len(values) == 1:
@@ -66,39 +62,100 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
-def markdown(lines: list[Line], config: ReportConfig, neighbours: dict[str, float]) -> str:
-    """The tables of all tasks; `neighbours` are the scores of the control by the reference's label."""
+@dataclass(frozen=True)
+class Comparison:
+    """What is said of one student beside another."""
+
+    verdict: str  # BEATS, TIES, LOSES, INCONCLUSIVE or "not comparable to"
+    other: str
+    detail: str  # the interval, or what differs
+
+    def __str__(self) -> str:
+        return f"{self.verdict} `{self.other}`{self.detail}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a task's table says of one student."""
+
+    student: str
+    shape: str
+    score: str
+    of_teacher: str
+    parameters: str
+    smaller: str
+    faster_1: str
+    faster_32: str
+    steps: str
+    compared: tuple[Comparison, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """What is said of one task."""
+
+    task: Task
+    lines: tuple[Line, ...]
+    rows: tuple[Row, ...]  # one a line
+    tests: tuple[tuple[str, ...], ...]  # scores by test set, the first row the head; empty where there is one set
+    notes: tuple[str, ...]  # Markdown: what is to be said of some students, and how all was measured
+
+
+def sections(lines: list[Line], config: ReportConfig, neighbours: dict[str, float]) -> list[Section]:
+    """What is said of each task; `neighbours` are the scores of the control by the reference's label."""
     by_task: dict[str, list[Line]] = {}
     for line in lines:
         by_task.setdefault(line.task, []).append(line)
-    return "\n\n".join(_task_table(found, config, neighbours.get(task)) for task, found in by_task.items())
+    return [_section(found, config, neighbours.get(task)) for task, found in by_task.items()]
 
 
-def _task_table(lines: list[Line], config: ReportConfig, neighbours: float | None) -> str:
+def _section(lines: list[Line], config: ReportConfig, neighbours: float | None) -> Section:
     task = TASKS[lines[0].task]
     teacher = next(line for line in lines if line.student == TEACHER)
-    rows = [["student", "layers × width", "score", "of teacher", "parameters", "smaller", "faster 1 / 32", "steps",
-             "verdict"]]  # fmt: skip
-    for line in lines:
-        rows.append([
-            line.student,
-            _shape(line.details[0]["shape"]),
-            spread(line.scores),
-            f"{100 * statistics.mean(line.scores) / statistics.mean(teacher.scores):.1f} %",
-            f"{line.median('parameters') / 1e6:.2f} M",
-            f"{line.median('smaller'):.2f}×",
-            f"{line.median('faster', 'batch_1'):.2f}× / {line.median('faster', 'batch_32'):.2f}×",
-            f"{line.median('steps'):.0f}",
-            "<br>".join(verdicts(line, lines, config)),
-        ])  # fmt: skip
+    rows = tuple(
+        Row(
+            student=line.student,
+            shape=_shape(line.details[0]["shape"]),
+            score=spread(line.scores),
+            of_teacher=f"{100 * statistics.mean(line.scores) / statistics.mean(teacher.scores):.1f} %",
+            parameters=f"{line.median('parameters') / 1e6:.2f} M",
+            smaller=f"{line.median('smaller'):.2f}×",
+            faster_1=f"{line.median('faster', 'batch_1'):.2f}×",
+            faster_32=f"{line.median('faster', 'batch_32'):.2f}×",
+            steps=f"{line.median('steps'):.0f}",
+            compared=verdicts(line, lines, config),
+        )
+        for line in lines
+    )
     machine, facts = teacher.details[0]["machine"], teacher.details[0]
-    note = (
+    protocol = (
         f"Score: {' and '.join(task.metrics)}, in points, on the test rows; mean ± standard deviation over seeds "
         f"{', '.join(map(str, lines[-1].seeds))}. Latency: float32, {facts['threads']} thread, teacher and student in turn, "
         f"medians; batch 1 is a row of median length ({facts['tokens']} pieces). {machine['processor']}, {machine['flags']}."
     )
-    parts = [table(rows), _on_tests(lines, task), _on_pruned(lines), _on_references(lines, neighbours), note]
-    return "\n\n".join(filter(None, [f"### {task.name}", *parts]))
+    notes = tuple(filter(None, [_on_pruned(lines), _on_references(lines, neighbours), protocol]))
+    return Section(task, tuple(lines), rows, _on_tests(lines, task), notes)
+
+
+def markdown(sections: list[Section]) -> str:
+    """The tables of all tasks."""
+    return "\n\n".join(map(_task_table, sections))
+
+
+def _task_table(section: Section) -> str:
+    rows = [("student", "layers × width", "score", "of teacher", "parameters", "smaller", "faster 1 / 32", "steps",
+             "verdict")]  # fmt: skip
+    for row in section.rows:
+        compared = "<br>".join(map(str, row.compared))
+        rows.append((row.student, row.shape, row.score, row.of_teacher, row.parameters, row.smaller,
+                     f"{row.faster_1} / {row.faster_32}", row.steps, compared))  # fmt: skip
+    tests = [table(section.tests)] if section.tests else []
+    return "\n\n".join([f"### {section.task.name}", table(rows), *tests, *section.notes])
+
+
+def verdicts(line: Line, lines: list[Line], config: ReportConfig) -> tuple[Comparison, ...]:
+    """What is said of one of a task's lines, against each that it is compared with."""
+    return tuple(_compared(line, other, config) for other in _rivals(line, lines, config))
 
 
 def _rivals(line: Line, lines: list[Line], config: ReportConfig) -> list[Line]:
@@ -109,29 +166,29 @@ def _rivals(line: Line, lines: list[Line], config: ReportConfig) -> list[Line]:
     return named or [other for other in lines if other.student == config.baseline]
 
 
-def _compared(line: Line, other: Line, config: ReportConfig) -> str:
+def _compared(line: Line, other: Line, config: ReportConfig) -> Comparison:
     """The verdict on one method against another."""
     if abs(line.median("parameters") / other.median("parameters") - 1) > config.same_size:
-        return f"not comparable to `{other.student}`: parameters differ"
+        return Comparison("not comparable to", other.student, ": parameters differ")
     if abs(line.median("steps") / other.median("steps") - 1) > config.same_steps:
-        return f"not comparable to `{other.student}`: steps differ"
+        return Comparison("not comparable to", other.student, ": steps differ")
     ours, theirs = (each.details[0]["made_with"].get("transfer") for each in (line, other))
     if ours and theirs and ours != theirs:
-        return f"not comparable to `{other.student}`: transfer rows differ"
+        return Comparison("not comparable to", other.student, ": transfer rows differ")
     low, high = interval(line.scores, other.scores, config.confidence)
-    return f"{verdict(line.scores, other.scores, config)} `{other.student}` ({low:+.1f} to {high:+.1f})"
+    return Comparison(verdict(line.scores, other.scores, config), other.student, f" ({low:+.1f} to {high:+.1f})")
 
 
-def _on_tests(lines: list[Line], task: Task) -> str:
+def _on_tests(lines: list[Line], task: Task) -> tuple[tuple[str, ...], ...]:
     """Each student's score on each test set, where a task has several, such as one a language."""
     if len(task.tests) < 2:
-        return ""
+        return ()
     names = [stem.rsplit("_", 1)[-1] for stem in task.tests.values()]
     found = [
-        [line.student, *(spread([100 * figures[test]["score"] for figures in line.figures]) for test in task.tests)]
+        (line.student, *(spread([100 * figures[test]["score"] for figures in line.figures]) for test in task.tests))
         for line in lines
     ]
-    return table([["student", *names], *found])
+    return (("student", *names), *found)
 
 
 def _on_pruned(lines: list[Line]) -> str:
@@ -188,7 +245,7 @@ def _deviation(values: list[float]) -> str:
     return f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
 
 
-def table(rows: list[list[str]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows as a Markdown table, the first its head."""
     head, *body = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([head, "|" + " --- |" * len(rows[0]), *body])

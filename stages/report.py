@@ -1,17 +1,19 @@
-"""The result table with its verdicts, the points and curves for `dvc plots`, and the Pareto picture."""
+"""The result table with its verdicts, the points and curves for `dvc plots`, the Pareto picture, and the page."""
 
 import statistics
 from pathlib import Path
 
-from filbert import config, figures, files, records, tracking
+from filbert import config, figures, files, page, records, tracking
 from filbert import report as says
 from stages import run, scratch_of
+
+RULE = """A verdict is on the difference of mean scores and its {confidence:.0%} Welch interval: TIES if the interval lies within
+± {margin} points, else BEATS or LOSES if it excludes 0, else INCONCLUSIVE."""
 
 HEAD = """# Results
 
 Written by the `report` stage from `data/metrics` and `data/details`; every figure is of a run, none is typed in.
-A verdict is on the difference of mean scores and its {confidence:.0%} Welch interval: TIES if the interval lies within
-± {margin} points, else BEATS or LOSES if it excludes 0, else INCONCLUSIVE. Which command made which task, and
+{rule} Which command made which task, and
 what was tried: [runs.md](runs.md).
 
 ![score against size and latency](pareto.svg)
@@ -19,17 +21,19 @@ what was tried: [runs.md](runs.md).
 """
 
 
-def report(metrics: Path, details: Path, table: Path, picture: Path, plots: Path) -> None:
-    """Write TABLE, PICTURE and the CSV files in PLOTS from all figures under METRICS and DETAILS."""
+def report(metrics: Path, details: Path, table: Path, picture: Path, folder: Path) -> None:
+    """Write TABLE, PICTURE, and the page and CSV files in FOLDER from all figures under METRICS and DETAILS."""
     settings = config.section("report", says.ReportConfig)
     lines = figures.gather(metrics, details)
-    head = HEAD.format(confidence=settings.confidence, margin=settings.margin)
+    sections = says.sections(lines, settings, figures.neighbours(metrics, lines))
+    rule = RULE.format(confidence=settings.confidence, margin=settings.margin)
     with tracking.stage_run(
         "report", params={"report": settings}, tags={}, hashes={}, scratch=scratch_of(table)
     ) as recorder:
-        files.write_text(table, head + says.markdown(lines, settings, figures.neighbours(metrics, lines)) + "\n")
-        files.write_text(plots / "pareto.csv", figures.as_csv(figures.points(lines)))
-        files.write_text(plots / "curves.csv", figures.as_csv(list(figures.curves(lines))))
+        files.write_text(table, HEAD.format(rule=rule) + says.markdown(sections) + "\n")
+        files.write_text(folder / "index.html", page.render(sections, rule))
+        files.write_text(folder / "pareto.csv", figures.as_csv(figures.points(lines)))
+        files.write_text(folder / "curves.csv", figures.as_csv(list(figures.curves(lines))))
         with files.whole_file(picture) as making:
             says.draw(lines, making)
         recorder.runs(records.aggregates(lines, metrics, settings))

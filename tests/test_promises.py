@@ -38,7 +38,7 @@ def imports(path: Path) -> frozenset[str]:
 
 
 def reached(module: str) -> set[str]:
-    """The files of this repository that importing a module runs, its packages' __init__ included."""
+    """The files of this repository that importing a module runs, its packages' __init__ and a template beside it included."""
     todo, seen = [module], set()
     while todo:
         name = todo.pop()
@@ -46,7 +46,9 @@ def reached(module: str) -> set[str]:
             seen.add(name)
             todo += imports(MODULES[name])
             todo.append(name.rpartition(".")[0])
-    return {str(MODULES[name].relative_to(ROOT)) for name in seen}
+    files = {MODULES[name] for name in seen}
+    files |= {template for file in files if (template := file.with_suffix(".html")).exists()}
+    return {str(file.relative_to(ROOT)) for file in files}
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,11 @@ def lines(tmp_path: Path) -> list[figures_of.Line]:
 
 def test_the_table_says_what_the_files_say(lines: list[figures_of.Line]) -> None:
     assert [line.student for line in lines] == ["teacher", "finetune", "kd"]
-    rows = [line.split(" | ") for line in report.markdown(lines, CONFIG, {}).splitlines() if line.startswith("| kd")]
+    rows = [
+        line.split(" | ")
+        for line in report.markdown(report.sections(lines, CONFIG, {})).splitlines()
+        if line.startswith("| kd")
+    ]
     assert rows[0][:8] == ["| kd", "3 × 16", "85.5 ± 0.5", "95.0 %", "0.50 M", "2.00×", "2.00× / 3.00×", "10"]
     assert rows[0][8].startswith("BEATS `finetune` (+3.")
 
@@ -88,7 +92,7 @@ def test_a_student_that_reads_references_says_what_that_takes(lines: list[figure
         tmp_path / "m" / "sst2" / "references.json", {"rows": "r1", "neighbours": {"validation": 0.1, "test": 0.625}}
     )
     gathered = figures_of.gather(tmp_path / "m", tmp_path / "d")
-    said = report.markdown(gathered, CONFIG, figures_of.neighbours(tmp_path / "m", gathered))
+    said = report.markdown(report.sections(gathered, CONFIG, figures_of.neighbours(tmp_path / "m", gathered)))
     row = next(line for line in said.splitlines() if line.startswith("| refbert"))
     assert "BEATS `finetune` (" in row  # 2 % more parameters are one size
     assert "`kd` (" in row
@@ -109,7 +113,7 @@ def test_a_verdict_needs_equal_size_and_steps(
 ) -> None:
     for seed in (1, 2, 3):
         write_json(tmp_path / "m" / "sst2" / "kd" / f"{seed}.json", figures(0.85, 500_000) | {name: value})
-    table = report.markdown(figures_of.gather(tmp_path / "m", tmp_path / "d"), CONFIG, {})
+    table = report.markdown(report.sections(figures_of.gather(tmp_path / "m", tmp_path / "d"), CONFIG, {}))
     assert f"not comparable to `finetune`: {name} differ" in table
     assert "BEATS" not in table
 
@@ -156,7 +160,7 @@ def test_seeds_of_a_recipe_have_each_their_start_and_the_shape_is_told(
         made = {"fit/epochs": 2, "rows": "r1", "seed": str(seed), "start": f"s{seed}"}
         write_json(tmp_path / "d" / "sst2" / "kd" / f"{seed}.json", details(made_with=made, shape=shape))
         write_json(tmp_path / "m" / "sst2" / "kd" / f"{seed}.json", figures(0.85, 500_000) | {"smaller_prunable": 7.5})
-    said = report.markdown(figures_of.gather(tmp_path / "m", tmp_path / "d"), CONFIG, {})
+    said = report.markdown(report.sections(figures_of.gather(tmp_path / "m", tmp_path / "d"), CONFIG, {}))
     assert "`kd`: heads 2 1, neurons 8, rank 4, 7.50× fewer parameters in what can be pruned" in said
     assert "`finetune`: heads" not in said
 
@@ -169,7 +173,7 @@ def test_each_language_has_its_score_and_a_bilstm_its_shape(tmp_path: Path) -> N
             of_languages = {name: {"score": 0.5 + 0.1 * i} for i, name in enumerate(tasks.find("wikiann").tests)}
             write_json(tmp_path / "m" / "wikiann" / student / f"{seed}.json", cost | of_languages)
             write_json(tmp_path / "d" / "wikiann" / student / f"{seed}.json", details(**more))
-    said = report.markdown(figures_of.gather(tmp_path / "m", tmp_path / "d"), CONFIG, {})
+    said = report.markdown(report.sections(figures_of.gather(tmp_path / "m", tmp_path / "d"), CONFIG, {}))
     assert "| student | en | de | fr | nl | pt |" in said
     assert "| bilstm | 50.0 ± 0.0 | 60.0 ± 0.0 | 70.0 ± 0.0 | 80.0 ± 0.0 | 90.0 ± 0.0 |" in said
     assert "| bilstm | 50, 2 × 200 | 70.0 ± 0.0 |" in said  # the mean over languages
