@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: repro test lint glue wikiann flow bench ui status clean help
+.PHONY: repro test lint glue wikiann flow bench ui track status clean help
 .DEFAULT_GOAL := help
 
 repro: $(READY) ## the main job: run what has changed, print the table
@@ -65,6 +65,9 @@ bench: $(READY) ## what cache and transfer rows cost and save, on a quiet machin
 ui: $(READY) ## MLflow's pages on PORT (5000)
 	@case "$$MLFLOW_TRACKING_URI" in http*) echo "MLflow is at $$MLFLOW_TRACKING_URI" ;; \
 	  *) mlflow server --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --port $(PORT) ;; esac
+
+track: $(READY) ## bring MLflow's runs back from the files, after its store was lost or not reached
+	@python -m stages.track data/metrics data/details data/teachers data/pretrained data/students
 
 status: $(READY) ## what `make repro` would run
 	@dvc status

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filbert import FilbertError, progress
+from filbert import FilbertError, compared, progress
 from filbert.files import read_json
 from filbert.tasks import TASKS
 
@@ -29,10 +29,7 @@ class Line:
     @property
     def scores(self) -> list[float]:
         """Test scores in points, one per seed; the mean over the test sets where a task has several."""
-        return [
-            100 * statistics.mean(v["score"] for name, v in figures.items() if name.startswith("test"))
-            for figures in self.figures
-        ]
+        return list(map(compared.score, self.figures))
 
     def median(self, *path: str) -> float:
         """The median over seeds of the figure at `path`."""

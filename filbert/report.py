@@ -70,6 +70,9 @@ class Comparison:
     other: str
     detail: str  # the interval, or what differs
 
+    def __str__(self) -> str:
+        return f"{self.verdict} `{self.other}`{self.detail}"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -120,7 +123,7 @@ def _section(lines: list[Line], config: ReportConfig, neighbours: float | None) 
             faster_1=f"{line.median('faster', 'batch_1'):.2f}×",
             faster_32=f"{line.median('faster', 'batch_32'):.2f}×",
             steps=f"{line.median('steps'):.0f}",
-            compared=tuple(_compared(line, other, config) for other in _rivals(line, lines, config)),
+            compared=verdicts(line, lines, config),
         )
         for line in lines
     )
@@ -143,11 +146,16 @@ def _task_table(section: Section) -> str:
     rows = [("student", "layers × width", "score", "of teacher", "parameters", "smaller", "faster 1 / 32", "steps",
              "verdict")]  # fmt: skip
     for row in section.rows:
-        compared = "<br>".join(f"{c.verdict} `{c.other}`{c.detail}" for c in row.compared)
+        compared = "<br>".join(map(str, row.compared))
         rows.append((row.student, row.shape, row.score, row.of_teacher, row.parameters, row.smaller,
                      f"{row.faster_1} / {row.faster_32}", row.steps, compared))  # fmt: skip
     tests = [table(section.tests)] if section.tests else []
     return "\n\n".join([f"### {section.task.name}", table(rows), *tests, *section.notes])
+
+
+def verdicts(line: Line, lines: list[Line], config: ReportConfig) -> tuple[Comparison, ...]:
+    """What is said of one of a task's lines, against each that it is compared with."""
+    return tuple(_compared(line, other, config) for other in _rivals(line, lines, config))
 
 
 def _rivals(line: Line, lines: list[Line], config: ReportConfig) -> list[Line]:

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -12,7 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from filbert import compared
 from filbert.files import FIRST
+from filbert.runs import Point, Record, now
 from filbert.view import View
 
 
@@ -28,7 +30,7 @@ class Recorder:
         line = {"phase": phase, "step": step, "time": round(time.time(), 3), **values}
         with self.history.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
-        self.view.point({f"{phase}/{name}": value for name, value in values.items()}, step)
+        self.view.points(points_of(line))
 
     def rewind(self, phase: str, step: int, end: float = math.inf) -> None:
         """Forget what was written of `phase` after `step`, up to `end`: a resumed phase says it again."""
@@ -44,29 +46,51 @@ class Recorder:
 
     def metrics(self, values: dict[str, Any]) -> None:
         """Final figures of the stage, nested names joined by `/`."""
-        self.view.point({name: v for name, v in flat(values).items() if isinstance(v, int | float)}, 0)
+        at = now()
+        self.view.points([(name, float(v), at, 0) for name, v in flat(values).items() if isinstance(v, int | float)])
 
-    def dataset(self, table: pa.Table, source: Path, name: str, context: str) -> None:
+    def student(self, shape: dict[str, Any], figures: dict[str, Any]) -> None:
+        """A student that was made or measured: its shape, as `measure.shape` tells it, and final figures."""
+        self.view.params(compared.shape(shape))
+        self.metrics(figures)
+
+    def dataset(self, table: pa.Table, source: Path, context: str) -> None:
         """The rows a stage reads, as an MLflow input."""
-        self.view.dataset(table, source, name, context)
+        self.view.dataset(table, source, self.made_with["task"], self.made_with["rows"], context)
 
     def model(self, model: Any, tokenizer: Any) -> None:
         """A trained model as an MLflow model of the transformers flavour, with a signature."""
         self.view.model(model, tokenizer)
 
+    def runs(self, records: Iterable[Record]) -> None:
+        """Runs beside the stage's own, such as the aggregates of seeds."""
+        self.view.write(records)
+
 
 @contextmanager
 def stage_run(
-    stage: str, *, params: dict[str, Any], tags: dict[str, str], hashes: dict[str, str], scratch: Path
+    stage: str,
+    *,
+    params: dict[str, Any],
+    tags: dict[str, str],
+    hashes: dict[str, str],
+    scratch: Path,
+    of: dict[str, Any] | None = None,
 ) -> Iterator[Recorder]:
     """One stage as an MLflow run, and its history in `scratch`.
 
     `params` are the settings it was given (dataclasses allowed as values), `tags` say what it works on and name the
-    run, `hashes` identify what it read. A stage that was killed and starts again goes on in the same run.
+    run, `hashes` identify what it read, `of` is what the model that it measures was made with. A stage that was killed and
+    starts again goes on in the same run.
     """
     settings = json.loads(json.dumps(flat(params)))
-    made_with = {"stage": stage, **tags, **hashes, **settings}
-    view = View("/".join([stage, *tags.values()]), made_with, settings, scratch / "mlflow_run.json")
+    worked_on = {"stage": stage, **tags, **hashes}
+    made_with = worked_on | settings
+    key = compared.identity(made_with) if of is None else compared.identity(stage, tags, of)
+    shown = settings | tags | compared.training(of or made_with)
+    view = View("/".join([stage, *tags.values()]), key, worked_on, shown, made_with, scratch / "mlflow_run.json")
+    if of is not None:
+        view.about(compared.identity(of))
     try:
         yield Recorder(scratch / "history.jsonl" if FIRST else Path(os.devnull), view, made_with)
     except BaseException:
@@ -79,6 +103,13 @@ def read_history(file: Path) -> list[dict[str, Any]]:
     """The lines of a history.jsonl; a last line cut off by a kill is left out."""
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def points_of(line: dict[str, Any]) -> list[Point]:
+    """One point for each value of a line of the history."""
+    values = ((name, v) for name, v in line.items() if name not in ("phase", "step", "time"))
+    at, step = round(1000 * line["time"]), line["step"]
+    return [(f"{line['phase']}/{name}", float(v), at, step) for name, v in values]
 
 
 def steps(file: Path) -> int:

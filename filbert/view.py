@@ -1,16 +1,14 @@
-"""MLflow, the view: every call is safe to lose. The one module that imports mlflow.
+"""MLflow, the view of a stage while it runs: every call is safe to lose.
 
-A stage is an MLflow run nested under one run per pipeline run. When the store cannot be reached the view is given up
-with a warning, and the files stay the record.
+A stage is an MLflow run nested under one run per pipeline run. What cannot be written waits for the next time, while the
+stage goes on: the files are the record, and `stages.track` brings back from them what was lost.
 """
 
 import json
-import logging
-import math
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,113 +17,139 @@ import pyarrow as pa
 from filelock import FileLock
 
 from filbert.files import FIRST, SCRATCH, read_json, write_json
+from filbert.runs import KEY_TAG, MOST, Point, Record, Runs, finite, model_name
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-
-EXPERIMENT = "filbert"
-STORE = Path("mlflow.db")
 FLUSH_SECONDS = 5.0
-MOST_FAILURES = 3  # in a row, before the view is given up
-PIPELINE_TAG = "filbert.pipeline"
+SHARE = 1 / 20  # of a stage's time that writing points may take
 
 
 class View:
     """One stage as an MLflow run."""
 
-    def __init__(self, name: str, made_with: dict[str, Any], params: dict[str, Any], run_file: Path):
-        self.points: list[tuple[str, float, int, int]] = []
-        self.flushed = time.monotonic()
-        self.run_id, self.failures, self.lost = "", 0, not FIRST
-        self._try(lambda: self._start(name, made_with, params, run_file))
+    def __init__(
+        self,
+        name: str,
+        key: str,
+        tags: dict[str, str],
+        params: dict[str, Any],
+        made_with: dict[str, Any],
+        run_file: Path,
+    ):
+        self.name, self.made_with, self.run_file = name, made_with, run_file
+        self.tags = tags | {KEY_TAG: key} | {k: v for k in ("DVC_STAGE", "DVC_EXP_NAME") if (v := os.environ.get(k))}
+        self.waiting_params: dict[str, Any] = dict(params)
+        self.waiting_points: list[Point] = []
+        self.run_id = self.model_id = ""
+        self.due, self.behind, self.whole = 0.0, False, True
+        self._try(self._flush)
+        if not self.behind:
+            self.due = time.monotonic() + FLUSH_SECONDS  # what it takes to begin is no measure of what follows
 
-    def point(self, values: dict[str, float], step: int) -> None:
-        now = int(time.time() * 1000)
-        self.points += [(name, float(v), now, step) for name, v in values.items() if math.isfinite(v)]
-        if time.monotonic() - self.flushed > FLUSH_SECONDS:
+    def params(self, values: dict[str, Any]) -> None:
+        self.waiting_params |= values
+
+    def points(self, points: list[Point]) -> None:
+        """Take points; write what waits when it is due."""
+        self.waiting_points += finite(points)
+        if time.monotonic() > self.due:
             self._try(self._flush)
 
-    def dataset(self, table: pa.Table, source: Path, name: str, context: str) -> None:
-        def log() -> None:
-            import mlflow
-            from mlflow.data.pandas_dataset import from_pandas
-
-            with warnings.catch_warnings(action="ignore"):  # on how it names a local source, on integer columns
-                data = from_pandas(table.to_pandas(), source=str(source), name=name, targets="label")
-                mlflow.log_input(data, context=context)
-
-        self._try(log)
+    def dataset(self, table: pa.Table, source: Path, name: str, digest: str, context: str) -> None:
+        self._once(lambda: self._dataset(table, source, name, digest, context))
 
     def model(self, model: Any, tokenizer: Any) -> None:
-        self._try(lambda: _log_model(model, tokenizer))
+        def log() -> None:
+            self._started()
+            _log_model(model_name(self.name), model, tokenizer)
+
+        self._once(log)
+
+    def about(self, key: str) -> None:
+        """Link the model that the run of `key` made: the figures of this run are of it."""
+        self._once(lambda: self._about(key))
+
+    def write(self, records: Iterable[Record]) -> None:
+        """Other runs than the stage's own."""
+        self._once(lambda: [self._started().write(record) for record in records])
 
     def end(self, status: str) -> None:
-        def end() -> None:
-            import mlflow
+        self.whole &= self._try(self._flush)
+        if self.run_id:
+            self.whole &= self._try(lambda: self._end(status))
+        if not self.whole:
+            warnings.warn(f"{self.name}: MLflow lacks a part of this run; `make track` brings it back", stacklevel=2)
 
-            mlflow.end_run(status)
-            client = mlflow.MlflowClient()
-            parent = client.get_run(self.run_id).data.tags.get("mlflow.parentRunId")
-            if parent and client.get_run(parent).info.status != "FAILED":  # one failed stage fails the pipeline run
-                client.set_terminated(parent, status)
+    def _once(self, call: Callable[[], Any]) -> None:
+        """What does not wait is left out while MLflow is not reached."""
+        self.whole &= (not self.behind or time.monotonic() > self.due) and self._try(call)
 
-        self._try(self._flush)
-        self._try(end)
-
-    def _try(self, call: Callable[[], None]) -> None:
-        if self.lost:
-            return
+    def _try(self, call: Callable[[], Any]) -> bool:
+        if not FIRST:
+            return True
+        began = time.monotonic()
         try:
             call()
-            self.failures = 0
+            self.behind = False
         except Exception as error:
-            self.failures += 1
-            self.lost = not self.run_id or self.failures == MOST_FAILURES
-            what = "lost for this stage" if self.lost else "not reached this time"
-            warnings.warn(f"MLflow is {what}, the files stay the record: {error}", stacklevel=2)
+            if not self.behind:
+                warnings.warn(f"MLflow is not reached, the files stay the record: {error}", stacklevel=3)
+            self.behind = True
+        now = time.monotonic()
+        self.due = now + max(FLUSH_SECONDS, (now - began) / SHARE)
+        return not self.behind
 
-    def _start(self, name: str, made_with: dict[str, Any], params: dict[str, Any], run_file: Path) -> None:
+    def _started(self) -> Runs:
+        """The store, in which this run has begun."""
         import mlflow
 
-        for noisy in ("alembic", "mlflow.transformers"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
-        SCRATCH.mkdir(exist_ok=True)
-        mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{STORE.resolve()}"))
-        with FileLock(SCRATCH / "mlflow.lock"):  # one process at a time makes the store and the parent
-            parent = _pipeline_run(mlflow.set_experiment(EXPERIMENT).experiment_id)
-        before = read_json(run_file) if run_file.exists() else {}
-        known = before.get("run") if before.get("made_with") == json.loads(json.dumps(made_with)) else None
-        tags = {name: str(value) for name, value in made_with.items() if name not in params}
-        tags |= {k: v for k in ("DVC_STAGE", "DVC_EXP_NAME") if (v := os.environ.get(k))}
-        run = mlflow.start_run(run_id=known, parent_run_id=None if known else parent, run_name=name, tags=tags)
-        self.run_id = run.info.run_id
-        write_json(run_file, {"run": self.run_id, "made_with": made_with})
-        mlflow.log_params(params)
+        if not self.run_id:
+            SCRATCH.mkdir(exist_ok=True)
+            with FileLock(SCRATCH / "mlflow.lock"):  # one process at a time makes the store and the parent
+                self.runs = Runs()
+                name = os.environ.get("DVC_EXP_NAME") or time.strftime("repro %Y-%m-%d %H:%M:%S")
+                parent = self.runs.pipeline(_pipeline_key(), name)
+            before = read_json(self.run_file) if self.run_file.exists() else {}
+            known = before.get("run") if before.get("made_with") == json.loads(json.dumps(self.made_with)) else None
+            run = mlflow.start_run(
+                run_id=known, parent_run_id=None if known else parent, run_name=self.name, tags=self.tags
+            )
+            self.run_id = run.info.run_id
+            write_json(self.run_file, {"run": self.run_id, "made_with": self.made_with})
+        return self.runs
 
     def _flush(self) -> None:
+        from mlflow.entities import Metric, Param
+
+        client = self._started().client
+        if self.waiting_params:
+            client.log_batch(self.run_id, params=[Param(name, str(v)) for name, v in self.waiting_params.items()])
+            self.waiting_params = {}
+        while self.waiting_points:
+            part = self.waiting_points[:MOST]
+            client.log_batch(self.run_id, metrics=[Metric(*point, model_id=self.model_id or None) for point in part])
+            del self.waiting_points[: len(part)]
+
+    def _dataset(self, table: pa.Table, source: Path, name: str, digest: str, context: str) -> None:
+        columns = [{"name": field.name, "type": str(field.type), "required": True} for field in table.schema]
+        schema, profile = json.dumps({"mlflow_colspec": columns}), json.dumps({"num_rows": len(table)})
+        self._started().dataset(self.run_id, name, digest, context, str(source), schema, profile)
+
+    def _about(self, key: str) -> None:
+        from mlflow.entities import LoggedModelInput
+
+        runs = self._started()
+        if model := runs.model_of(key):
+            runs.client.log_inputs(self.run_id, models=[LoggedModelInput(model)])
+            self.model_id = model
+
+    def _end(self, status: str) -> None:
         import mlflow
-        from mlflow.entities import Metric
 
-        client, count = mlflow.MlflowClient(), len(self.points)
-        self.flushed = time.monotonic()
-        for start in range(0, count, 1000):
-            points = [Metric(*point) for point in self.points[start : min(start + 1000, count)]]
-            client.log_batch(self.run_id, metrics=points)
-        del self.points[:count]
-
-
-def _pipeline_run(experiment: str) -> str:
-    """The run that stands for this pipeline run: found by its key, or made by the first stage."""
-    import mlflow
-
-    key = _pipeline_key()
-    client = mlflow.MlflowClient()
-    found = client.search_runs([experiment], filter_string=f"tags.`{PIPELINE_TAG}` = '{key}'", max_results=1)
-    if found:
-        return found[0].info.run_id
-    name = os.environ.get("DVC_EXP_NAME") or time.strftime("repro %Y-%m-%d %H:%M:%S")
-    run = client.create_run(experiment, run_name=name, tags={PIPELINE_TAG: key, "stage": "pipeline"})
-    return run.info.run_id
+        mlflow.end_run(status)
+        client = self.runs.client
+        parent = client.get_run(self.run_id).data.tags.get("mlflow.parentRunId")
+        if parent and client.get_run(parent).info.status != "FAILED":  # one failed stage fails the pipeline run
+            client.set_terminated(parent, status)
 
 
 def _pipeline_key() -> str:
@@ -137,7 +161,8 @@ def _pipeline_key() -> str:
     return f"{dvc.pid}-{dvc.create_time():.2f}"
 
 
-def _log_model(model: Any, tokenizer: Any) -> None:
+def _log_model(name: str, model: Any, tokenizer: Any) -> None:
+    """Log a model to the run that is under way."""
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
@@ -148,7 +173,7 @@ def _log_model(model: Any, tokenizer: Any) -> None:
     )
     mlflow.transformers.log_model(
         {"model": model, "tokenizer": tokenizer},
-        name="model",
+        name=name,
         task="token-classification" if tags else "text-classification",
         signature=signature,
         pip_requirements=["torch", "transformers", *(["bm25s"] if hasattr(model, "store") else [])],

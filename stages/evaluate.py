@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from filbert import config, data, device, files, measure, metrics, rows, students, tasks, tracking
+from filbert import compared, config, data, device, files, measure, metrics, rows, students, tasks, tracking
 from stages import run, scratch_of
 
 
@@ -25,6 +25,7 @@ def evaluate(
     )
     names = sorted(file.stem for file in prepared.glob("*.arrow") if file.stem.startswith(("test", "validation")))
     splits = {name: data.open_split(prepared, name, task, tokenizer, encoding) for name in names}
+    made_with = files.read_json(folder / students.MADE_WITH)
     test = splits[min(name for name in names if name.startswith("test"))]  # the one whose rows are timed
     with tracking.stage_run(
         "evaluate",
@@ -32,7 +33,9 @@ def evaluate(
         tags={"task": task_name, "method": student_name, "seed": str(seed)},
         hashes={"rows": rows.digest(test[0]), "model": files.weights_hash(folder)},
         scratch=scratch_of(out),
+        of=made_with,
     ) as recorder:
+        recorder.dataset(test[0], prepared, "test")
         answers = {
             name: students.logits(model, e, settings.batch_size, device.pick()) for name, (_, e) in splits.items()
         }
@@ -41,16 +44,17 @@ def evaluate(
         cost = measure.cost(model.cpu(), folder, students.load(teacher), test[1], of_teacher, settings.latency)
         history = folder / students.HISTORY
         figures = {**found, **cost.figures, "steps": tracking.steps(history)}
-        recorder.metrics(figures)
+        shape = measure.shape(model.config)
+        recorder.student(shape, {"score": compared.score(figures), **compared.costs(figures), **found})
     more = {
-        "shape": measure.shape(model.config),
+        "shape": shape,
         "latency": cost.latency,
         "tokens": cost.tokens,
         "threads": settings.latency.threads,
         "machine": device.facts(),
         "curve": tracking.curve(history),
         "information": tracking.last(history, "information"),  # of a student that reads references
-        "made_with": files.read_json(folder / students.MADE_WITH),
+        "made_with": made_with,
         "teacher": files.weights_hash(teacher)[:12],
     }
     files.write_json(details, {"task": task_name, "student": student_name, "seed": seed, **more})

@@ -3,7 +3,7 @@
 import statistics
 from pathlib import Path
 
-from filbert import config, figures, files, page, tracking
+from filbert import config, figures, files, page, records, tracking
 from filbert import report as says
 from stages import run, scratch_of
 
@@ -36,6 +36,7 @@ def report(metrics: Path, details: Path, table: Path, picture: Path, folder: Pat
         files.write_text(folder / "curves.csv", figures.as_csv(list(figures.curves(lines))))
         with files.whole_file(picture) as making:
             says.draw(lines, making)
+        recorder.runs(records.aggregates(lines, metrics, settings))
         recorder.metrics({f"{line.task}/{line.student}": statistics.mean(line.scores) for line in lines})
     files.forget(scratch_of(table))
 

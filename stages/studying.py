@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from filbert import cache, config, data, device, files, rows, sources, students, tasks, tracking
+from filbert import cache, config, data, device, files, measure, rows, sources, students, tasks, tracking
 from filbert.columns import of_task
 from filbert.layerwise import Depth
 from filbert.study import Study
@@ -84,12 +84,14 @@ def make(
         },
         scratch=scratch,
     ) as recorder:
-        recorder.dataset(table, folders.prepared, task_name, "training")
+        recorder.dataset(table, folders.prepared, "training")
         study = Study(
             task, train, validation, unlabelled, folders.start or folders.checkpoint, folders.teacher, shape, depth, opened, asking,
             folders.references, folders.vectors, seed, on, scratch, recorder,
         )  # fmt: skip
         student = compress(study)
+        made = {"parameters": measure.parameters(student), "steps": tracking.steps(recorder.history)}
+        recorder.student(measure.shape(student.config), made)
         with files.whole_folder(out) as making:
             students.publish(student, tokenizer, making, recorder)
     files.forget(scratch)

@@ -32,7 +32,7 @@ def teach(task_name: str, prepared: Path, checkpoint: Path, out: Path) -> None:
         hashes={"rows": rows.digest(table)},
         scratch=scratch,
     ) as recorder:
-        recorder.dataset(table, prepared, task_name, "training")
+        recorder.dataset(table, prepared, "training")
         fit(teacher, loss, train, lambda: validate(teacher, task, validation, on), settings, phase="train",
             seed=SEED, device=on, scratch=scratch, recorder=recorder)  # fmt: skip
         with files.whole_folder(out) as making:

@@ -4,6 +4,9 @@ import os
 
 os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DVC_NO_ANALYTICS="1", HF_HUB_OFFLINE="1")
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, P
 
 from filbert import cache, data, fill, prepare, references, students, tasks
 from filbert.layerwise import Depth
+from filbert.runs import STORE
 from filbert.study import Study
 from filbert.tracking import Recorder, stage_run
 
@@ -22,6 +26,7 @@ WORDS = (
     "runs sleeps here there ##s ##ly"
 ).split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 GOOD, BAD = ("good", "great", "fine", "warm"), ("bad", "awful", "dull", "cold")
 
@@ -70,6 +75,24 @@ def write_sst2(folder: Path, train: int = 96, dev: int = 24) -> Path:
 def own_store(monkeypatch: pytest.MonkeyPatch) -> None:
     """mlflow.set_tracking_uri writes the environment: without this, every test would use the first one's store."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store that has no run yet: to make one takes seconds."""
+    file = tmp_path_factory.mktemp("store") / STORE
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{file}"}
+    subprocess.run(
+        [sys.executable, "-c", "from filbert.runs import Runs; Runs()"], env=environment, check=True, cwd=ROOT
+    )
+    return file
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Path:
+    """An MLflow store in the test's own folder, which is the working folder."""
+    monkeypatch.chdir(tmp_path)
+    return shutil.copyfile(empty_store, tmp_path / STORE)
 
 
 @pytest.fixture(scope="session")

@@ -159,14 +159,27 @@ def test_one_mlflow_run_holds_the_stages(clone: Path, reproduced: str) -> None:
     runs = client.search_runs([client.get_experiment_by_name("filbert").experiment_id])
     parents = [run.info.run_id for run in runs if run.data.tags["stage"] == "pipeline"]
     assert len(parents) == 1
-    stages = {run.data.tags["DVC_STAGE"]: run for run in runs if run.info.run_id != parents[0]}
+    stages = {run.data.tags["DVC_STAGE"]: run for run in runs if "DVC_STAGE" in run.data.tags}
     assert set(stages) == set(MADE)
     assert {run.data.tags["mlflow.parentRunId"] for run in stages.values()} == set(parents)
     student = stages["distill@sst2-kd-1"]
     assert student.inputs.dataset_inputs[0].dataset.name == "sst2"
     assert student.data.tags["mlflow.source.git.commit"]
     models = client.search_logged_models([student.info.experiment_id])
-    assert len([model for model in models if model.source_run_id == student.info.run_id]) == 1
+    (model,) = (model for model in models if model.source_run_id == student.info.run_id)
+    assert {metric.key for metric in model.metrics} >= {"score", "faster_32", "parameters"}
+    aggregates = {run.data.tags["method"]: run for run in runs if run.data.tags["stage"] == "aggregate"}
+    assert set(aggregates) == {"teacher", *METHODS, "theseus_rosita", "mixed_vocab"}
+    measured = stages["evaluate@sst2-kd-1"].data.metrics
+    assert measured["score"] == aggregates["kd"].data.metrics["score"]
+    assert measured["of_teacher"] == aggregates["kd"].data.metrics["of_teacher"]
+    assert stages["distill@sst2-kd-1"].data.params.keys() >= {
+        "method",
+        "layers",
+        "width",
+        "batch_size",
+        "learning_rate",
+    }
 
 
 def test_a_methods_parameter_reruns_that_method_alone(clone: Path, shell: Shell, reproduced: str) -> None:

@@ -1,11 +1,21 @@
 """The history is the record, MLflow the view; losing the view loses nothing."""
 
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import mlflow
 import pytest
 
+from filbert import records
+from filbert.files import write_json
+from filbert.runs import Runs
 from filbert.tracking import curve, flat, read_history, stage_run, steps
 
 
@@ -13,8 +23,24 @@ def runs() -> dict[str, mlflow.entities.Run]:
     return {run.info.run_name: run for run in mlflow.search_runs(experiment_names=["filbert"], output_format="list")}
 
 
-def test_stages_are_nested_runs_with_params_tags_and_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every point be written when it is said, whatever that takes."""
+    monkeypatch.setattr("filbert.view.FLUSH_SECONDS", -1.0)
+    monkeypatch.setattr("filbert.view.SHARE", float("inf"))
+
+
+def points(run: str, name: str) -> list[tuple[int, float, int]]:
+    history = mlflow.MlflowClient().get_metric_history(run, name)
+    return sorted((p.step, p.value, p.timestamp) for p in history)
+
+
+def said(file: Path, name: str) -> list[tuple[int, float, int]]:
+    return [(line["step"], line[name], round(1000 * line["time"])) for line in read_history(file)]
+
+
+def test_stages_are_nested_runs_with_params_tags_and_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Path
+) -> None:
     monkeypatch.setenv("FILBERT_PIPELINE", "one")
     monkeypatch.setenv("DVC_STAGE", "distill@t-kd-1")
     for seed in ("1", "2"):
@@ -36,15 +62,16 @@ def test_stages_are_nested_runs_with_params_tags_and_points(tmp_path: Path, monk
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert {k: child.data.tags[k] for k in ("task", "method", "seed", "rows", "DVC_STAGE")} == {
         "task": "t", "method": "kd", "seed": "1", "rows": "abc", "DVC_STAGE": "distill@t-kd-1"}  # fmt: skip
-    assert child.data.params == {"fit/epochs": "2"}
+    assert child.data.params == {"fit/epochs": "2", "task": "t", "method": "kd", "seed": "1"}
     assert child.data.metrics == {"distill/loss": pytest.approx(1 / 3), "test/score": 0.5, "parameters": 7}
     points = mlflow.MlflowClient().get_metric_history(child.info.run_id, "distill/loss")
     assert [(p.step, p.value) for p in points] == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
     assert {run.info.status for run in found.values()} == {"FINISHED"}
 
 
-def test_a_stage_that_was_killed_goes_on_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_stage_that_was_killed_goes_on_in_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Path
+) -> None:
     for fails in (True, False):
         try:
             with stage_run(
@@ -60,9 +87,8 @@ def test_a_stage_that_was_killed_goes_on_in_its_run(tmp_path: Path, monkeypatch:
 
 
 def test_a_restart_with_other_settings_is_another_run_and_a_failed_stage_fails_the_pipeline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FILBERT_PIPELINE", "one")
     with (
         pytest.raises(KeyboardInterrupt),
@@ -79,8 +105,7 @@ def test_a_restart_with_other_settings_is_another_run_and_a_failed_stage_fails_t
     assert [run.info.status for run in found if run.data.tags["stage"] == "pipeline"] == ["FAILED"]
 
 
-def test_one_failure_to_write_loses_no_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_one_failure_to_write_loses_no_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
     write, calls = mlflow.MlflowClient.log_batch, []
 
     def locked_once(self, *args, **kwargs):  # type: ignore[no-untyped-def]
@@ -90,9 +115,9 @@ def test_one_failure_to_write_loses_no_point(tmp_path: Path, monkeypatch: pytest
         return write(self, *args, **kwargs)
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", locked_once)
-    monkeypatch.setattr("filbert.view.FLUSH_SECONDS", -1.0)
+    at_once(monkeypatch)
     with (
-        pytest.warns(UserWarning, match="not reached this time"),
+        pytest.warns(UserWarning, match="MLflow is not reached, the files stay the record"),
         stage_run("teach", params={}, tags={}, hashes={}, scratch=Path(".scratch/x")) as recorder,
     ):
         for step in (1, 2, 3):
@@ -101,12 +126,99 @@ def test_one_failure_to_write_loses_no_point(tmp_path: Path, monkeypatch: pytest
     assert [p.step for p in mlflow.MlflowClient().get_metric_history(run.info.run_id, "teach/loss")] == [1, 2, 3]
 
 
-def test_losing_mlflow_loses_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_store_that_comes_late_gets_every_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
+    at_once(monkeypatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with (
-        pytest.warns(UserWarning, match="MLflow is lost for this stage, the files stay the record"),
+        pytest.warns(UserWarning, match="MLflow is not reached"),
+        stage_run("teach", params={"a": 1}, tags={}, hashes={}, scratch=Path(".scratch/x")) as recorder,
+    ):
+        recorder.log("teach", 1, {"loss": 1.0})
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")
+        recorder.log("teach", 2, {"loss": 0.5})
+    run = runs()["teach"]
+    assert points(run.info.run_id, "teach/loss") == said(recorder.history, "loss")
+    assert (run.info.status, run.data.params) == ("FINISHED", {"a": "1"})
+
+
+def test_a_server_that_never_answers_holds_a_stage_up_for_some_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("filbert.view.FLUSH_SECONDS", 0.0)
+    began = time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as server:  # it takes connections and says nothing
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
+        with (
+            pytest.warns(UserWarning, match="MLflow is not reached"),
+            stage_run("teach", params={}, tags={}, hashes={}, scratch=tmp_path / "scratch") as recorder,
+        ):
+            for step in range(100):
+                recorder.log("teach", step, {"loss": 0.5})
+    assert len(read_history(recorder.history)) == 100
+    assert time.monotonic() - began < 6  # asked when the stage began and when it ended, and seldom between
+
+
+def test_a_server_killed_while_a_stage_runs_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Path
+) -> None:
+    at_once(monkeypatch)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    uri = f"sqlite:///{store}"
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", port, "--workers", "1"]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+        try:
+            wait_for(f"http://127.0.0.1:{port}/health")
+            tags = {"task": "sst2", "method": "kd", "seed": "1"}
+            with (
+                pytest.warns(UserWarning, match="MLflow lacks a part of this run"),
+                stage_run(
+                    "distill", params={"a": 1}, tags=tags, hashes={"rows": "r"}, scratch=Path(".scratch/x")
+                ) as recorder,
+            ):
+                recorder.log("train", 1, {"loss": 1.0})
+                os.killpg(server.pid, signal.SIGKILL)
+                server.wait()
+                recorder.log("train", 2, {"loss": 0.5})
+        finally:
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGKILL)
+    assert [line["step"] for line in read_history(recorder.history)] == [1, 2]
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.set_tracking_uri(uri)
+    assert (runs()["distill/sst2/kd/1"].info.status, len(runs())) == ("RUNNING", 2)
+    student = tmp_path / "students" / "1"
+    student.mkdir(parents=True)
+    write_json(student / "made_with.json", recorder.made_with)
+    (student / "history.jsonl").write_text(recorder.history.read_text())
+    (record,) = records.trainings([tmp_path / "students"], [])
+    assert not Runs().write(record)
+    run = runs()["distill/sst2/kd/1"]
+    assert (run.info.status, len(runs())) == ("FINISHED", 2)
+    assert points(run.info.run_id, "train/loss") == said(student / "history.jsonl", "loss")
+
+
+def wait_for(url: str) -> None:
+    for _ in range(240):
+        try:
+            with urllib.request.urlopen(url, timeout=1):
+                return
+        except OSError:
+            time.sleep(0.25)
+    raise TimeoutError(url)
+
+
+def test_losing_mlflow_loses_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with (
+        pytest.warns(UserWarning, match="teach: MLflow lacks a part of this run; `make track` brings it back"),
         stage_run("teach", params={}, tags={}, hashes={}, scratch=tmp_path / "scratch") as recorder,
     ):
         recorder.log("teach", 1, {"loss": 0.5})

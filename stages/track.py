@@ -1,0 +1,35 @@
+"""Bring back in MLflow what the files tell: after its store was lost, or could not be reached. No stage of DVC's."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from filbert import config, figures, progress, records, report, runs
+from stages import run
+
+
+def track(
+    metrics: Path,
+    details: Path,
+    models: Annotated[list[Path], typer.Argument(help="folders that hold teachers or students")],
+) -> None:
+    """Write trainings, evaluations and aggregates to MLflow from the figures under METRICS and DETAILS and what lies beside the
+    models under MODELS; a run that is there is completed, none is made twice."""
+    settings = config.section("report", report.ReportConfig)
+    lines = figures.gather(metrics, details)
+    found = [
+        *records.trainings(models, lines),
+        *records.evaluations(lines, metrics),
+        *records.aggregates(lines, metrics, settings),
+    ]
+    store, made = runs.Runs(), Counter[str]()
+    for record in progress.each("runs", found, len(found)):
+        made[record.tags["stage"]] += store.write(record)
+    said = ", ".join(f"{count} {stage}" for stage, count in made.items() if count) or "none"
+    progress.say(f"MLflow, experiment {runs.EXPERIMENT}: {len(found)} runs are complete; made anew: {said}")
+
+
+if __name__ == "__main__":
+    run(track)
