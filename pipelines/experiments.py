@@ -1,5 +1,6 @@
 """A run with other parameters as a DVC experiment: in a working tree of its own, the user's is left as it is."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,8 +16,11 @@ from pipelines.stage import dvc
 def begin(name: str, overrides: list[str]) -> Path:
     """A git worktree of the last commit with DVC's cache shared and `overrides` in its params.yaml.
 
-    One that a failed run of that name left is gone on with. Raises StageError if the experiment exists already.
+    One that a failed run of that name left is gone on with. Raises StageError if the experiment exists already or
+    cannot have that name.
     """
+    if not re.fullmatch(r"\w[\w-]*", name):
+        raise StageError(f"an experiment's name is of letters, digits, - and _, not {name!r}")
     root = Path.cwd()
     commit, folder = git(root, "rev-parse", "HEAD"), root / SCRATCH / "experiments" / name
     if git(root, "for-each-ref", f"refs/exps/{commit[:2]}/{commit[2:]}/{name}"):
@@ -36,6 +40,7 @@ def begin(name: str, overrides: list[str]) -> Path:
 
 def save(name: str, folder: Path) -> None:
     """Make the experiment `name` of what is in `folder`, for `dvc exp show` in every working tree, and remove it."""
+    git(folder, "add", "--all")  # figures of new students, too
     dvc(folder, "exp", "save", "--name", name)
     git(folder, "worktree", "remove", "--force", str(folder))
 

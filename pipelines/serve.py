@@ -11,7 +11,7 @@ from prefect.deployments.runner import RunnerDeployment
 from pipelines.flow import refresh, repro, sweep
 
 
-def deployments(nightly: str, fresh: str) -> list[RunnerDeployment]:
+def deployments(nightly: str, weekly: str) -> list[RunnerDeployment]:
     """What is served; the schedules are cron's."""
     made = [
         repro.to_deployment("on-demand", description="The pipeline; with other parameters as a DVC experiment."),
@@ -21,14 +21,14 @@ def deployments(nightly: str, fresh: str) -> list[RunnerDeployment]:
             parameters={"grid": {"distill.kd.temperature": [1, 2, 4]}},
             description="One DVC experiment per point of a grid.",
         ),
-        refresh.to_deployment("teachers", cron=fresh, description="Teachers made anew where the data have changed."),
+        refresh.to_deployment("teachers", cron=weekly, description="Teachers made anew where the data have changed."),
     ]
     return cast(list[RunnerDeployment], made)  # a coroutine is returned in coroutines only
 
 
 def main(
-    nightly: Annotated[str, typer.Option(help="cron line")] = "0 2 * * *",
-    fresh: Annotated[str, typer.Option(help="cron line of the look for changed data")] = "0 1 * * 0",
+    nightly: Annotated[str, typer.Option(help="cron line of the pipeline")] = "0 2 * * *",
+    weekly: Annotated[str, typer.Option(help="cron line of the look for changed data")] = "0 1 * * 0",
 ) -> None:
     """Serve the deployments from this working tree, one run at a time."""
     api = os.environ.get("PREFECT_API_URL", "")
@@ -36,7 +36,7 @@ def main(
         httpx.get(f"{api}/health").raise_for_status()
     except (httpx.HTTPError, httpx.UnsupportedProtocol) as error:
         raise SystemExit(f"no Prefect server at PREFECT_API_URL={api}: start it with `make ui` ({error})") from error
-    serve(*deployments(nightly, fresh), limit=1)
+    serve(*deployments(nightly, weekly), limit=1)
 
 
 if __name__ == "__main__":
