@@ -27,7 +27,7 @@ from prefect.states import State
 from filbert.view import STORE
 from pipelines import artifacts, experiments, spread
 from pipelines.graph import graph
-from pipelines.stage import run_stage
+from pipelines.stage import run_stage, stopping
 
 Engine = Literal["threads", "dask"]
 
@@ -144,7 +144,7 @@ def run(
         share = max(1, (os.cpu_count() or 1) // workers)
         env = env | {"OMP_NUM_THREADS": str(share), "MLFLOW_TRACKING_URI": f"sqlite:///{STORE.resolve()}"}
     futures: dict[str, PrefectFuture] = {}
-    with spread.runner(engine, workers, cluster) as runner:
+    with spread.runner(engine, workers, cluster) as runner, stopping():
         for stage in stages:
             needs = [futures[name] for name in stage.needs]
             work = {"stage": stage, "needs": needs, "force": forced(stage.name), "env": env}

@@ -3,8 +3,11 @@
 import os
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
@@ -50,3 +53,14 @@ def _stream(command: list[str], folder: Path, env: dict[str, str]) -> tuple[int,
             log.info(text)
             progress.see(text)
     return process.wait(), lines
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """End the stages that are still running when the flow is cancelled: nothing of it outlives it."""
+    try:
+        yield
+    except BaseException:
+        for process in psutil.Process().children(recursive=True):
+            process.terminate()
+        raise
