@@ -25,7 +25,7 @@ def graph(folder: Path, targets: list[str]) -> list[Stage]:
     """The stages that `targets` need (all where none are named), each after those it needs, the lonely ones late."""
     edges = Repo(str(folder)).index.graph.reverse()  # from what is needed to what needs it
     if targets:
-        names = {stage: {stage.addressing, stage.addressing.split("@")[0]} for stage in edges}
+        names = {stage: {stage.name, stage.name.split("@")[0]} for stage in edges}
         if unknown := set(targets).difference(*names.values()):
             known = ", ".join(sorted(set().union(*names.values())))
             raise StageError(f"no stage {', '.join(sorted(unknown))}; known are {known}")
