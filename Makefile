@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 PORT   ?= 5000
+PREFECT_PORT ?= 4200
 READY  := $(VENV)/ready
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
@@ -9,8 +10,10 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export PREFECT_HOME ?= $(CURDIR)/.prefect
+export PORT
 
-.PHONY: repro test lint glue wikiann flow bench ui track status clean help
+.PHONY: repro test lint glue wikiann flow bench ui serve track status clean help
 .DEFAULT_GOAL := help
 
 repro: $(READY) ## the main job: run what has changed, print the table
@@ -62,9 +65,21 @@ bench: $(READY) ## what cache and transfer rows cost and save, on a quiet machin
 	@python -m benchmarks.cache $(T) data/prepared/$(T) data/teachers/$(T) data/raw/checkpoint docs/cache.md
 	@python -m benchmarks.transfer $(T) data/prepared/$(T) data/teachers/$(T) data/raw/checkpoint data/raw/vectors docs/transfer.md
 
-ui: $(READY) ## MLflow's pages on PORT (5000)
-	@case "$$MLFLOW_TRACKING_URI" in http*) echo "MLflow is at $$MLFLOW_TRACKING_URI" ;; \
-	  *) mlflow server --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --port $(PORT) ;; esac
+ui: SHELL := bash
+ui: export PREFECT_UI_API_URL ?= /api
+ui: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
+ui: $(READY) ## MLflow's pages on PORT (5000) and Prefect's on PREFECT_PORT (4200), until Ctrl-C
+	@trap 'kill $$(jobs -p) 2>/dev/null; wait' EXIT; \
+	case "$$MLFLOW_TRACKING_URI" in http*) echo "MLflow is at $$MLFLOW_TRACKING_URI" ;; \
+	  *) mlflow server --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --workers 1 --port $(PORT) & ;; esac; \
+	prefect server start --port $(PREFECT_PORT) & \
+	wait -n
+
+NIGHTLY ?= 0 2 * * *
+WEEKLY  ?= 0 1 * * 0
+serve: export PREFECT_API_URL ?= http://127.0.0.1:$(PREFECT_PORT)/api
+serve: $(READY) ## runs started from Prefect's pages and by the clock (NIGHTLY, WEEKLY: cron), beside `make ui`
+	@python -m pipelines.serve --nightly '$(NIGHTLY)' --weekly '$(WEEKLY)'
 
 track: $(READY) ## bring MLflow's runs back from the files, after its store was lost or not reached
 	@python -m stages.track data/metrics data/details data/teachers data/pretrained data/students
@@ -73,7 +88,7 @@ status: $(READY) ## what `make repro` would run
 	@dvc status
 
 clean: ## remove the environment and everything made by the pipeline but DVC's cache and the figures in git
-	rm -rf $(VENV) .scratch mlruns mlflow.db data/raw data/prepared data/teachers data/cache data/references data/transfer data/corpus data/pretrained data/students data/report/index.html
+	rm -rf $(VENV) .scratch .prefect mlruns mlflow.db data/raw data/prepared data/teachers data/cache data/references data/transfer data/corpus data/pretrained data/students data/report/index.html
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14

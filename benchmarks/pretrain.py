@@ -66,8 +66,9 @@ def main(
         f"Measured by `python -m benchmarks.pretrain {name}`: {shape.layers} × {shape.width}, {len(tokenizer)} pieces, batches of "
         f"{settings.fit.batch_size} blocks of {settings.length}, {rounds} rounds of {steps} steps in turn, {machine(on)}.",
         ratios(times, steps * settings.fit.batch_size * settings.length, "tokens/s"),
-        f"As it is: {reached / 1e9:.0f} billion operations a second in matrix products and attention, {100 * reached / product:.0f} % of "
-        f"the {product / 1e9:.0f} that one product of {SQUARE} × {SQUARE} reaches here in {device.precision(on)}.",
+        f"As it is: {reached / 1e9:.0f} billion operations a second in matrix products and attention, "
+        f"{100 * reached / product:.0f} % of the {product / 1e9:.0f} that one product of {SQUARE} × {SQUARE} reaches here in "
+        f"{device.precision(on)}.",
     ]
     write_text(out, "\n\n".join(parts) + "\n")
     print(out.read_text())

@@ -4,101 +4,174 @@ The graph is written once, in dvc.yaml; the cache is DVC's alone. A stage runs a
 does nothing when nothing has changed. A stage that fails stops what depends on it; other branches finish.
 """
 
+import json
 import os
-import subprocess
-import time
 import uuid
-from dataclasses import dataclass
-from typing import Annotated
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two busy processes with spinning threads slow each other down
 
-import networkx
 import typer
-from dvc.repo import Repo
 from dvc.utils.hydra import apply_overrides
-from prefect import flow, get_run_logger, task
-from prefect.cache_policies import NO_CACHE
-from prefect.futures import PrefectFuture, wait
+from prefect import flow, get_run_logger
+from prefect.futures import PrefectFuture, as_completed, wait
+from prefect.runtime import flow_run
 from prefect.states import State
-from prefect.task_runners import ThreadPoolTaskRunner
 
-LOCKED = "acquire lock"  # the one failure worth another try: dvc waits three seconds for its lock
-LAST_LINES = 15
+from filbert.view import STORE
+from pipelines import artifacts, experiments, spread
+from pipelines.graph import graph
+from pipelines.stage import run_stage, stopping
 
-
-class StageError(RuntimeError):
-    """A stage ended with an error; the message holds its last lines."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One node of DVC's graph."""
-
-    name: str
-    needs: tuple[str, ...]
-    alone: bool  # `meta: {alone: true}`: it measures time, nothing may run beside it
-
-
-def graph(targets: list[str]) -> list[Stage]:
-    """The stages that `targets` need (all where none are named), each after those it needs, the lonely ones late."""
-    edges = Repo().index.graph.reverse()  # from what is needed to what needs it
-    if targets:
-        names = {stage: {stage.addressing, stage.addressing.split("@")[0]} for stage in edges}
-        if unknown := set(targets).difference(*names.values()):
-            known = ", ".join(sorted(set().union(*names.values())))
-            raise StageError(f"no stage {', '.join(sorted(unknown))}; known are {known}")
-        wanted = {stage for stage in edges if names[stage] & set(targets)}
-        edges = edges.subgraph(wanted.union(*(networkx.ancestors(edges, stage) for stage in wanted)))
-    lonely = {stage: bool((stage.meta or {}).get("alone")) for stage in edges}
-    order = networkx.lexicographical_topological_sort(edges, key=lambda stage: (lonely[stage], stage.addressing))
-    return [
-        Stage(stage.addressing, tuple(sorted(n.addressing for n in edges.predecessors(stage))), lonely[stage])
-        for stage in order
-    ]
-
-
-@task(cache_policy=NO_CACHE, task_run_name="{stage}")
-def run_stage(stage: str, force: bool) -> None:
-    """Run one stage by DVC, streaming its output into the flow's log."""
-    command = ["dvc", "repro", "--single-item", stage, *(["--force"] if force else [])]
-    while True:
-        code, lines = _run(command)
-        if not code:
-            return
-        if not any(LOCKED in line for line in lines):
-            raise StageError(f"{stage} failed with exit status {code}:\n" + "\n".join(lines[-LAST_LINES:]))
-        time.sleep(1)
-
-
-def _run(command: list[str]) -> tuple[int, list[str]]:
-    log, lines = get_run_logger(), []
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-    assert process.stdout is not None
-    for line in process.stdout:
-        if text := line.rstrip().rsplit("\r", 1)[-1]:
-            lines.append(text)
-            log.info(text)
-    return process.wait(), lines
+Engine = Literal["threads", "dask"]
 
 
 @flow(name="filbert", log_prints=True)
-def repro(targets: list[str] | None = None, force: bool = False) -> list[State]:
-    """Run the pipeline, or what `targets` need of it."""
-    os.environ["FILBERT_PIPELINE"] = uuid.uuid4().hex  # all stages of this flow under one MLflow run
+def repro(
+    targets: list[str] | None = None,
+    force: bool = False,
+    tasks: list[str] | None = None,
+    methods: list[str] | None = None,
+    seeds: list[int] | None = None,
+    params: list[str] | None = None,
+    experiment: str | None = None,
+    engine: Engine = "threads",
+    workers: int = 2,
+    cluster: str | None = None,
+) -> list[State]:
+    """Run the pipeline, or what `targets` need of it.
+
+    With tasks, methods, seeds or params, or with a name, the run is a DVC experiment of the last commit, in a working
+    tree of its own: `dvc exp show` compares it, `dvc exp apply` brings it here.
+
+    Args:
+        targets: stages, with or without @instance; all if none
+        force: run stages even if nothing has changed
+        tasks: in place of those in params.yaml
+        methods: in place of those in params.yaml
+        seeds: in place of those in params.yaml
+        params: other settings, as in `dvc exp run -S`, such as distill.kd.temperature=4
+        experiment: the experiment's name; the flow run's if none is given and one is needed
+        engine: threads of this process, or Dask
+        workers: stages at once on this machine; each gets its share of the cores
+        cluster: address of a Dask scheduler whose workers were started in clones of their own
+    """
+    lists = {"tasks": tasks, "methods": methods, "seeds": seeds}
+    overrides = [setting(name, value) for name, value in lists.items() if value is not None] + (params or [])
+    if overrides and not experiment:
+        experiment = flow_run.get_name()
+    folder = experiments.begin(experiment, overrides) if experiment else Path.cwd()
+    env = {"FILBERT_PIPELINE": uuid.uuid4().hex}  # all stages of this run under one MLflow run
+    if experiment:
+        env["DVC_EXP_NAME"] = experiment
+    states = run(folder, env, targets or [], lambda stage: force, engine, workers, cluster)
+    if experiment and all(state.is_completed() for state in states):
+        if cluster:
+            experiments.dvc(folder, "pull")  # to save it DVC wants it all in one place
+        experiments.save(experiment, folder)
+    elif experiment:
+        get_run_logger().error("not saved; another run named %s of the same commit goes on with it", experiment)
+    return states  # a flow fails if a state it returns has failed
+
+
+@flow(name="filbert-sweep", log_prints=True)
+def sweep(
+    grid: dict[str, list[Any]] | None = None,
+    tasks: list[str] | None = None,
+    methods: list[str] | None = None,
+    seeds: list[int] | None = None,
+    targets: list[str] | None = None,
+    workers: int = 2,
+) -> list[State]:
+    """Run the pipeline once for each point of a grid of settings, each as a DVC experiment.
+
+    Args:
+        grid: values by setting, such as {"distill.kd.temperature": [1, 2, 4]}; one point if there is none
+        tasks: in place of those in params.yaml
+        methods: in place of those in params.yaml
+        seeds: in place of those in params.yaml
+        targets: stages, with or without @instance; all if none
+        workers: stages at once; each gets its share of the cores
+    """
+    grid = grid or {}
+    points = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+    return [
+        repro(
+            targets=targets,
+            tasks=tasks,
+            methods=methods,
+            seeds=seeds,
+            params=[setting(name, value) for name, value in point.items()],
+            experiment=f"{flow_run.get_name()}-{number}",
+            workers=workers,
+            return_state=True,
+        )
+        for number, point in enumerate(points, 1)
+    ]
+
+
+@flow(name="filbert-refresh", log_prints=True)
+def refresh(sources: list[str] = ["fetch"], targets: list[str] = ["teach"], workers: int = 2) -> list[State]:  # noqa: B006
+    """Fetch the data again; where it has changed, make anew what depends on it, up to `targets`.
+
+    Args:
+        sources: the stages that are run whether or not anything here has changed
+        targets: how far to go, by default to the teachers; to the end if none
+        workers: stages at once; each gets its share of the cores
+    """
+    env = {"FILBERT_PIPELINE": uuid.uuid4().hex}
+    return run(Path.cwd(), env, targets, lambda stage: stage.split("@")[0] in sources, "threads", workers, None)
+
+
+def run(
+    folder: Path,
+    env: dict[str, str],
+    targets: list[str],
+    forced: Callable[[str], bool],
+    engine: Engine,
+    workers: int,
+    cluster: str | None,
+) -> list[State]:
+    """Run the graph of `folder`, within a flow; each stage with `env` where its environment does not say otherwise."""
+    stages = graph(folder, targets)
+    if not cluster:  # there each machine's workers have their own
+        share = max(1, (os.cpu_count() or 1) // workers)
+        env = env | {"OMP_NUM_THREADS": str(share), "MLFLOW_TRACKING_URI": f"sqlite:///{STORE.resolve()}"}
     futures: dict[str, PrefectFuture] = {}
-    for stage in graph(targets or []):
-        if stage.alone:
-            wait(list(futures.values()))
-        needed = [futures[name] for name in stage.needs]
-        futures[stage.name] = run_stage.submit(stage=stage.name, force=force, wait_for=needed)  # type: ignore[call-overload]
-        if stage.alone:
-            futures[stage.name].wait()
-    wait(list(futures.values()))
-    return [future.state for future in futures.values()]  # a flow fails if a state it returns has failed
+    with spread.runner(engine, workers, cluster) as runner, stopping():
+        for stage in stages:
+            needs = [futures[name] for name in stage.needs]
+            work = {"stage": stage, "needs": needs, "force": forced(stage.name), "env": env}
+            if cluster:
+                own = spread.pack(folder, stage, "params.yaml")
+                futures[stage.name] = runner.submit(spread.run_stage_apart, work | {"own": own})
+                continue
+            if stage.alone:
+                wait(list(futures.values()))
+            futures[stage.name] = runner.submit(run_stage, work | {"folder": folder})
+            if stage.alone:
+                futures[stage.name].wait()
+        for future in as_completed(list(futures.values())):
+            future.wait()
+            if cluster and future.state.is_completed():
+                spread.unpack(folder, future.result())
+            elif cluster and future.state.is_failed():  # its own log is on its worker
+                get_run_logger().error(future.state.message)
+        states = {name: future.state for name, future in futures.items()}
+    artifacts.publish_tables([stage for stage in stages if states[stage.name].is_completed()], folder)
+    artifacts.publish_mlflow_link(env["FILBERT_PIPELINE"])
+    return list(states.values())
+
+
+def setting(name: str, value: Any) -> str:
+    """A setting as `dvc exp run -S` takes it."""
+    return f"{name}={json.dumps(value)}"
 
 
 def main(
@@ -106,13 +179,23 @@ def main(
     force: Annotated[bool, typer.Option(help="run stages even if nothing has changed")] = False,
     workers: Annotated[int, typer.Option(help="stages at once; each gets its share of the cores")] = 2,
     set_param: Annotated[list[str] | None, typer.Option("--set-param", "-S", help="as in `dvc exp run -S`")] = None,
+    experiment: Annotated[str | None, typer.Option(help="run as this DVC experiment, in a tree of its own")] = None,
+    engine: Annotated[Engine, typer.Option(help="threads of this process, or Dask")] = "threads",
+    cluster: Annotated[str | None, typer.Option(help="address of a Dask scheduler")] = None,
 ) -> None:
-    """Run DVC's graph as a Prefect flow."""
-    if set_param:
+    """Run DVC's graph as a Prefect flow; without --experiment, settings are written to params.yaml here."""
+    if set_param and not experiment:
         apply_overrides("params.yaml", set_param)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
-    parallel = repro.with_options(task_runner=ThreadPoolTaskRunner(max_workers=workers))  # type: ignore[arg-type]
-    state = parallel(targets, force, return_state=True)
+    state = repro(
+        targets=targets,
+        force=force,
+        params=set_param if experiment else None,
+        experiment=experiment,
+        engine=engine,
+        workers=workers,
+        cluster=cluster,
+        return_state=True,
+    )
     raise typer.Exit(0 if state.is_completed() else 1)
 
 

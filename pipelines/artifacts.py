@@ -1,0 +1,71 @@
+"""What a run leaves on Prefect's pages: the tables, a link to its MLflow run, how far its stages are."""
+
+import os
+import re
+from pathlib import Path
+from uuid import UUID
+
+import httpx
+from prefect import get_run_logger
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
+
+from filbert.view import EXPERIMENT, PIPELINE_TAG
+from pipelines.graph import Stage
+
+BAR = re.compile(r"(?P<what>\S.*?):\s+(?P<percent>\d+)%\|")  # tqdm's
+
+
+class Progress:
+    """The progress bars of one stage, each as an artifact of its task run."""
+
+    def __init__(self) -> None:
+        self.bars: dict[str, UUID] = {}
+
+    def see(self, line: str) -> None:
+        """Take notice of a line if it is a bar."""
+        if not (bar := BAR.match(line)):
+            return
+        what, percent = bar["what"], float(bar["percent"])
+        if what in self.bars:
+            update_progress_artifact(self.bars[what], percent)
+        else:
+            self.bars[what] = create_progress_artifact(percent, description=what)  # type: ignore[assignment]
+
+
+def publish_tables(stages: list[Stage], folder: Path) -> None:
+    """The Markdown files among the outs of these stages, one artifact per file."""
+    for file in (folder / out for stage in stages for out in stage.plain if out.endswith(".md")):
+        key = re.sub("[^a-z0-9]+", "-", file.stem.lower())
+        create_markdown_artifact(file.read_text(encoding="utf-8"), key=key, description=f"{file.name} after this run")
+
+
+def publish_mlflow_link(pipeline: str) -> None:
+    """A link to the MLflow run that holds this run's stages, where MLflow's server is up and a stage has run."""
+    server = httpx.URL(mlflow_server())
+    try:
+        with httpx.Client(base_url=server.join("/api/2.0/mlflow/"), timeout=10) as api:
+            found = api.get("experiments/get-by-name", params={"experiment_name": EXPERIMENT}).raise_for_status()
+            experiment = found.json()["experiment"]["experiment_id"]
+            query = {"experiment_ids": [experiment], "filter": f"tags.`{PIPELINE_TAG}` = '{pipeline}'"}
+            runs = api.post("runs/search", json=query).raise_for_status().json().get("runs", [])
+    except httpx.HTTPError as error:
+        get_run_logger().warning("no link to MLflow's pages, `make ui` starts them: %s", error)
+        return
+    for run in runs:
+        page = server.copy_with(
+            userinfo=b"", path="/", fragment=f"/experiments/{experiment}/runs/{run['info']['run_id']}"
+        )
+        create_link_artifact(
+            str(page), key="mlflow", link_text=run["info"]["run_name"], description="its stages in MLflow"
+        )
+
+
+def mlflow_server() -> str:
+    """Where MLflow's pages are: MLFLOW_TRACKING_URI if that is a server, else where `make ui` starts one."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return uri if uri.startswith("http") else f"http://127.0.0.1:{os.environ.get('PORT', 5000)}"

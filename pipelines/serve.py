@@ -1,0 +1,43 @@
+"""The flows on Prefect's pages: nightly, on demand with other parameters, a sweep, teachers made anew when data change."""
+
+import os
+from typing import Annotated, cast
+
+import httpx
+import typer
+from prefect import serve
+from prefect.deployments.runner import RunnerDeployment
+
+from pipelines.flow import refresh, repro, sweep
+
+
+def deployments(nightly: str, weekly: str) -> list[RunnerDeployment]:
+    """What is served; the schedules are cron's."""
+    made = [
+        repro.to_deployment("on-demand", description="The pipeline; with other parameters as a DVC experiment."),
+        repro.to_deployment("nightly", cron=nightly, description="What has changed, every night."),
+        sweep.to_deployment(
+            "sweep",
+            parameters={"grid": {"distill.kd.temperature": [1, 2, 4]}},
+            description="One DVC experiment per point of a grid.",
+        ),
+        refresh.to_deployment("teachers", cron=weekly, description="Teachers made anew where the data have changed."),
+    ]
+    return cast(list[RunnerDeployment], made)  # a coroutine is returned in coroutines only
+
+
+def main(
+    nightly: Annotated[str, typer.Option(help="cron line of the pipeline")] = "0 2 * * *",
+    weekly: Annotated[str, typer.Option(help="cron line of the look for changed data")] = "0 1 * * 0",
+) -> None:
+    """Serve the deployments from this working tree, one run at a time."""
+    api = os.environ.get("PREFECT_API_URL", "")
+    try:
+        httpx.get(f"{api}/health").raise_for_status()
+    except (httpx.HTTPError, httpx.UnsupportedProtocol) as error:
+        raise SystemExit(f"no Prefect server at PREFECT_API_URL={api}: start it with `make ui` ({error})") from error
+    serve(*deployments(nightly, weekly), limit=1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

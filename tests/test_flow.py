@@ -1,0 +1,227 @@
+"""The flows over a throwaway DVC graph whose stages are shell commands: parameters, experiments, artifacts, two machines."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.testing.utilities import prefect_test_harness
+from ruamel.yaml import YAML
+
+from pipelines import serve, spread
+from pipelines.flow import refresh, repro, sweep
+from pipelines.graph import StageError, graph
+
+GRAPH = """
+stages:
+  fetch:
+    matrix:
+      task: ${tasks}
+    cmd: mkdir -p data && cp source.txt data/${item.task}.raw && echo fetched ${item.task} >> ran.log
+    outs:
+      - data/${item.task}.raw
+  teach:
+    matrix:
+      task: ${tasks}
+    cmd: >-
+      printf 'teaching:  45%%|####      |\\rteaching: 100%%|##########|\\n' &&
+      cp data/${item.task}.raw data/${item.task}.teacher && echo taught ${item.task} >> ran.log
+    deps:
+      - data/${item.task}.raw
+    outs:
+      - data/${item.task}.teacher
+  distill:
+    matrix:
+      task: ${tasks}
+      method: ${methods}
+    meta:
+      alone: true
+    cmd: >-
+      test ${rate} != 13 && mkdir -p metrics &&
+      echo '{"score":${rate}}' | tee metrics/${item.task}-${item.method}.json data/${item.task}-${item.method}
+    deps:
+      - data/${item.task}.teacher
+    params: [rate]
+    outs:
+      - data/${item.task}-${item.method}
+    metrics:
+      - metrics/${item.task}-${item.method}.json:
+          cache: false
+  report:
+    cmd: cat metrics/*.json > results.md
+    deps:
+      - metrics
+    outs:
+      - results.md:
+          cache: false
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The graph, run once by the flow and committed; the working directory of all tests here."""
+    folder = tmp_path_factory.mktemp("graph")
+    (folder / "dvc.yaml").write_text(GRAPH)
+    (folder / "params.yaml").write_text("tasks: [a]\nmethods: [x, y]\nrate: 0.5\n")
+    (folder / "source.txt").write_text("one\n")
+    (folder / ".gitignore").write_text("/data/\n/ran.log\n/.scratch/\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in ("AUTHOR", "COMMITTER"):
+            patch.setenv(f"GIT_{name}_NAME", "t")
+            patch.setenv(f"GIT_{name}_EMAIL", "t@t")
+        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        patch.setenv("DVC_NO_ANALYTICS", "1")
+        for command in ("git init -q", "dvc init -q", "dvc config core.analytics false"):
+            shell(command)
+        shell("dvc remote add -q -d shared", str(folder.parent / "remote"))
+        repro()
+        commit()
+        yield folder
+
+
+def shell(command: str, *more: str, **options: Path) -> str:
+    done = subprocess.run([*command.split(), *more], capture_output=True, text=True, **options)
+    assert not done.returncode, done.stdout + done.stderr
+    return done.stdout
+
+
+def dask(role: str, *words: str, cwd: Path) -> subprocess.Popen:
+    here = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    return subprocess.Popen([sys.executable, "-m", f"distributed.cli.dask_{role}", *words], cwd=cwd, env=here)
+
+
+def commit() -> None:
+    shell("git add -A")
+    shell("git commit -q -m state")
+
+
+def lock(folder: Path) -> dict:
+    return YAML(typ="safe").load((folder / "dvc.lock").read_text())
+
+
+def scores() -> dict[str, float]:
+    """The score of a-x by experiment."""
+    (baseline,) = YAML(typ="safe").load(shell("dvc exp show --json"))[1:]
+    return {
+        one["name"]: one["revs"][0]["data"]["metrics"]["metrics/a-x.json"]["data"]["score"]
+        for one in baseline["experiments"] or ()
+    }
+
+
+def test_the_graph_is_dvcs(reproduced: Path) -> None:
+    stages = {stage.name: stage for stage in graph(reproduced, [])}
+    assert list(stages) == ["fetch@a", "teach@a", "distill@a-x", "distill@a-y", "report"]
+    assert stages["report"].needs == ("distill@a-x", "distill@a-y")
+    assert stages["distill@a-x"].alone
+    assert stages["distill@a-x"].plain == ("metrics/a-x.json",)
+    assert [stage.name for stage in graph(reproduced, ["teach"])] == ["fetch@a", "teach@a"]
+    with pytest.raises(StageError, match="no stage tech; known are distill, distill@a-x"):
+        graph(reproduced, ["tech"])
+
+
+def test_table_and_progress_are_artifacts(reproduced: Path) -> None:
+    with get_client(sync_client=True) as client:
+        made = client.request("POST", "/artifacts/filter", json={}).json()
+    (table,) = [one for one in made if one["key"] == "results"]
+    assert table["data"] == '{"score":0.5}\n' * 2
+    assert [(one["description"], one["data"]) for one in made if one["type"] == "progress"] == [("teaching", 100)]
+
+
+def test_other_parameters_are_an_experiment_and_nothing_here_changes(reproduced: Path) -> None:
+    (reproduced / "ran.log").unlink()
+    repro(methods=["x", "z"], params=["rate=0.7"], experiment="other")
+    assert not shell("git status --porcelain")
+    assert not (reproduced / "ran.log").exists()
+    assert scores() == {"other": 0.7}
+    assert "metrics/a-z.json" in shell("dvc metrics diff HEAD other")  # a figure that was not there before
+    assert not list((reproduced / ".scratch" / "experiments").iterdir())
+    with pytest.raises(StageError, match="there is an experiment other"):
+        repro(params=["rate=0.8"], experiment="other")
+    with pytest.raises(StageError, match="of letters"):
+        repro(experiment="no such/name")
+
+
+def test_a_sweep_is_an_experiment_per_point(reproduced: Path) -> None:
+    before = scores()
+    sweep(grid={"rate": [1, 2]}, methods=["x"], targets=["distill"])
+    assert sorted(score for name, score in scores().items() if name not in before) == [1, 2]
+
+
+def test_a_failed_experiment_is_kept_and_gone_on_with(reproduced: Path) -> None:
+    state = repro(["distill"], params=["rate=13"], experiment="failing", return_state=True)
+    assert state.is_failed()
+    assert "failing" not in scores()
+    assert (reproduced / ".scratch" / "experiments" / "failing" / "data" / "a.teacher").exists()
+    repro(["distill"], params=["rate=3"], experiment="failing")
+    assert scores()["failing"] == 3
+
+
+def test_a_refresh_makes_teachers_only_of_new_data(reproduced: Path) -> None:
+    ran = reproduced / "ran.log"
+    ran.write_text("")
+    refresh()
+    assert ran.read_text() == "fetched a\n"
+    (reproduced / "source.txt").write_text("two\n")
+    refresh()
+    assert ran.read_text() == "fetched a\nfetched a\ntaught a\n"
+    shell("git checkout -q .")
+    shell("dvc checkout -q")
+
+
+def test_what_is_served() -> None:
+    served = {one.name: one for one in serve.deployments("1 2 * * *", "3 4 * * 0")}
+    assert set(served) == {"on-demand", "nightly", "sweep", "teachers"}
+    assert [served[name].schedules[0].schedule.cron for name in ("nightly", "teachers")] == ["1 2 * * *", "3 4 * * 0"]
+    assert {"tasks", "methods", "seeds", "targets", "force", "experiment"} <= set(
+        served["on-demand"]._parameter_openapi_schema.properties
+    )
+
+
+def test_without_its_package_dask_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prefect_dask", None)
+    with pytest.raises(StageError, match=r"pip install -e '\.\[spread\]'"):
+        spread.runner("dask", 2, None)
+
+
+def test_two_clones_with_a_remote_make_what_one_machine_makes(reproduced: Path, tmp_path: Path) -> None:
+    one, home = tmp_path / "one", tmp_path / "home"
+    for clone in (one, home):
+        shell("git clone -q", str(reproduced), str(clone))
+        for made in ("dvc.lock", "results.md"):
+            (clone / made).unlink()
+        shell("git rm -rq metrics dvc.lock results.md", cwd=clone)
+    shell("git commit -q -m start", cwd=home)
+    shell("dvc repro -q", cwd=one)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    address = f"tcp://127.0.0.1:{port}"
+    running = [dask("scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard", cwd=home)]
+    try:
+        for name in ("first", "second"):
+            shell("git clone -q", str(home), str(tmp_path / name))
+            words = (address, "--nthreads", "1", "--no-dashboard", "--no-nanny")
+            running.append(dask("worker", *words, cwd=tmp_path / name))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(home)
+            repro(engine="dask", cluster=address)
+    finally:
+        for process in running:
+            process.terminate()
+            process.wait()
+    assert lock(home) == lock(one)
+    assert (home / "results.md").read_text() == (one / "results.md").read_text()
+    assert not (home / "data").exists()
+    shell("dvc pull -q", cwd=home)
+    assert (home / "data" / "a-x").read_text() == (one / "data" / "a-x").read_text()
