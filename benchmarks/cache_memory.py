@@ -1,10 +1,6 @@
 """How much memory building and reading a cache takes, beyond mapped files, for a number of synthetic rows."""
 
 import tempfile
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +10,7 @@ import typer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
+from benchmarks.memory import peak
 from filbert import cache, data, fill, tasks
 from filbert.rows import read_table
 
@@ -50,9 +47,9 @@ def measure(count: int, folder: Path) -> None:
         return cache.Cache(folder / name, key)
 
     build("warm", table.slice(0, 256))
-    with _peak() as building:
+    with peak() as building:
         opened = build("kept", table)
-    with _peak() as reading:
+    with peak() as reading:
         for start in range(0, count, CHUNK):
             part = encode(table.slice(start, CHUNK))
             words = opened.on(part, COLUMNS)
@@ -79,30 +76,6 @@ def _tokenizer() -> Tokenizer:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return tokenizer
-
-
-@contextmanager
-def _peak() -> Iterator[list[float]]:
-    """The largest growth in megabytes of memory that is no mapped file, in a list of one number, while the block runs."""
-    found, done, before = [0.0], threading.Event(), _anonymous()
-
-    def watch() -> None:
-        while not done.is_set():
-            found[0] = max(found[0], _anonymous() - before)
-            time.sleep(0.02)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield found
-    finally:
-        done.set()
-        watcher.join()
-
-
-def _anonymous() -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) / 1e3
 
 
 if __name__ == "__main__":
