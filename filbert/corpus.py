@@ -97,7 +97,7 @@ def _gathered(texts: Iterable[list[str]], numbers: dict[str, int]) -> Iterator[l
 
 
 def read(file: Path) -> Corpus:
-    """The corpus of a file, memory-mapped."""
+    """The corpus of a file."""
     lists, words = read_table(file)["words"], read_table(file.with_suffix(".words"))["word"].to_pylist()
     chunks = lists.chunks
     text = np.concatenate([chunk.flatten().to_numpy() for chunk in chunks]) if chunks else np.empty(0, np.uint32)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 SCRATCH = Path(".scratch")  # what survives a killed stage; known to neither DVC nor git
-FIRST = os.environ.get("RANK", "0") == "0"  # of several processes that train one model, the first alone writes
+RANK = int(os.environ.get("RANK", "0"))  # of several processes that train one model
+FIRST = RANK == 0  # alone writes
 
 
 def forget(scratch: Path) -> None:

@@ -130,7 +130,7 @@ def curve(line: Line) -> dict[str, dict[int, list[float]]]:
     for point in (point for details in line.details for point in details["curve"]):
         ends[point["phase"]] = max(point["step"], ends.get(point["phase"], 0))
     found: dict[str, dict[int, list[float]]] = {}
-    begin = max(figures["steps"] for figures in line.figures) - sum(ends.values())
+    begin = max(0, max(figures["steps"] for figures in line.figures) - sum(ends.values()))
     for phase, end in ends.items():
         for point in (point for details in line.details for point in details["curve"] if point["phase"] == phase):
             found.setdefault(phase, {}).setdefault(begin + point["step"], []).append(100 * point["score"])

@@ -5,6 +5,7 @@ The first process alone writes. In a single process nothing here does anything.
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from filbert.files import FIRST
+from filbert.files import FIRST, RANK
 
-RANK, COUNT = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+COUNT = int(os.environ.get("WORLD_SIZE", "1"))
+PATIENCE = timedelta(hours=24)  # while the first process scores, the others wait
 
 
 def join() -> torch.device:
     """Meet the other processes; this one's device."""
     from accelerate import PartialState
 
-    return PartialState().device
+    return PartialState(timeout=PATIENCE).device
 
 
 def same_start(model: nn.Module) -> None:
@@ -54,11 +56,12 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
 
 
 def mean(value: Tensor) -> Tensor:
-    """The mean over processes of a scalar."""
-    if COUNT > 1:
-        dist.all_reduce(value)
-        value /= COUNT
-    return value
+    """The mean over processes."""
+    if COUNT == 1:
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / COUNT
 
 
 def of_first(call: Callable[[], Any]) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from filbert import FilbertError
+from filbert import FilbertError, processes
 from filbert.bert import FilbertForSequenceClassification
 from filbert.students import Student
 
@@ -73,7 +73,7 @@ class Importance(nn.Module):
 
     def _of(self, number: int, layer: nn.Module) -> Scores:
         output, up, down = (
-            (layer.get_parameter(part).detach() * self.get_buffer(_buffer(number, part))).abs().cpu()
+            (layer.get_parameter(part).detach() * processes.mean(self.get_buffer(_buffer(number, part)))).abs().cpu()
             for part in (OUTPUT, UP, DOWN)
         )
         size = self.model[0].config.head_size

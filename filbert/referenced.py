@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from filbert import information
+from filbert import information, processes
 from filbert.data import Batch
 from filbert.layerwise import Depth, Following, aligned
 from filbert.reference_bert import REFERENCE, ReferenceForSequenceClassification
@@ -60,7 +60,7 @@ def distil(study: Study, config: Config, pick: Pick) -> ReferenceForSequenceClas
 
     study.fit(student, predict, study.taught(["logits"], train), config.prediction, "prediction", validation=checked)
     store = study.scratch / FOLDER
-    referring.write_store(store)
+    processes.of_first(lambda: referring.write_store(store))
     student.store = ReferenceStore(store)
     if pick == "nearest" and config.information.rows:
         study.recorder.log("information", 0, _gain(study, student, referring, config))

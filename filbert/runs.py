@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,11 +62,14 @@ class Runs:
         uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{STORE.resolve()}")
         mlflow.set_tracking_uri(uri)
         try:
+            if uri.startswith("sqlite:///") and mlflow.get_experiment_by_name(EXPERIMENT) is None:
+                beside = Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlruns"  # wherever this stage runs
+                mlflow.create_experiment(EXPERIMENT, artifact_location=str(beside / EXPERIMENT))
             self.experiment = mlflow.set_experiment(EXPERIMENT).experiment_id
         except Exception as error:
             raise FilbertError(
-                f"expected an MLflow store at MLFLOW_TRACKING_URI or in {STORE}; it cannot be reached: {error}"
-            ) from error
+                f"expected an MLflow store at MLFLOW_TRACKING_URI or in {STORE}; it cannot be reached: {without_password(error)}"
+            ) from None
         self.client = mlflow.MlflowClient()
 
     def find(self, key: str, at: int | None = None, tag: str = KEY_TAG) -> "Run | None":
@@ -75,6 +79,17 @@ class Runs:
         )
         under_way = (r for r in found if at is None or r.info.start_time <= at <= (r.info.end_time or at))
         return next(under_way, None)
+
+    def has(self, run: str) -> bool:
+        """Whether the store knows a run by its number."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(self.client.get_run(run))
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
 
     def model_of(self, key: str) -> str:
         """The model that the run of a key made; empty where there is none."""
@@ -174,6 +189,11 @@ class Runs:
 def model_name(run: str) -> str:
     """MLflow's models have no slashes in their names."""
     return run.replace("/", "-")
+
+
+def without_password(error: Exception) -> str:
+    """What an error says, less the user and password of an address."""
+    return re.sub(r"//[^/@\s]+@", "//", str(error))
 
 
 def finite(points: list[Point]) -> list[Point]:

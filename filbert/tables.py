@@ -53,7 +53,8 @@ def _is_empty(record: Row, task: Task) -> bool:
     if task.kind is Kind.TAGGING:
         return record.get("words", record.get("tokens")) == []
     raw = next((old for old, new in task.rename.items() if new == task.columns[0]), task.columns[0])
-    return task.kind is Kind.TEXT and raw in record and not (record[raw] or "").strip()
+    value = record.get(raw, 0)
+    return task.kind is Kind.TEXT and (value is None or (isinstance(value, str) and not value.strip()))
 
 
 def _read_tsv(file: Path, task: Task) -> Iterator[tuple[str, Row | RowError]]:

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from filbert import FilbertError, processes, progress, students
 from filbert.data import Batch, Encoded, shuffled
 from filbert.device import autocast
-from filbert.files import FIRST
+from filbert.files import FIRST, RANK
 from filbert.metrics import predictions, scores_on
 from filbert.resume import State, fingerprint
 from filbert.tasks import Task
@@ -115,7 +115,7 @@ def fit(
                 order = shuffled(rows.lengths, config.batch_size, seed, epoch)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * _schedule(state.step, total, config)
-            torch.manual_seed(seed * 1_000_003 + state.step + APART * processes.RANK)
+            torch.manual_seed(seed * 1_000_003 + state.step + APART * RANK)
             share, weight = processes.mine(order[at])
             value = _step(model, loss, rows.batch(share).to(device), weight, optimizer, config.clip, device)
             state.step += 1

@@ -17,7 +17,7 @@ import pyarrow as pa
 from filelock import FileLock
 
 from filbert.files import FIRST, SCRATCH, read_json, write_json
-from filbert.runs import KEY_TAG, MOST, Point, Record, Runs, finite, model_name
+from filbert.runs import KEY_TAG, MOST, Point, Record, Runs, finite, model_name, without_password
 
 FLUSH_SECONDS = 5.0
 SHARE = 1 / 20  # of a stage's time that writing points may take
@@ -92,7 +92,9 @@ class View:
             self.behind = False
         except Exception as error:
             if not self.behind:
-                warnings.warn(f"MLflow is not reached, the files stay the record: {error}", stacklevel=3)
+                warnings.warn(
+                    f"MLflow is not reached, the files stay the record: {without_password(error)}", stacklevel=3
+                )
             self.behind = True
         now = time.monotonic()
         self.due = now + max(FLUSH_SECONDS, (now - began) / SHARE)
@@ -109,7 +111,8 @@ class View:
                 name = os.environ.get("DVC_EXP_NAME") or time.strftime("repro %Y-%m-%d %H:%M:%S")
                 parent = self.runs.pipeline(_pipeline_key(), name)
             before = read_json(self.run_file) if self.run_file.exists() else {}
-            known = before.get("run") if before.get("made_with") == json.loads(json.dumps(self.made_with)) else None
+            same = before.get("made_with") == json.loads(json.dumps(self.made_with))
+            known = before["run"] if same and self.runs.has(before["run"]) else None
             run = mlflow.start_run(
                 run_id=known, parent_run_id=None if known else parent, run_name=self.name, tags=self.tags
             )

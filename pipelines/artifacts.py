@@ -46,20 +46,20 @@ def publish_tables(stages: list[Stage], folder: Path) -> None:
 
 def publish_mlflow_link(pipeline: str) -> None:
     """A link to the MLflow run that holds this run's stages, where MLflow's server is up and a stage has run."""
-    server = httpx.URL(mlflow_server())
     try:
-        with httpx.Client(base_url=server.join("/api/2.0/mlflow/"), timeout=10) as api:
+        server = httpx.URL(mlflow_server())
+        bare = server.copy_with(userinfo=b"")
+        user = httpx.BasicAuth(server.username, server.password) if server.username else None
+        with httpx.Client(base_url=bare.join("/api/2.0/mlflow/"), auth=user, timeout=10) as api:
             found = api.get("experiments/get-by-name", params={"experiment_name": EXPERIMENT}).raise_for_status()
             experiment = found.json()["experiment"]["experiment_id"]
             query = {"experiment_ids": [experiment], "filter": f"tags.`{PIPELINE_TAG}` = '{pipeline}'"}
             runs = api.post("runs/search", json=query).raise_for_status().json().get("runs", [])
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError) as error:
         get_run_logger().warning("no link to MLflow's pages, `make ui` starts them: %s", error)
         return
     for run in runs:
-        page = server.copy_with(
-            userinfo=b"", path="/", fragment=f"/experiments/{experiment}/runs/{run['info']['run_id']}"
-        )
+        page = bare.copy_with(path="/", fragment=f"/experiments/{experiment}/runs/{run['info']['run_id']}")
         create_link_artifact(
             str(page), key="mlflow", link_text=run["info"]["run_name"], description="its stages in MLflow"
         )

@@ -25,9 +25,10 @@ def begin(name: str, overrides: list[str]) -> Path:
     commit, folder = git(root, "rev-parse", "HEAD"), root / SCRATCH / "experiments" / name
     if git(root, "for-each-ref", f"refs/exps/{commit[:2]}/{commit[2:]}/{name}"):
         raise StageError(f"there is an experiment {name} of this commit: give another name or `dvc exp remove {name}`")
-    if folder.exists():
+    if (folder / ".git").exists():
         git(folder, "checkout", "--quiet", "--force", "--detach", commit)
     else:
+        shutil.rmtree(folder, ignore_errors=True)
         git(root, "worktree", "add", "--quiet", "--force", "--detach", str(folder))
     if (local := root / ".dvc" / "config.local").exists():
         shutil.copy(local, folder / ".dvc" / "config.local")

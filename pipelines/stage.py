@@ -4,7 +4,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -62,5 +62,6 @@ def stopping() -> Iterator[None]:
         yield
     except BaseException:
         for process in psutil.Process().children(recursive=True):
-            process.terminate()
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
         raise
