@@ -24,7 +24,7 @@ def distill(
     checkpoint: Path,
     vectors: Path,
     out: Path,
-    start: Annotated[
+    pretrained: Annotated[
         Path | None, typer.Option(help="a pretrained student, trained whole instead of layers of CHECKPOINT")
     ] = None,
     by: Annotated[str, typer.Option(help="the method, where METHOD_NAME is that of a start")] = "",
@@ -41,7 +41,7 @@ def distill(
         checkpoint,
         transfer if learns_from_transfer(method) else None,
         vectors,
-        start,
+        pretrained,
     )
     make(
         "distill", task_name, method_name, seed, folders, out, settings, method.columns,
