@@ -28,7 +28,7 @@ from filbert.masked import Masked, hide
 from filbert.pretraining import PretrainConfig, new_student, new_vocabulary
 from filbert.train import new_optimizer
 
-WORDS = 200_000  # of the corpus that are read
+WORDS = 200_000  # of the corpus at least, whole texts
 SQUARE = 2048  # rows and columns of the product that stands for the machine
 
 
@@ -43,7 +43,7 @@ def main(
     """Measure steps of the student that params.yaml describes under `pretrain.NAME`, on the corpus WORDS."""
     settings, on = config.section(f"pretrain.{name}", PretrainConfig), device.pick()
     read = corpus.read(words / corpus.TEXT)
-    few = read.only(read.ends <= WORDS)
+    few = read.only(np.concatenate([[0], read.ends[:-1]]) < WORDS)
     tokenizer = new_vocabulary(few, settings.vocabulary, data.load_tokenizer(checkpoint), settings.length)
     rows = corpus.blocks(few, [corpus.Pieces(few.words, tokenizer)], 0.0, settings.length, 0)
     arms = {
