@@ -16,8 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from filbert import FilbertError, progress
 from filbert.data import Encoded
-from filbert.files import whole_file
-from filbert.rows import read_table, write_table
+from filbert.rows import read_table, write_table, writing
 
 WORDS = 1_000_000  # written at a time
 TEXT = "corpus.arrow"
@@ -66,12 +65,7 @@ def write(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, file: Path) 
     numbers: dict[str, int] = {}
     counted = 0
     schema = pa.schema([("words", pa.list_(pa.uint32()))])
-    with (
-        whole_file(file) as making,
-        pa.OSFile(str(making), "wb") as sink,
-        pa.ipc.new_file(sink, schema) as out,
-        progress.bar("corpus", 0) as bar,
-    ):
+    with writing(file, schema) as out, progress.bar("corpus", 0) as bar:
         for part in _gathered(words_of(backend, texts), numbers):
             ends = np.cumsum([0, *map(len, part)], dtype=np.int32)
             lists = pa.ListArray.from_arrays(pa.array(ends), pa.array(np.concatenate(part)))

@@ -1,7 +1,8 @@
 """Prepared rows as Arrow IPC files: written whole, memory-mapped back, known by their digest."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,16 +31,23 @@ def digest(table: pa.Table) -> str:
     return hashlib.sha256(b"".join(column.tobytes() for column in columns)).hexdigest()[:12]
 
 
+@contextmanager
+def writing(file: Path, schema: pa.Schema) -> Iterator[pa.RecordBatchFileWriter]:
+    """An Arrow IPC file to write batches to, whole or not at all."""
+    with whole_file(file) as making, pa.OSFile(str(making), "wb") as sink, pa.ipc.new_file(sink, schema) as out:
+        yield out
+
+
 def write_table(table: pa.Table, file: Path) -> None:
     """Write `table` as an Arrow IPC file, whole or not at all."""
-    with whole_file(file) as making, pa.OSFile(str(making), "wb") as sink, pa.ipc.new_file(sink, table.schema) as out:
+    with writing(file, table.schema) as out:
         out.write_table(table)
 
 
 def write_rows(rows: Iterable[Row], task: Task, file: Path) -> int:
     """Write rows as they come, some in memory at a time, as `write_table` does; how many they were."""
     form, count = schema(task), 0
-    with whole_file(file) as making, pa.OSFile(str(making), "wb") as sink, pa.ipc.new_file(sink, form) as out:
+    with writing(file, form) as out:
         left = iter(rows)
         while part := list(islice(left, WRITTEN)):
             out.write_table(pa.Table.from_pylist(part, schema=form))

@@ -127,14 +127,14 @@ class Runs:
             said, lacks = run.data, []
         params = [Param(name, str(value)) for name, value in record.params.items() if name not in said.params]
         self.client.log_batch(run.info.run_id, params=params, tags=lacks)
-        self._points(run.info.run_id, finite(record.points))
+        self.points(run.info.run_id, finite(record.points))
         self._link(run, record)
         self._figures(run, record)
         if run.info.status != "FINISHED":
             self.client.set_terminated(run.info.run_id, "FINISHED", record.end)
         return there is None
 
-    def _points(self, run: str, points: list[Point], model: str = "") -> None:
+    def points(self, run: str, points: list[Point], model: str = "") -> None:
         """Write points; those that are there already stay as they are."""
         from mlflow.entities import Metric
 
@@ -145,7 +145,7 @@ class Runs:
     def _figures(self, run: "Run", record: Record) -> None:
         known = run.data.metrics
         points = [(name, value, record.end, 0) for name, value in record.figures.items() if known.get(name) != value]
-        self._points(run.info.run_id, finite(points), self.model_of(record.of[0]) if len(record.of) == 1 else "")
+        self.points(run.info.run_id, finite(points), self.model_of(record.of[0]) if len(record.of) == 1 else "")
 
     def _link(self, run: "Run", record: Record) -> None:
         """Name the rows it read, the model it made, the models it is about."""

@@ -11,7 +11,8 @@ import pyarrow as pa
 import xxhash
 
 from filbert import FilbertError
-from filbert.files import read_json, whole_file, write_json
+from filbert.files import read_json, write_json
+from filbert.rows import writing
 
 MANIFEST = "manifest.json"
 
@@ -46,7 +47,7 @@ class Shards:
         """Write one shard as its batches come, holding one at a time in memory, and list it."""
         number = max((int(name.split("-")[1].split(".")[0]) for name in self.entries), default=-1) + 1
         file, rows = self.folder / f"shard-{number:05d}.arrow", 0
-        with whole_file(file) as making, pa.OSFile(str(making), "wb") as sink, pa.ipc.new_file(sink, schema) as out:
+        with writing(file, schema) as out:
             for batch in batches:
                 out.write_batch(batch)
                 rows += batch.num_rows

@@ -121,15 +121,15 @@ class View:
         return self.runs
 
     def _flush(self) -> None:
-        from mlflow.entities import Metric, Param
+        from mlflow.entities import Param
 
-        client = self._started().client
+        runs = self._started()
         if self.waiting_params:
-            client.log_batch(self.run_id, params=[Param(name, str(v)) for name, v in self.waiting_params.items()])
+            runs.client.log_batch(self.run_id, params=[Param(name, str(v)) for name, v in self.waiting_params.items()])
             self.waiting_params = {}
         while self.waiting_points:
             part = self.waiting_points[:MOST]
-            client.log_batch(self.run_id, metrics=[Metric(*point, model_id=self.model_id or None) for point in part])
+            runs.points(self.run_id, part, self.model_id)
             del self.waiting_points[: len(part)]
 
     def _dataset(self, table: pa.Table, source: Path, name: str, digest: str, context: str) -> None:

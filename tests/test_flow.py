@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 from ruamel.yaml import YAML
@@ -97,7 +98,7 @@ def shell(command: str, *more: str, **options: Path) -> str:
 
 
 def dask(role: str, *words: str, cwd: Path) -> subprocess.Popen:
-    here = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    here = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen([sys.executable, "-m", f"distributed.cli.dask_{role}", *words], cwd=cwd, env=here)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import sentences, write_sst2
+from conftest import ROOT, sentences, write_sst2
 from ruamel.yaml import YAML
 from test_tagging import write_conll
 
@@ -22,7 +22,6 @@ from filbert.rows import read_table
 from filbert.tracking import read_history
 from filbert.transfer import words_of
 
-ROOT = Path(__file__).parent.parent
 METHODS = ("finetune", "kd", "refbert", "theseus", "bilstm")
 MADE = ("checkpoint", "fetch@sst2", "prepare@sst2", "teach@sst2", "cache@sst2", "references@sst2", "report",
         "evaluate_teacher@sst2", "vectors", "texts", "transfer@sst2",

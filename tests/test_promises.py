@@ -7,11 +7,11 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from ruamel.yaml import YAML
 
 from filbert import config, pretraining, recipes
 
-ROOT = Path(__file__).parent.parent
 CODE = sorted(path for room in ("filbert", "stages", "pipelines") for path in (ROOT / room).rglob("*.py"))
 GRAPH = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 METHODS = sorted(path.stem for path in (ROOT / "filbert" / "methods").glob("*.py") if path.stem != "__init__")
