@@ -6,7 +6,7 @@ baselines.
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,8 @@ class ShapeConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
+    """Epochs of both stages are counted in blocks of the student's vocabulary, so that they add up to a baseline's."""
+
     vocabulary: int  # pieces, special ones among them
     length: int  # pieces of a block
     shape: ShapeConfig
@@ -118,20 +120,21 @@ def pretrain(
     tokenizer = new_vocabulary(learnt, config.vocabulary, teacher, config.length)
     recorder.metrics({"vocabulary": {"pieces": len(tokenizer), "in_teachers": overlap(tokenizer, teacher)}})
     ours, theirs = Pieces(corpus.words, tokenizer), Pieces(corpus.words, teacher)
+    own, own_held = (blocks(part, [ours], 0.0, config.length, seed) for part in (learnt, judged))
     aligned = None
     if config.align:
         seed_everything(seed)
         model = AutoModelForMaskedLM.from_pretrained(checkpoint, dtype=torch.float32)
         mixed = Mixed(model, (Vocabulary.of(teacher), Vocabulary.of(tokenizer)), config.shape.width)
         rows, held = (blocks(part, [theirs, ours], config.share, config.length, seed) for part in (learnt, judged))
-        _fit(mixed, mixed.loss, rows, held, config.align, "align", seed, device, scratch, recorder)
+        steps = replace(config.align, epochs=config.align.epochs * len(own) / len(rows))
+        _fit(mixed, mixed.loss, rows, held, steps, "align", seed, device, scratch, recorder)
         aligned = mixed.small.weight.detach().cpu()
     seed_everything(seed)
     student = new_student(tokenizer, config, aligned)
     student.bert.embeddings.word_embeddings.requires_grad_(not config.freeze)
-    rows, held = (blocks(part, [ours], 0.0, config.length, seed) for part in (learnt, judged))
     masked = Masked(student, tokenizer, device)
-    _fit(student, masked.loss, rows, held, config.fit, "pretrain", seed, device, scratch, recorder)
+    _fit(student, masked.loss, own, own_held, config.fit, "pretrain", seed, device, scratch, recorder)
     return student, tokenizer
 
 

@@ -72,13 +72,17 @@ class Runs:
             ) from None
         self.client = mlflow.MlflowClient()
 
-    def find(self, key: str, at: int | None = None, tag: str = KEY_TAG) -> "Run | None":
+    def find(self, key: str, at: int | None = None) -> "Run | None":
         """The newest run of a key, or of those the one that was under way `at` a time."""
-        found = self.client.search_runs(
-            [self.experiment], f"tags.`{tag}` = '{key}'", order_by=["attributes.start_time DESC"]
+        under_way = (
+            r for r in self._of(KEY_TAG, key) if at is None or r.info.start_time <= at <= (r.info.end_time or at)
         )
-        under_way = (r for r in found if at is None or r.info.start_time <= at <= (r.info.end_time or at))
         return next(under_way, None)
+
+    def _of(self, tag: str, key: str) -> "list[Run]":
+        """The runs of a key, the newest first."""
+        order = ["attributes.start_time DESC", "attributes.run_id"]
+        return list(self.client.search_runs([self.experiment], f"tags.`{tag}` = '{key}'", order_by=order))
 
     def has(self, run: str) -> bool:
         """Whether the store knows a run by its number."""
@@ -97,11 +101,16 @@ class Runs:
         return run.outputs.model_outputs[-1].model_id if run and run.outputs and run.outputs.model_outputs else ""
 
     def pipeline(self, key: str, name: str) -> str:
-        """The run that stands for a pipeline run: found by its key, or made."""
-        if run := self.find(key, tag=PIPELINE_TAG):
-            return run.info.run_id
+        """The run that stands for a pipeline run: found by its key, or made; of those that several machines made at once, the
+        first."""
+        if found := self._of(PIPELINE_TAG, key):
+            return found[-1].info.run_id
         tags = {PIPELINE_TAG: key, "stage": "pipeline"}
-        return self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id
+        made = self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id
+        first = self._of(PIPELINE_TAG, key)[-1].info.run_id
+        if first != made:
+            self.client.delete_run(made)
+        return first
 
     def rebuilt(self) -> str:
         """The run that stands for all pipeline runs of which only the files are left."""

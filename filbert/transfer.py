@@ -33,7 +33,7 @@ class KeepConfig:
     shingle: int  # words of a shingle
     overlap: float  # share of a text's shingles that may occur in held-out rows
     quoted: float  # share of a held-out row's shingles that may occur in a text
-    most: int  # texts of one source
+    most: int  # rows of one source, of the task's own without labels too
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,10 @@ class Kept:
                 self.counts[f"kept {name}"] += 1
                 yield texts
 
-    def sample(self, name: str, read: Callable[[], Iterable[Texts]]) -> Iterator[Texts]:
+    def sample(self, name: str, read: Callable[[], Iterable[Texts]], any_length: bool = False) -> Iterator[Texts]:
         """What is kept of texts called `name`, of fit length, up to `config.most` of them, drawn by a hash of their words; they
         are read twice."""
-        admitted = [found for texts in read() if (found := self._admit(words_of(texts), limited=True))]
+        admitted = [found for texts in read() if (found := self._admit(words_of(texts), not any_length))]
         drawn = set(sorted(admitted)[: self.config.most])
         self.counts["not drawn"] += len(admitted) - len(drawn)
         self.counts[f"kept {name}"] += len(drawn)

@@ -42,7 +42,7 @@ def transfer(
 
         def collected() -> Iterator[Texts]:
             if given.exists():
-                yield from kept.of("unlabelled", texts_of(rows.read_table(given), task))
+                yield from kept.sample("unlabelled", lambda: texts_of(rows.read_table(given), task), any_length=True)
             for text in settings.of(task):
                 yield from kept.sample(text.name, partial(_sentences, texts / text.name, text))
             if augmenting.variants:
