@@ -84,7 +84,7 @@ class Bench:
         self.key = cache.fingerprint(teacher_folder, self.encoding, asking, self.on)
         self.folder = folder
         self.build(self.folder / "kept", self.depth.columns)
-        self.cache = cache.Cache(self.folder / "kept", self.key)
+        self.cache = cache.Cache([self.folder / "kept"], self.key)
 
     def encode(self, table: pa.Table) -> data.Encoded:
         return data.encode(table, self.task, self.tokenizer, self.encoding)

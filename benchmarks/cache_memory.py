@@ -44,7 +44,7 @@ def measure(count: int, folder: Path) -> None:
 
     def build(name: str, part: pa.Table) -> cache.Cache:
         fill.fill(folder / name, teacher, part, encode, COLUMNS, key, CONFIG, cpu)
-        return cache.Cache(folder / name, key)
+        return cache.Cache([folder / name], key)
 
     build("warm", table.slice(0, 256))
     with peak() as building:
@@ -55,7 +55,7 @@ def measure(count: int, folder: Path) -> None:
             words = opened.on(part, COLUMNS)
             for at in np.array_split(np.arange(len(part)), len(part) // 32):
                 words.take(at)
-    print(f"{opened.shards.bytes / 1e6:.0f} {building[0]:.0f} {reading[0]:.0f}")
+    print(f"{opened.bytes / 1e6:.0f} {building[0]:.0f} {reading[0]:.0f}")
 
 
 def _rows(file: Path, count: int) -> pa.Table:

@@ -116,7 +116,7 @@ def _epochs(task: tasks.Task, table, teacher_folder: Path, on: torch.device, rou
     with tempfile.TemporaryDirectory(prefix="filbert-bench-") as folder:
         fill.fill(Path(folder) / "cache", teacher, table, lambda part: data.encode(part, task, tokenizer, encoding), COLUMNS, key,
                   asking, on)  # fmt: skip
-        taught = plain.taught(cache.Cache(Path(folder) / "cache", key).on(plain, COLUMNS))
+        taught = plain.taught(cache.Cache([Path(folder) / "cache"], key).on(plain, COLUMNS))
         arms = {"from the cache": arm(taught.batch), "with a live teacher": arm(live)}
         return ratios(in_turn(arms, rounds), len(plain), "rows/s")
 

@@ -19,12 +19,14 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from filbert.masked import Copy, Masked
 from filbert.sources import Source
+from filbert.tables import text_hash
 from filbert.train import FitConfig
 from filbert.transfer import Texts
 from filbert.vectors import Vectors
 
 WORD = re.compile(r"(?<![\w'’])[^\W\d_]+(?!\w|['’]t\b)")  # of letters alone, and no part of a contraction
 ROWS = 64  # varied together
+MASK = (1 << 63) - 1  # seeds are not negative
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,13 @@ class Place(NamedTuple):
 def variants(
     rows: Iterable[Texts], masked: Masked | None, vectors: Vectors, config: AugmentConfig, seed: int
 ) -> Iterator[Texts]:
-    """Up to `config.variants` new variants of each row, as the rows come."""
-    draw, left = np.random.default_rng(seed), iter(rows)
+    """Up to `config.variants` new variants of each row, as the rows come; a row's do not depend on the others."""
+    left = iter(rows)
     while part := list(islice(left, ROWS)):
         found = iter(places([text for row in part for text in row], masked, vectors, config))
         for row in part:
             open_to = [next(found) for _ in row]
-            made = {row}
+            made, draw = {row}, np.random.default_rng([seed, text_hash(*row) & MASK])
             for _ in range(config.variants):
                 pairs = zip(row, open_to, strict=True)
                 new = tuple(_vary(text, places, config.probability, draw) for text, places in pairs)

@@ -1,10 +1,12 @@
 """The teacher's words as Arrow files: computed once, appended to, verified, joined to rows; a mismatch is refused.
 
-A cache is a folder of shards (shards.py). Each shard's schema carries the fingerprint of what was asked whom; each row
-carries its `idx` and the hashes of its text and of its pieces. What the teacher says of a row is a ragged list per column
-(columns.py): float32 or float16 values, or int8 with one float32 scale per vector in `{column}.scale`.
+A cache is a folder of parts, each a folder of shards (shards.py) that a stage of its own fills, on whatever machine. Each shard's
+schema carries the fingerprint of what was asked whom; each row carries its `idx` and the hashes of its text and of its pieces. What
+the teacher says of a row is a ragged list per column (columns.py): float32 or float16 values, or int8 with one float32 scale per
+vector in `{column}.scale`.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -39,7 +41,7 @@ class CacheConfig:
     states: Literal["float16", "int8"]  # of everything but logits; int8 has a scale per vector
     batch_size: int
     shard_mb: int
-    budget_gb: float  # a cache that would grow larger is refused before the teacher is asked
+    budget_gb: float  # a part that would grow larger is refused before the teacher is asked
     verify_rows: int  # rows asked again, live, whenever the cache is opened for training
     tolerance: float  # largest difference from the live teacher that verification accepts, relative, root mean square
 
@@ -62,23 +64,28 @@ def fingerprint(teacher: Path, encode: EncodeConfig, config: CacheConfig, device
 
 
 class Cache:
-    """The shards of one folder, opened for reading."""
+    """The shards of some folders, opened for reading."""
 
-    def __init__(self, folder: Path, expected: Fingerprint):
+    def __init__(self, folders: Sequence[Path], expected: Fingerprint):
         """Read what is there; shards are mapped when a column of theirs is asked for.
 
         Raises:
-            CacheError: there is no cache.
+            CacheError: there is no cache, or a part is missing.
         """
-        self.folder, self.expected, self.shards = folder, expected, Shards(folder)
-        self._mapped: dict[tuple[str, ...], Held] = {}
-        if not self.shards.entries:
-            raise CacheError(f"{folder}: no teacher cache; run `dvc repro` to make it")
+        self.expected, self.parts = expected, [Shards(folder) for folder in folders]
+        self.folder = folders[0] if len(folders) == 1 else folders[0].parent  # named in what is said of all
+        self._mapped: dict[frozenset[Path], Held] = {}
+        if lacking := [part.folder for part in self.parts if not part.whole]:
+            raise CacheError(f"{lacking[0]}: no teacher cache; run `dvc repro` to make it")
 
     @property
     def digest(self) -> str:
         """Twelve hex digits that change with anything in the cache."""
-        return sha256(self.folder / MANIFEST)[:12]
+        return hashlib.sha256("".join(sha256(part.folder / MANIFEST) for part in self.parts).encode()).hexdigest()[:12]
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.bytes for part in self.parts)
 
     def stored(self, column: str) -> Stored:
         """All of one column.
@@ -87,11 +94,13 @@ class Cache:
             CacheError: no shard has it, one is damaged, or was made by another teacher or in another way. Another
                 precision is accepted, so that a cache can travel between machines: `verify` says whether it will do.
         """
-        names = tuple(name for name, entry in self.shards.entries.items() if column in entry.columns)
-        if not names:
-            known = sorted({c for entry in self.shards.entries.values() for c in entry.columns})
+        shards = [
+            (part, name) for part in self.parts for name, entry in part.entries.items() if column in entry.columns
+        ]
+        if not shards:
+            known = sorted({c for part in self.parts for entry in part.entries.values() for c in entry.columns})
             raise CacheError(f"{self.folder}: no column `{column}`, only {', '.join(known)}; run `dvc repro`")
-        held = self._held(names)
+        held = self._held(shards)
         scale = f"{column}{SCALE}"
         return Stored(
             held=held,
@@ -100,12 +109,12 @@ class Cache:
             scales=Lists.of(held.batches, scale) if scale in held.batches[0].schema.names else None,
         )
 
-    def _held(self, names: tuple[str, ...]) -> Held:
+    def _held(self, shards: list[tuple[Shards, str]]) -> Held:
         """The rows of some shards, mapped once for all the columns they hold."""
-        if names not in self._mapped:
-            readers = [open_shard(self.shards, name, self.expected, but="precision") for name in names]
-            self._mapped[names] = Held.of(readers)
-        return self._mapped[names]
+        files = frozenset(part.folder / name for part, name in shards)
+        if files not in self._mapped:
+            self._mapped[files] = Held.of([open_shard(*shard, self.expected, but="precision") for shard in shards])
+        return self._mapped[files]
 
     def width(self, column: str) -> int:
         """Classes, hidden size or heads: the width of a column."""

@@ -1,14 +1,16 @@
 """Prepared rows as Arrow IPC files: written whole, memory-mapped back, known by their digest."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from filbert import FilbertError
 from filbert.files import whole_file
 from filbert.tasks import Kind, Task
 
@@ -21,6 +23,20 @@ def schema(task: Task) -> pa.Schema:
     label = {Kind.REGRESSION: pa.float32(), Kind.TAGGING: pa.list_(pa.int32())}.get(task.kind, pa.int32())
     texts = [(name, pa.string()) for name in task.columns]
     return pa.schema([("idx", pa.int32()), *texts, ("label", label), ("hash", pa.int64())])
+
+
+def share(table: pa.Table, part: int, parts: Sequence[int]) -> pa.Table:
+    """The rows that fall to one of some parts, by their text, so that new rows change no other part's.
+
+    Raises:
+        FilbertError: there is no such part.
+    """
+    if part not in parts:
+        raise FilbertError(f"expected one of the parts {', '.join(map(str, parts))} of params.yaml; got {part}")
+    if len(parts) == 1:
+        return table
+    of = table["hash"].to_numpy().view(np.uint64) % np.uint64(len(parts))
+    return table.filter(pa.array(of == parts.index(part)))
 
 
 def digest(table: pa.Table) -> str:

@@ -40,6 +40,11 @@ class Shards:
         self.entries = {name: Entry(**said | {"columns": tuple(said["columns"])}) for name, said in listed.items()}
 
     @property
+    def whole(self) -> bool:
+        """Whether a writer has come to its end here, if only to list nothing."""
+        return (self.folder / MANIFEST).exists()
+
+    @property
     def bytes(self) -> int:
         return sum(entry.bytes for entry in self.entries.values())
 
@@ -60,10 +65,11 @@ class Shards:
         self._write()
 
     def sweep(self) -> None:
-        """Remove what the manifest does not list: the remains of a killed writer."""
+        """Remove what the manifest does not list, the remains of a killed writer; a manifest there is in any case."""
         for file in [*self.folder.glob("shard-*.arrow"), *self.folder.glob(".*-shard-*.arrow")]:
             if file.name not in self.entries:
                 file.unlink()
+        self._write()
 
     def open(self, name: str) -> pa.RecordBatchFileReader:
         """Map a shard, after checking that its bytes are those that were written.

@@ -101,7 +101,7 @@ class Study:
 
         real = [of_task(self.task.kind, column) for column in columns]
         fill.fill(folder, model, pa.table(rows), encode, real, expected, self.asking, self.device)
-        return Cache(folder, expected)
+        return Cache([folder], expected)
 
     def hard_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """The task's own loss against the labels, of the rows that have one."""

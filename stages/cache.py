@@ -18,6 +18,7 @@ from stages import run, scratch_of
 
 def cache(
     task_name: str,
+    part: int,
     prepared: Path,
     transfer: Path,
     teacher_folder: Path,
@@ -26,37 +27,42 @@ def cache(
         bool, typer.Option(help="only ask a sample again, live, and report the largest differences")
     ] = False,
 ) -> None:
-    """Append what the listed methods need to know of the teacher in TEACHER_FOLDER, on the training rows in PREPARED and
-    the rows in TRANSFER, to the cache in the folder OUT."""
+    """Append what the listed methods need to know of the teacher in TEACHER_FOLDER, on those training rows in PREPARED and
+    rows in TRANSFER that fall to PART, to the part of the cache in the folder OUT."""
     task, settings = tasks.find(task_name), config.section("cache", teacher_cache.CacheConfig)
     encoding, on = config.section("encode", data.EncodeConfig), device.pick()
     tokenizer = data.load_tokenizer(teacher_folder)
-    table, more = rows.read_table(prepared / "train.arrow"), rows.read_table(transfer / "transfer.arrow")
+    parts = config.section("parts", tuple[int, ...])
+    table, more = (
+        rows.share(rows.read_table(file), part, parts)
+        for file in (prepared / "train.arrow", transfer / "transfer.arrow")
+    )
     teacher, key = students.load(teacher_folder), teacher_cache.fingerprint(teacher_folder, encoding, settings, on)
     shape = config.section("student", students.StudentConfig)
     columns, of_transfer = _needed(task, Depth(len(shape.layers), teacher.config.num_hidden_layers))
 
-    def encode(part: pa.Table) -> data.Encoded:
-        return data.encode(part, task, tokenizer, encoding, words=any(c.startswith("words") for c in columns))
+    def encode(some: pa.Table) -> data.Encoded:
+        return data.encode(some, task, tokenizer, encoding, words=any(c.startswith("words") for c in columns))
 
     with tracking.stage_run(
         "cache",
         params={"cache": settings, "encode": encoding},
-        tags={"task": task_name},
+        tags={"task": task_name, "part": str(part)},
         hashes={"rows": rows.digest(table), "teacher": key.teacher[:12]},
         scratch=scratch_of(out),
     ) as recorder:
+        files.forget_others(out.parent, parts)
         asked = 0
-        for part, wanted in [] if verify else [(table, columns), (more, of_transfer)]:
-            asked += fill.fill(out, teacher, part, encode, wanted, key, settings, on)
-        opened = teacher_cache.Cache(out, key)
+        for some, wanted in [] if verify else [(table, columns), (more, of_transfer)]:
+            asked += fill.fill(out, teacher, some, encode, wanted, key, settings, on)
+        opened = teacher_cache.Cache([out], key)
         sample = encode(table.take(teacher_cache.sample_of(len(table), settings.verify_rows)))
-        differences = opened.verify(sample, columns, teacher, settings, on)
+        differences = opened.verify(sample, columns, teacher, settings, on) if len(sample) else {}
         print(f"{task_name}: asked about {asked} of {len(table)} training and {len(more)} transfer rows")
         print("the largest differences between live and cached:")
         print("\n".join(f"  {column:<14} {difference:.2g}" for column, difference in differences.items()))
         rows_of = {"rows": len(table), "transfer": len(more), "asked": asked}
-        recorder.metrics({**rows_of, "bytes": opened.shards.bytes, "difference": differences})
+        recorder.metrics({**rows_of, "bytes": opened.bytes, "difference": differences})
     files.forget(scratch_of(out))
 
 

@@ -158,6 +158,6 @@ def study(
     references.save(tmp_path / "references", index, found)
     return Study(
         task, encoded, validation, encoded.part(np.arange(0)), checkpoint, teacher, students.StudentConfig((0,)), depth,
-        cache.Cache(tmp_path / "cache", key), config, tmp_path / "references", None, 1, CPU, tmp_path / ".scratch" / "study",
+        cache.Cache([tmp_path / "cache"], key), config, tmp_path / "references", None, 1, CPU, tmp_path / ".scratch" / "study",
         recorder,
     )  # fmt: skip

@@ -104,6 +104,13 @@ def test_variants_are_new_and_pairs_vary_in_both(masked: Masked, vectors: Vector
     assert not list(variants(pairs, masked, vectors, replace(CONFIG, probability=0.0), seed=1))
 
 
+def test_a_rows_variants_do_not_depend_on_the_others(masked: Masked, vectors: Vectors) -> None:
+    rows = [(text,) for text in TEXTS]
+    apart = [variant for row in rows for variant in variants([row], masked, vectors, CONFIG, 7)]
+    assert apart == list(variants(rows, masked, vectors, CONFIG, 7))
+    assert apart != list(variants(rows, masked, vectors, CONFIG, 8))
+
+
 def test_without_a_model_word_vectors_say_what_fits(vectors: Vectors) -> None:
     (found,) = places(["cats like film"], None, vectors, replace(CONFIG, candidates=2))
     assert [(p.start, p.by[0]) for p in found] == [(0, "cat"), (10, "films")]

@@ -10,7 +10,8 @@ import torch
 from conftest import tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
 
-from filbert import cache, columns, data, device, fill, prepare, students, tasks
+from filbert import FilbertError, cache, columns, data, device, fill, prepare, students, tasks
+from filbert.rows import share
 
 CPU = torch.device("cpu")
 CONFIG = cache.CacheConfig("float16", batch_size=8, shard_mb=1, budget_gb=1, verify_rows=8, tolerance=0.02)
@@ -60,7 +61,7 @@ def test_cached_words_equal_transformers_own(
     monkeypatch.setattr(device, "precision", lambda _: "float32")
     filled(tmp_path, teacher, table, EVERY)
     chosen = np.array([5, 0, 41])
-    batch = rows.taught(cache.Cache(tmp_path, key(teacher)).on(rows, EVERY)).batch(chosen)
+    batch = rows.taught(cache.Cache([tmp_path], key(teacher)).on(rows, EVERY)).batch(chosen)
     eager = AutoModelForSequenceClassification.from_pretrained(teacher, attn_implementation="eager").eval()
     with torch.inference_mode():
         live = eager(batch.ids, batch.mask.long(), batch.types, output_hidden_states=True, output_attentions=True)
@@ -88,7 +89,7 @@ def test_int8_keeps_a_scale_per_vector(tmp_path: Path, teacher: Path, table: pa.
     filled(tmp_path / "float16", teacher, table, EVERY)
     filled(tmp_path / "int8", teacher, table, EVERY, small)
     exact, coarse = (
-        cache.Cache(tmp_path / c.states, key(teacher, c)).on(rows, EVERY).take(np.arange(9)) for c in (CONFIG, small)
+        cache.Cache([tmp_path / c.states], key(teacher, c)).on(rows, EVERY).take(np.arange(9)) for c in (CONFIG, small)
     )
     assert torch.equal(exact["logits"], coarse["logits"])
     for column in EVERY[1:]:
@@ -98,7 +99,7 @@ def test_int8_keeps_a_scale_per_vector(tmp_path: Path, teacher: Path, table: pa.
 
 def test_words_are_what_tokenizers_share(tmp_path: Path, teacher: Path, table: pa.Table) -> None:
     filled(tmp_path, teacher, table, ("words.2", "hidden.2"))
-    opened, theirs = cache.Cache(tmp_path, key(teacher)), encode(table)
+    opened, theirs = cache.Cache([tmp_path], key(teacher)), encode(table)
     other = replace(theirs, ids=theirs.ids + 1)  # a student that cuts words into pieces of its own
     batch = other.taught(opened.on(other, ["words.2"])).batch(np.array([0, 3]))
     states = opened.on(theirs, ["hidden.2"]).take(np.array([0, 3]))["hidden.2"]
@@ -112,15 +113,43 @@ def test_only_missing_rows_are_asked(
 ) -> None:
     asked = [filled(tmp_path, teacher, part) for part in (table.slice(0, 30), table, table)]
     assert asked == [30, len(table) - 30, 0]
-    assert len(cache.Cache(tmp_path, key(teacher)).on(rows, SOME).at["logits"]) == len(table)
+    assert len(cache.Cache([tmp_path], key(teacher)).on(rows, SOME).at["logits"]) == len(table)
     assert len(list(tmp_path.glob("*.arrow"))) == 2 + -(-(len(table) - 30) // 20)
+
+
+def test_parts_are_filled_apart_and_read_as_one(
+    tmp_path: Path, teacher: Path, table: pa.Table, rows: data.Encoded
+) -> None:
+    parts = (0, 1, 2)
+    asked = [filled(tmp_path / str(part), teacher, share(table, part, parts)) for part in parts]
+    assert sum(asked) == len(table)
+    assert min(asked) > 0
+    filled(tmp_path / "whole", teacher, table)
+    many = cache.Cache([tmp_path / str(part) for part in parts], key(teacher))
+    one = cache.Cache([tmp_path / "whole"], key(teacher))
+    chosen = np.array([7, 0, 31, 2])
+    for column, values in many.on(rows, SOME).take(chosen).items():
+        torch.testing.assert_close(values, one.on(rows, SOME).take(chosen)[column], atol=2e-2, rtol=1e-2)
+    more = pa.concat_tables(
+        [table, table.slice(0, 9).set_column(table.column_names.index("hash"), "hash", [np.arange(9)])]
+    )
+    assert (
+        sum(filled(tmp_path / str(part), teacher, share(more, part, parts)) for part in parts) == 9
+    )  # no other row has moved
+    filled(tmp_path / "3", teacher, table.slice(0, 0))
+    with_nothing = cache.Cache([tmp_path / "3", *(tmp_path / str(part) for part in parts)], key(teacher))
+    assert len(with_nothing.on(rows, SOME).at["logits"]) == len(table)
+    with pytest.raises(cache.CacheError, match=r"4: no teacher cache; run `dvc repro`"):
+        cache.Cache([tmp_path / "0", tmp_path / "4"], key(teacher))
+    with pytest.raises(FilbertError, match=r"expected one of the parts 0, 1, 2 of params.yaml; got 3"):
+        share(table, 3, parts)
 
 
 def test_only_missing_columns_are_asked(tmp_path: Path, teacher: Path, table: pa.Table, rows: data.Encoded) -> None:
     asked = [filled(tmp_path, teacher, table, names) for names in (("logits",), SOME, ("logits",))]
     assert asked == [len(table), len(table), 0]
-    opened = cache.Cache(tmp_path, key(teacher))
-    assert [entry.columns for entry in opened.shards.entries.values()] == [("logits",), ("hidden.0", "attention.2")]
+    opened = cache.Cache([tmp_path], key(teacher))
+    assert [entry.columns for entry in opened.parts[0].entries.values()] == [("logits",), ("hidden.0", "attention.2")]
     model = students.load(teacher)
     assert max(opened.verify(rows.part(np.arange(8)), SOME, model, CONFIG, CPU).values()) < 0.05
 
@@ -155,19 +184,19 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, teacher: Path, table: pa.T
     right = key(teacher)
     for name, value in {"teacher": "0" * 64, "tokenizer": "1" * 64, "max_length": 99, "states": "int8"}.items():
         with pytest.raises(cache.CacheError, match=f"made with another {name}: expected {value}"):
-            cache.Cache(folder, replace(right, **{name: value})).on(rows, ["logits"])
-    opened = cache.Cache(folder, right)
+            cache.Cache([folder], replace(right, **{name: value})).on(rows, ["logits"])
+    opened = cache.Cache([folder], right)
     with pytest.raises(cache.CacheError, match=rf"no words on {len(table) - 30} of {len(table)} rows"):
         opened.on(rows, ["logits"])
     with pytest.raises(cache.CacheError, match=r"no column `hidden.1`, only attention.2, hidden.0, logits"):
         opened.on(rows, ["hidden.1"])
-    other = cache.Cache(folder, replace(right, precision="float8"))  # made on another machine: verify decides
+    other = cache.Cache([folder], replace(right, precision="float8"))  # made on another machine: verify decides
     first = rows.part(np.arange(30))
     assert len(other.on(first, ["logits"]).at["logits"]) == 30
     with pytest.raises(cache.CacheError, match="no words on 30 of 30 rows"):
         opened.on(replace(first, idx=first.idx + 1), ["logits"])
     with pytest.raises(cache.CacheError, match="no teacher cache; run `dvc repro`"):
-        cache.Cache(tmp_path / "nowhere", right)
+        cache.Cache([tmp_path / "nowhere"], right)
 
 
 def test_a_cache_over_the_budget_is_not_begun(tmp_path: Path, teacher: Path, table: pa.Table) -> None:
@@ -201,7 +230,11 @@ def test_words_of_other_rows_and_other_teachers_are_found_out(
     tmp_path: Path, teacher: Path, table: pa.Table, rows: data.Encoded
 ) -> None:
     filled(tmp_path, teacher, table)
-    opened, other, sample = cache.Cache(tmp_path, key(teacher)), students.load(teacher), rows.part(np.arange(0, 40, 5))
+    opened, other, sample = (
+        cache.Cache([tmp_path], key(teacher)),
+        students.load(teacher),
+        rows.part(np.arange(0, 40, 5)),
+    )
     opened.verify(sample, SOME, other, CONFIG, CPU)
     with torch.no_grad():
         other.classifier.bias += 1.0
@@ -218,7 +251,7 @@ def test_a_text_may_come_again_under_another_number(
     again = table.set_column(0, "idx", pa.array(table["idx"].to_numpy() + 1000))
     filled(tmp_path, teacher, table)
     filled(tmp_path, teacher, again)
-    opened, chosen = cache.Cache(tmp_path, key(teacher)), np.arange(len(table))
+    opened, chosen = cache.Cache([tmp_path], key(teacher)), np.arange(len(table))
     torch.testing.assert_close(opened.on(encode(again), SOME).take(chosen), opened.on(rows, SOME).take(chosen))
 
 
@@ -232,9 +265,9 @@ def test_a_damaged_shard_is_refused_and_made_again(
     changed = {"cut": whole[:-200], "changed": whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:]}
     shard.unlink() if how == "gone" else shard.write_bytes(changed[how])
     with pytest.raises(cache.CacheError, match=r"shard-00001.arrow: (damaged: expected|missing).*; run `dvc repro`"):
-        cache.Cache(tmp_path, key(teacher)).on(rows, SOME)
+        cache.Cache([tmp_path], key(teacher)).on(rows, SOME)
     assert filled(tmp_path, teacher, table) == 20
-    assert len(cache.Cache(tmp_path, key(teacher)).on(rows, SOME).at["logits"]) == len(table)
+    assert len(cache.Cache([tmp_path], key(teacher)).on(rows, SOME).at["logits"]) == len(table)
 
 
 def test_any_encoder_may_teach(tmp_path: Path, table: pa.Table, rows: data.Encoded) -> None:
@@ -242,7 +275,7 @@ def test_any_encoder_may_teach(tmp_path: Path, table: pa.Table, rows: data.Encod
     DistilBertForSequenceClassification(shape).save_pretrained(tmp_path / "teacher")
     tiny_tokenizer().save_pretrained(tmp_path / "teacher")
     filled(tmp_path / "cache", tmp_path / "teacher", table, ("logits", "hidden.2", "pooled"))
-    opened = cache.Cache(tmp_path / "cache", key(tmp_path / "teacher"))
+    opened = cache.Cache([tmp_path / "cache"], key(tmp_path / "teacher"))
     assert opened.on(rows, ["logits"]).take(np.array([0, 1]))["logits"].shape == (2, 2)
     with pytest.raises(columns.ColumnError, match=r"DistilBert.* has no module `layer.0.attention.self"):
         filled(tmp_path / "other", tmp_path / "teacher", table, ("attention.1",))
@@ -258,6 +291,6 @@ def test_a_column_that_is_not_there_is_named(teacher: Path) -> None:
 
 def test_reading_maps_and_does_not_load(tmp_path: Path, teacher: Path, table: pa.Table, rows: data.Encoded) -> None:
     filled(tmp_path, teacher, table)
-    views = cache.Cache(tmp_path, key(teacher)).stored("hidden.0").values.values
+    views = cache.Cache([tmp_path], key(teacher)).stored("hidden.0").values.values
     assert not any(view.flags.owndata for view in views)
     assert not any(view.flags.writeable for view in views)

@@ -113,4 +113,13 @@ def test_every_section_of_the_shipped_params_builds() -> None:
         "corpus",
         "pretrain",
     }
-    assert set(everything) == built | {"tasks", "methods", "recipes", "pretrained", "starts", "seeds", "launch"}
+    assert set(everything) == built | {
+        "tasks",
+        "methods",
+        "recipes",
+        "pretrained",
+        "starts",
+        "seeds",
+        "parts",
+        "launch",
+    }

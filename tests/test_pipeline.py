@@ -23,8 +23,8 @@ from filbert.tracking import read_history
 from filbert.transfer import words_of
 
 METHODS = ("finetune", "kd", "refbert", "theseus", "bilstm")
-MADE = ("checkpoint", "fetch@sst2", "prepare@sst2", "teach@sst2", "cache@sst2", "references@sst2", "report",
-        "evaluate_teacher@sst2", "vectors", "texts", "transfer@sst2",
+MADE = ("checkpoint", "fetch@sst2", "prepare@sst2", "teach@sst2", "cache@sst2-0", "cache@sst2-1", "references@sst2", "report",
+        "evaluate_teacher@sst2", "vectors", "texts", "transfer@sst2", "masked@sst2", "augment@sst2-0", "augment@sst2-1",
         "corpus", "pretrain@mixed", "distill_start@sst2-start0-1", "evaluate_started@sst2-start0-1",
         "prune@sst2-recipe0-1", "evaluate_pruned@sst2-recipe0-1",
         *(f"{stage}@sst2-{method}-1" for stage in ("distill", "evaluate") for method in METHODS))  # fmt: skip
@@ -50,7 +50,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
     folder_source = {"kind": "folder", "revision": None, "within": "", "sha256": {}}
-    params |= {"tasks": ["sst2"], "methods": list(METHODS), "seeds": [1], "student": {"layers": [0]},
+    params |= {"tasks": ["sst2"], "methods": list(METHODS), "seeds": [1], "parts": [0, 1], "student": {"layers": [0]},
                "checkpoint": folder_source | {"name": str(checkpoint)},
                "vectors": folder_source | {"name": "words"},
                "datasets": {name: folder_source | {"name": where}
@@ -252,8 +252,8 @@ def test_a_student_answers_new_text(shell: Shell, clone: Path, reproduced: str) 
 
 
 def test_the_cache_verifies_itself(shell: Shell, clone: Path, reproduced: str) -> None:
-    folders = [f"data/{name}/sst2" for name in ("prepared", "transfer", "teachers", "cache")]
-    said = shell(sys.executable, "-m", "stages.cache", "sst2", *folders, "--verify").stdout
+    folders = [f"data/{name}/sst2" for name in ("prepared", "transfer", "teachers")]
+    said = shell(sys.executable, "-m", "stages.cache", "sst2", "1", *folders, "data/cache/sst2/1", "--verify").stdout
     assert re.search(r"asked about 0 of \d+ training", said)
     assert re.search(r"attention.2 +\d", said)
 
@@ -269,7 +269,7 @@ def test_tags_go_through_every_stage(shell: Shell, clone: Path, reproduced: str)
     params["teach"] |= {"epochs": 20}
     params["distill"]["bilstm"]["shape"]["embedding"] = 8
     yaml.dump(params, file)
-    t, rooms = "wikiann", ("raw", "prepared", "transfer", "teachers", "cache", "references")
+    t, rooms = "wikiann", ("raw", "prepared", "masked", "augmented", "transfer", "teachers", "cache", "references")
     made, checkpoint, vectors = (
         {room: f"data/{room}/wikiann" for room in rooms},
         "data/raw/checkpoint",
@@ -280,9 +280,11 @@ def test_tags_go_through_every_stage(shell: Shell, clone: Path, reproduced: str)
         for words in (
             ("fetch", t, made["raw"]),
             ("prepare", t, made["raw"], made["prepared"], f"{metrics}/{t}/rows.json"),
-            ("transfer", t, made["prepared"], "data/raw/texts", checkpoint, vectors, made["transfer"], "tags/transfer.json"),
+            ("masked", t, made["prepared"], checkpoint, made["masked"]),
+            *(("augment", t, part, made["prepared"], made["masked"], vectors, f"{made['augmented']}/{part}") for part in "01"),
+            ("transfer", t, made["prepared"], "data/raw/texts", made["augmented"], made["transfer"], "tags/transfer.json"),
             ("teach", t, made["prepared"], checkpoint, made["teachers"]),
-            ("cache", t, made["prepared"], made["transfer"], made["teachers"], made["cache"]),
+            *(("cache", t, part, made["prepared"], made["transfer"], made["teachers"], f"{made['cache']}/{part}") for part in "01"),
             ("references", t, made["prepared"], checkpoint, made["references"], f"{metrics}/{t}/references.json"),
             ("distill", t, "bilstm", "1", made["prepared"], made["transfer"], made["cache"], made["references"], made["teachers"],
              checkpoint, vectors, student),

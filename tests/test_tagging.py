@@ -81,7 +81,7 @@ def study(tmp_path: Path, prepared: prepare.Prepared, tagger: Path, checkpoint: 
     key, columns = cache.fingerprint(tagger, ENCODE, config, CPU), ("tags", "tagged", "hidden.0", "hidden.2")
     fill.fill(tmp_path / "cache", students.load(tagger), prepared.tables["train"],
               lambda table: data.encode(table, TASK, tiny_tokenizer(), ENCODE), columns, key, config, CPU)  # fmt: skip
-    opened = cache.Cache(tmp_path / "cache", key)
+    opened = cache.Cache([tmp_path / "cache"], key)
     opened.verify(split["train"].part(np.arange(8)), columns, students.load(tagger), config, CPU)
     return Study(
         TASK, split["train"], split["validation"], split["train"].part(np.arange(0)), checkpoint, tagger,
