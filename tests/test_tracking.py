@@ -69,6 +69,20 @@ def test_stages_are_nested_runs_with_params_tags_and_points(
     assert {run.info.status for run in found.values()} == {"FINISHED"}
 
 
+def test_pipeline_runs_that_two_machines_make_at_once_are_one(monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
+    one, other = Runs(), Runs()
+    create, first = one.client.create_run, []
+
+    def late(*words, **named):  # type: ignore[no-untyped-def]
+        first.append(other.pipeline("nightly", "of the other"))
+        time.sleep(0.01)
+        return create(*words, **named)
+
+    monkeypatch.setattr(one.client, "create_run", late)
+    assert [one.pipeline("nightly", "of the one")] == first
+    assert [run.info.run_id for run in runs().values()] == first
+
+
 def test_a_stage_that_was_killed_goes_on_in_its_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Path
 ) -> None:
