@@ -56,7 +56,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
                "datasets": {name: folder_source | {"name": where}
                             for name, where in (("glue", "glue"), ("movie_reviews", "texts"))}}  # fmt: skip
     params["augment"] |= {"variants": 2}
-    params["augment"]["head"] |= {"epochs": 2, "learning_rate": 5e-3}
+    params["augment"]["head"] |= {"epochs": 20, "learning_rate": 5e-3}
     params["distill"]["bilstm"]["shape"] |= {"embedding": 8, "lstm": 6}
     params["pretrain"]["mixed"] |= {
         "vocabulary": 60,
@@ -194,13 +194,20 @@ def test_a_methods_parameter_reruns_that_method_alone(clone: Path, shell: Shell,
     assert not ran(shell("dvc", "repro").stdout)
 
 
-def test_a_killed_stage_resumes_and_ends_bit_identical(clone: Path, shell: Shell, reproduced: str) -> None:
-    weights, history = (clone / "data" / "teachers" / "sst2" / name for name in ("model.safetensors", "history.jsonl"))
-    before = sha256(weights)
-    lines = [{k: v for k, v in line.items() if k not in ("time", "rows_per_second")} for line in read_history(history)]
-    running = subprocess.Popen(["dvc", "repro", "--force", "--single-item", "teach@sst2"], cwd=clone, start_new_session=True,
+@pytest.mark.parametrize(("stage", "room", "phase"), [("teach", "teachers", "train"), ("masked", "masked", "masked")])
+def test_a_killed_stage_resumes_and_ends_bit_identical(
+    clone: Path, shell: Shell, reproduced: str, stage: str, room: str, phase: str
+) -> None:
+    def told() -> list[dict]:
+        lines = read_history(history) if history.exists() else []  # of a student or teacher
+        return [{k: v for k, v in line.items() if k not in ("time", "rows_per_second")} for line in lines]
+
+    weights, history = (clone / "data" / room / "sst2" / name for name in ("model.safetensors", "history.jsonl"))
+    before, lines = sha256(weights), told()
+    command = ["dvc", "repro", "--force", "--single-item", f"{stage}@sst2"]
+    running = subprocess.Popen(command, cwd=clone, start_new_session=True,
                                env=environment(FILBERT_CHECKPOINT_SECONDS="0"), stdout=subprocess.DEVNULL)  # fmt: skip
-    checkpoint = clone / ".scratch" / "data" / "teachers" / "sst2" / "train-0.safetensors"
+    checkpoint = clone / ".scratch" / "data" / room / "sst2" / f"{phase}-0.safetensors"
     deadline = time.monotonic() + 120
     while not checkpoint.exists() and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -209,11 +216,10 @@ def test_a_killed_stage_resumes_and_ends_bit_identical(clone: Path, shell: Shell
     running.wait()
     assert checkpoint.exists()
     assert not weights.exists()
-    said = shell("dvc", "repro", "--force", "--single-item", "teach@sst2")  # the run cache would hand it over
+    said = shell(*command)  # forced, for the run cache would hand it over
     assert "resumed at step" in said.stdout + said.stderr
     assert sha256(weights) == before
-    again = [{k: v for k, v in line.items() if k not in ("time", "rows_per_second")} for line in read_history(history)]
-    assert again == lines
+    assert told() == lines
     shell("git", "checkout", "-q", "--", "dvc.lock")
     shell("dvc", "checkout", "--force")
 
