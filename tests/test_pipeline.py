@@ -50,7 +50,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
     folder_source = {"kind": "folder", "revision": None, "within": "", "sha256": {}}
-    params |= {"tasks": ["sst2"], "methods": list(METHODS), "seeds": [1], "parts": [0, 1], "student": {"layers": [0]},
+    params |= {"tasks": ["sst2"], "methods": list(METHODS), "seeds": [1], "student": {"layers": [0]},
+               "parts": {"of": 2, "each": [0, 1]},
                "checkpoint": folder_source | {"name": str(checkpoint)},
                "vectors": folder_source | {"name": "words"},
                "datasets": {name: folder_source | {"name": where}
@@ -259,7 +260,7 @@ def test_a_student_answers_new_text(shell: Shell, clone: Path, reproduced: str) 
 
 def test_the_cache_verifies_itself(shell: Shell, clone: Path, reproduced: str) -> None:
     folders = [f"data/{name}/sst2" for name in ("prepared", "transfer", "teachers")]
-    said = shell(sys.executable, "-m", "stages.cache", "sst2", "1", *folders, "data/cache/sst2/1", "--verify").stdout
+    said = shell(sys.executable, "-m", "stages.cache", "sst2", "1", *folders, "data/cache/sst2/2/1", "--verify").stdout
     assert re.search(r"asked about 0 of \d+ training", said)
     assert re.search(r"attention.2 +\d", said)
 
