@@ -39,11 +39,12 @@ stages:
     matrix:
       task: ${tasks}
       part: [0, 1]
-    cmd: mkdir -p data/cache/${item.task} && cp data/${item.task}.teacher data/cache/${item.task}/${item.part}
+    cmd: mkdir -p data/cache/${item.task}/2 && cp data/${item.task}.teacher data/cache/${item.task}/2/${item.part}
     deps:
       - data/${item.task}.teacher
     outs:
-      - data/cache/${item.task}/${item.part}
+      - data/cache/${item.task}/2/${item.part}:
+          persist: true
   distill:
     matrix:
       task: ${tasks}
@@ -54,7 +55,7 @@ stages:
       test -z "$DYING" || kill -9 "$DYING" && test ${rate} != 13 && mkdir -p metrics &&
       echo '{"score":${rate}}' | tee metrics/${item.task}-${item.method}.json data/${item.task}-${item.method}
     deps:
-      - data/cache/${item.task}
+      - data/cache/${item.task}/2
     params: [rate]
     outs:
       - data/${item.task}-${item.method}
