@@ -83,7 +83,7 @@ serve: $(READY) ## runs started from Prefect's pages and by the clock (NIGHTLY, 
 	@python -m pipelines.serve --nightly '$(NIGHTLY)' --weekly '$(WEEKLY)'
 
 track: $(READY) ## bring MLflow's runs back from the files, after its store was lost or not reached
-	@python -m stages.track data/metrics data/details data/teachers data/pretrained data/students
+	@python -m stages.track data/metrics data/details data/teachers data/pretrained data/masked data/students
 
 status: $(READY) ## what `make repro` would run
 	@dvc status

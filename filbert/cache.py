@@ -6,7 +6,6 @@ the teacher says of a row is a ragged list per column (columns.py): float32 or f
 vector in `{column}.scale`.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -81,7 +80,7 @@ class Cache:
     @property
     def digest(self) -> str:
         """Twelve hex digits that change with anything in the cache."""
-        return hashlib.sha256("".join(sha256(part.folder / MANIFEST) for part in self.parts).encode()).hexdigest()[:12]
+        return sha256(*(part.folder / MANIFEST for part in self.parts))[:12]
 
     @property
     def bytes(self) -> int:

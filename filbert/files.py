@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,6 @@ def forget(scratch: Path) -> None:
     """Remove what a finished stage kept against a kill."""
     if FIRST:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def forget_others(folder: Path, parts: Sequence[int]) -> None:
-    """Remove what an earlier division into other parts left in a folder."""
-    for other in folder.iterdir() if folder.exists() else ():
-        if not other.name.startswith(".") and other.name not in map(str, parts):
-            shutil.rmtree(other) if other.is_dir() else other.unlink(missing_ok=True)
 
 
 @contextmanager

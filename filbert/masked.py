@@ -143,11 +143,6 @@ class Masked:
         )  # fmt: skip
         self.model.eval()
 
-    def save(self, folder: Path) -> None:
-        """As transformers saves it, weights as safetensors."""
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-
 
 def load(folder: Path, device: torch.device) -> Masked:
     """The masked language model of a folder; a head that the checkpoint lacks is fresh, to be trained."""

@@ -1,8 +1,9 @@
 """Prepared rows as Arrow IPC files: written whole, memory-mapped back, known by their digest."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,32 @@ def schema(task: Task) -> pa.Schema:
     return pa.schema([("idx", pa.int32()), *texts, ("label", label), ("hash", pa.int64())])
 
 
-def share(table: pa.Table, part: int, parts: Sequence[int]) -> pa.Table:
-    """The rows that fall to one of some parts, by their text, so that new rows change no other part's.
+@dataclass(frozen=True)
+class Parts:
+    """A cache or an augmentation in parts: each is a folder of its own in that of the whole."""
 
-    Raises:
-        FilbertError: there is no such part.
-    """
-    if part not in parts:
-        raise FilbertError(f"expected one of the parts {', '.join(map(str, parts))} of params.yaml; got {part}")
-    if len(parts) == 1:
-        return table
-    of = table["hash"].to_numpy().view(np.uint64) % np.uint64(len(parts))
-    return table.filter(pa.array(of == parts.index(part)))
+    of: int
+    each: tuple[int, ...]  # 0 to `of` - 1, written out because DVC needs them so
+
+    def __post_init__(self) -> None:
+        if self.of < 1 or self.each != tuple(range(self.of)):
+            raise FilbertError(f"parts: expected of {self.of} each {[*range(max(1, self.of))]}, got {[*self.each]}")
+
+    def share(self, table: pa.Table, part: int) -> pa.Table:
+        """The rows that fall to a part, by their text, so that new rows change no other part's.
+
+        Raises:
+            FilbertError: there is no such part.
+        """
+        if part not in self.each:
+            raise FilbertError(f"expected a part below parts.of = {self.of}, got {part}")
+        if self.of == 1:
+            return table
+        of = table["hash"].to_numpy().view(np.uint64) % np.uint64(self.of)
+        return table.filter(pa.array(of == part))
+
+    def folders(self, whole: Path) -> list[Path]:
+        return [whole / str(part) for part in self.each]
 
 
 def digest(table: pa.Table) -> str:

@@ -41,7 +41,7 @@ class Shards:
 
     @property
     def whole(self) -> bool:
-        """Whether a writer has come to its end here, if only to list nothing."""
+        """Whether a writer has listed something here, or finished with nothing to list."""
         return (self.folder / MANIFEST).exists()
 
     @property
@@ -59,17 +59,20 @@ class Shards:
         self.entries[file.name] = Entry(rows, columns, file.stat().st_size, _checksum(file))
         self._write()
 
+    def finish(self) -> None:
+        """List what is here, if only to say that nothing is."""
+        self._write()
+
     def drop(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)
         del self.entries[name]
         self._write()
 
     def sweep(self) -> None:
-        """Remove what the manifest does not list, the remains of a killed writer; a manifest there is in any case."""
+        """Remove what the manifest does not list: the remains of a killed writer."""
         for file in [*self.folder.glob("shard-*.arrow"), *self.folder.glob(".*-shard-*.arrow")]:
             if file.name not in self.entries:
                 file.unlink()
-        self._write()
 
     def open(self, name: str) -> pa.RecordBatchFileReader:
         """Map a shard, after checking that its bytes are those that were written.

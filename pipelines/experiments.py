@@ -16,7 +16,7 @@ from pipelines.stage import dvc
 def begin(name: str, overrides: list[str]) -> Path:
     """A git worktree of the last commit with DVC's cache shared and `overrides` in its params.yaml.
 
-    One that a failed run of that name left is gone on with. Raises StageError if the experiment exists already or
+    One that a failed run of that name and commit left is gone on with. Raises StageError if the experiment exists already or
     cannot have that name.
     """
     if not re.fullmatch(r"\w[\w-]*", name):
@@ -25,15 +25,17 @@ def begin(name: str, overrides: list[str]) -> Path:
     commit, folder = git(root, "rev-parse", "HEAD"), root / SCRATCH / "experiments" / name
     if git(root, "for-each-ref", f"refs/exps/{commit[:2]}/{commit[2:]}/{name}"):
         raise StageError(f"there is an experiment {name} of this commit: give another name or `dvc exp remove {name}`")
-    if (folder / ".git").exists():
-        git(folder, "checkout", "--quiet", "--force", "--detach", commit)
+    left = (folder / ".git").exists() and git(folder, "rev-parse", "HEAD") == commit
+    if left:
+        git(folder, "checkout", "--quiet", "--", "params.yaml")
     else:
         shutil.rmtree(folder, ignore_errors=True)
         git(root, "worktree", "add", "--quiet", "--force", "--detach", str(folder))
     if (local := root / ".dvc" / "config.local").exists():
         shutil.copy(local, folder / ".dvc" / "config.local")
     dvc(folder, "config", "--quiet", "--local", "cache.dir", Repo(str(root)).cache.local_cache_dir)
-    dvc(folder, "checkout", "--quiet", "--force", "--allow-missing")
+    if not left:  # what it has made is its own: checking out would take what a cache has grown by
+        dvc(folder, "checkout", "--quiet", "--force", "--allow-missing")
     if overrides:
         apply_overrides(str(folder / "params.yaml"), overrides)
     return folder

@@ -73,7 +73,7 @@ def repro(
     states = run(folder, env, targets or [], lambda stage: force, engine, workers, cluster)
     if experiment and all(state.is_completed() for state in states):
         if cluster:
-            experiments.dvc(folder, "pull")  # to save it DVC wants it all in one place
+            experiments.dvc(folder, "pull", "--allow-missing")  # to save it DVC wants what was made in one place
         experiments.save(experiment, folder)
     elif experiment:
         get_run_logger().error("not saved; another run named %s of the same commit goes on with it", experiment)
@@ -87,7 +87,9 @@ def sweep(
     methods: list[str] | None = None,
     seeds: list[int] | None = None,
     targets: list[str] | None = None,
+    engine: Engine = "threads",
     workers: int = 2,
+    cluster: str | None = None,
 ) -> list[State]:
     """Run the pipeline once for each point of a grid of settings, each as a DVC experiment.
 
@@ -97,7 +99,9 @@ def sweep(
         methods: in place of those in params.yaml
         seeds: in place of those in params.yaml
         targets: stages, with or without @instance; all if none
-        workers: stages at once; each gets its share of the cores
+        engine: threads of this process, or Dask
+        workers: stages at once on this machine; each gets its share of the cores
+        cluster: address of a Dask scheduler whose workers were started in clones of their own
     """
     grid = grid or {}
     points = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
@@ -109,7 +113,9 @@ def sweep(
             seeds=seeds,
             params=[setting(name, value) for name, value in point.items()],
             experiment=f"{flow_run.get_name()}-{number}",
+            engine=engine,
             workers=workers,
+            cluster=cluster,
             return_state=True,
         )
         for number, point in enumerate(points, 1)

@@ -18,6 +18,7 @@ class Stage:
     name: str
     needs: tuple[str, ...]
     alone: bool  # `meta: {alone: true}`: it measures time, nothing may run beside it
+    appends: bool  # `persist: true`: it goes on with what it made before
     plain: tuple[str, ...]  # its outs with `cache: false`: git's or nobody's, not DVC's
 
 
@@ -38,6 +39,7 @@ def graph(folder: Path, targets: list[str]) -> list[Stage]:
             stage.name,
             tuple(sorted(needed.name for needed in edges.predecessors(stage))),
             lonely[stage],
+            any(out.persist for out in stage.outs),
             tuple(out.def_path for out in stage.outs if not out.use_cache),
         )
         for stage in order

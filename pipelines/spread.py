@@ -1,5 +1,6 @@
 """Stages on several machines: each Dask worker runs them in a clone of its own, what they make goes through a DVC remote."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,10 @@ def run_stage_apart(stage: Stage, needs: list[Parcel], own: Parcel, force: bool,
         for parcel in (own, *needs):
             unpack(here, parcel)
         if stage.needs:
-            dvc(here, "pull", *stage.needs)
+            dvc(here, "pull", "--force", *stage.needs)  # whatever a stage that died here has left
+        if stage.appends and own.entries:
+            with suppress(StageError):  # nobody has it, or there is more here than was finished
+                dvc(here, "pull", stage.name)
         reproduce(stage, force, here, env, "--pull")
         dvc(here, "push", stage.name)
         return pack(here, stage)

@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from pipelines.artifacts import Progress
 from pipelines.graph import Stage, StageError
 
-LOCKED = "acquire lock"  # the one failure worth another try: dvc waits three seconds for its lock
+LOCKED = "acquire lock", "is busy, it is being blocked by"  # the one failure worth another try: another DVC is at it
 LAST_LINES = 15
 
 
@@ -35,7 +35,7 @@ def dvc(folder: Path, *words: str, env: dict[str, str] | None = None) -> None:
         code, lines = _stream(["dvc", *words], folder, (env or {}) | os.environ)
         if not code:
             return
-        if not any(LOCKED in line for line in lines):
+        if not any(phrase in line for line in lines for phrase in LOCKED):
             last = "\n".join(lines[-LAST_LINES:])
             raise StageError(f"`dvc {' '.join(words)}` failed with exit status {code}:\n{last}")
         time.sleep(1)

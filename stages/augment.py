@@ -16,8 +16,7 @@ def augment(task_name: str, part: int, prepared: Path, model: Path, vectors: Pat
     """Vary the training rows in PREPARED that fall to PART, by the masked language model in the folder MODEL, if there is one, and
     word VECTORS, into the folder OUT."""
     task, settings = tasks.find(task_name), config.section("augment", AugmentConfig)
-    parts = config.section("parts", tuple[int, ...])
-    table = rows.share(rows.read_table(prepared / "train.arrow"), part, parts)
+    table = config.section("parts", rows.Parts).share(rows.read_table(prepared / "train.arrow"), part)
     with tracking.stage_run(
         "augment",
         params={"augment": settings},
@@ -25,7 +24,6 @@ def augment(task_name: str, part: int, prepared: Path, model: Path, vectors: Pat
         hashes={"rows": rows.digest(table)},
         scratch=scratch_of(out),
     ) as recorder:
-        files.forget_others(out.parent, parts)
         made: Iterable[Texts] = ()
         if settings.variants:
             asked = masked.load(model, device.pick()) if (model / "config.json").exists() else None

@@ -1,4 +1,4 @@
-"""Ask the teacher about every training row, once. The only stage that runs the teacher over data."""
+"""Ask the teacher about every training and transfer row, once. The only stage that runs the teacher over data."""
 
 from importlib import import_module
 from itertools import chain
@@ -32,11 +32,8 @@ def cache(
     task, settings = tasks.find(task_name), config.section("cache", teacher_cache.CacheConfig)
     encoding, on = config.section("encode", data.EncodeConfig), device.pick()
     tokenizer = data.load_tokenizer(teacher_folder)
-    parts = config.section("parts", tuple[int, ...])
-    table, more = (
-        rows.share(rows.read_table(file), part, parts)
-        for file in (prepared / "train.arrow", transfer / "transfer.arrow")
-    )
+    parts, files_of = config.section("parts", rows.Parts), (prepared / "train.arrow", transfer / "transfer.arrow")
+    table, more = (parts.share(rows.read_table(file), part) for file in files_of)
     teacher, key = students.load(teacher_folder), teacher_cache.fingerprint(teacher_folder, encoding, settings, on)
     shape = config.section("student", students.StudentConfig)
     columns, of_transfer = _needed(task, Depth(len(shape.layers), teacher.config.num_hidden_layers))
@@ -51,7 +48,6 @@ def cache(
         hashes={"rows": rows.digest(table), "teacher": key.teacher[:12]},
         scratch=scratch_of(out),
     ) as recorder:
-        files.forget_others(out.parent, parts)
         asked = 0
         for some, wanted in [] if verify else [(table, columns), (more, of_transfer)]:
             asked += fill.fill(out, teacher, some, encode, wanted, key, settings, on)

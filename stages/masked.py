@@ -2,41 +2,42 @@
 
 from pathlib import Path
 
-from filbert import config, data, device, files, masked, progress, rows, sources, tasks, tracking
+from filbert import config, data, device, files, masked, progress, rows, sources, students, tasks, tracking
 from filbert.augment import AugmentConfig
 from stages import run, scratch_of
 
 SEED = 0
 
 
-def make(task_name: str, prepared: Path, checkpoint: Path, out: Path) -> None:
+def masked_model(task_name: str, prepared: Path, checkpoint: Path, out: Path) -> None:
     """Put the model that params.yaml describes under `augment` into the folder OUT: another one that it names, or CHECKPOINT with
     a head trained on the training rows in PREPARED; none where nothing is augmented or no head is to be trained."""
     task, settings, scratch = tasks.find(task_name), config.section("augment", AugmentConfig), scratch_of(out)
-    table, on = rows.read_table(prepared / "train.arrow"), device.pick()
-    made, hashes = (
-        {"augment": settings},
-        {"rows": rows.digest(table), "checkpoint": files.weights_hash(checkpoint)[:12]},
-    )
+    table = rows.read_table(prepared / "train.arrow")
     with (
-        tracking.stage_run("masked", params=made, tags={"task": task_name}, hashes=hashes, scratch=scratch) as recorder,
+        tracking.stage_run(
+            "masked",
+            params={"augment": settings},
+            tags={"task": task_name},
+            hashes={"rows": rows.digest(table), "checkpoint": files.weights_hash(checkpoint)[:12]},
+            scratch=scratch,
+        ) as recorder,
         files.whole_folder(out) as making,
     ):
-        if not settings.variants:
-            progress.say(f"{task_name}: augment.variants is 0: nothing is augmented")
-        elif settings.masked_model:
+        if settings.variants and settings.masked_model:
             sources.fetch_files(settings.masked_model, sources.CHECKPOINT, making)
-        elif settings.head:
+        elif settings.variants and settings.head:
             device.seed_everything(SEED)
-            model = masked.load(checkpoint, on)
+            model = masked.load(checkpoint, device.pick())
             encoded = data.encode(table, task, model.tokenizer, config.section("encode", data.EncodeConfig))
             model.learn(encoded, settings.head, SEED, scratch, recorder)
-            model.save(making)
+            students.publish(model.model, model.tokenizer, making, recorder)
         else:
-            progress.say(f"{task_name}: no masked language model: word vectors alone say which words fit")
-        files.write_json(making / "AUGMENT.json", tracking.flat(vars(settings)))
+            why = "word vectors alone say which words fit" if settings.variants else "augment.variants is 0"
+            progress.say(f"{task_name}: no masked language model: {why}")
+            files.write_text(making / "NONE", f"{why}\n")
     files.forget(scratch)
 
 
 if __name__ == "__main__":
-    run(make)
+    run(masked_model)

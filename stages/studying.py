@@ -61,7 +61,7 @@ def make(
         if folders.transfer
         else nothing
     )
-    opened = cache.Cache([folders.words / str(part) for part in config.section("parts", tuple[int, ...])], key)
+    opened = cache.Cache(config.section("parts", rows.Parts).folders(folders.words), key)
     if wanted:
         sample = table.take(cache.sample_of(len(table), asking.verify_rows))
         opened.verify(data.encode(sample, task, of_teacher, encoding, spelled), wanted, live, asking, on)

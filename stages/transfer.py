@@ -36,10 +36,8 @@ def transfer(task_name: str, prepared: Path, texts: Path, augmented: Path, out: 
                 yield from kept.sample("unlabelled", lambda: texts_of(rows.read_table(given), task), any_length=True)
             for text in settings.of(task):
                 yield from kept.sample(text.name, partial(_sentences, texts / text.name, text))
-            for part in config.section("parts", tuple[int, ...]):
-                yield from kept.of(
-                    "augmented", texts_of(rows.read_table(augmented / str(part) / "variants.arrow"), task)
-                )
+            for folder in config.section("parts", rows.Parts).folders(augmented):
+                yield from kept.of("augmented", texts_of(rows.read_table(folder / "variants.arrow"), task))
 
         with files.whole_folder(out) as making:
             count = rows.write_rows(as_rows(collected(), task), task, making / "transfer.arrow")

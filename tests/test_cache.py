@@ -11,7 +11,7 @@ from conftest import tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
 
 from filbert import FilbertError, cache, columns, data, device, fill, prepare, students, tasks
-from filbert.rows import share
+from filbert.rows import Parts
 
 CPU = torch.device("cpu")
 CONFIG = cache.CacheConfig("float16", batch_size=8, shard_mb=1, budget_gb=1, verify_rows=8, tolerance=0.02)
@@ -120,12 +120,12 @@ def test_only_missing_rows_are_asked(
 def test_parts_are_filled_apart_and_read_as_one(
     tmp_path: Path, teacher: Path, table: pa.Table, rows: data.Encoded
 ) -> None:
-    parts = (0, 1, 2)
-    asked = [filled(tmp_path / str(part), teacher, share(table, part, parts)) for part in parts]
+    parts = Parts(3, (0, 1, 2))
+    asked = [filled(tmp_path / str(part), teacher, parts.share(table, part)) for part in parts.each]
     assert sum(asked) == len(table)
     assert min(asked) > 0
     filled(tmp_path / "whole", teacher, table)
-    many = cache.Cache([tmp_path / str(part) for part in parts], key(teacher))
+    many = cache.Cache(parts.folders(tmp_path), key(teacher))
     one = cache.Cache([tmp_path / "whole"], key(teacher))
     chosen = np.array([7, 0, 31, 2])
     for column, values in many.on(rows, SOME).take(chosen).items():
@@ -134,15 +134,17 @@ def test_parts_are_filled_apart_and_read_as_one(
         [table, table.slice(0, 9).set_column(table.column_names.index("hash"), "hash", [np.arange(9)])]
     )
     assert (
-        sum(filled(tmp_path / str(part), teacher, share(more, part, parts)) for part in parts) == 9
+        sum(filled(tmp_path / str(part), teacher, parts.share(more, part)) for part in parts.each) == 9
     )  # no other row has moved
     filled(tmp_path / "3", teacher, table.slice(0, 0))
-    with_nothing = cache.Cache([tmp_path / "3", *(tmp_path / str(part) for part in parts)], key(teacher))
+    with_nothing = cache.Cache([tmp_path / "3", *(tmp_path / str(part) for part in parts.each)], key(teacher))
     assert len(with_nothing.on(rows, SOME).at["logits"]) == len(table)
     with pytest.raises(cache.CacheError, match=r"4: no teacher cache; run `dvc repro`"):
         cache.Cache([tmp_path / "0", tmp_path / "4"], key(teacher))
-    with pytest.raises(FilbertError, match=r"expected one of the parts 0, 1, 2 of params.yaml; got 3"):
-        share(table, 3, parts)
+    with pytest.raises(FilbertError, match=r"expected a part below parts\.of = 3, got 3"):
+        parts.share(table, 3)
+    with pytest.raises(FilbertError, match=r"parts: expected of 2 each \[0, 1\], got \[0, 0\]"):
+        Parts(2, (0, 0))
 
 
 def test_only_missing_columns_are_asked(tmp_path: Path, teacher: Path, table: pa.Table, rows: data.Encoded) -> None:

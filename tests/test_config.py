@@ -18,6 +18,7 @@ from filbert import (
     recipes,
     references,
     report,
+    rows,
     sources,
     students,
     train,
@@ -86,6 +87,7 @@ def test_every_section_of_the_shipped_params_builds() -> None:
     config.section("vectors", sources.Source)
     config.section("transfer", transfer.TransferConfig)
     config.section("augment", augment.AugmentConfig)
+    config.section("parts", rows.Parts)
     config.section("corpus", corpus.CorpusConfig)
     everything = config.read()
     for name in everything["pretrain"]:
@@ -110,6 +112,7 @@ def test_every_section_of_the_shipped_params_builds() -> None:
         "vectors",
         "transfer",
         "augment",
+        "parts",
         "corpus",
         "pretrain",
     }
@@ -120,6 +123,5 @@ def test_every_section_of_the_shipped_params_builds() -> None:
         "pretrained",
         "starts",
         "seeds",
-        "parts",
         "launch",
     }

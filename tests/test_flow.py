@@ -35,6 +35,16 @@ stages:
       - data/${item.task}.raw
     outs:
       - data/${item.task}.teacher
+  cache:
+    matrix:
+      task: ${tasks}
+      part: [0, 1]
+    cmd: mkdir -p data/cache/${item.task}/2 && cp data/${item.task}.teacher data/cache/${item.task}/2/${item.part}
+    deps:
+      - data/${item.task}.teacher
+    outs:
+      - data/cache/${item.task}/2/${item.part}:
+          persist: true
   distill:
     matrix:
       task: ${tasks}
@@ -42,10 +52,10 @@ stages:
     meta:
       alone: true
     cmd: >-
-      test ${rate} != 13 && mkdir -p metrics &&
+      test -z "$DYING" || kill -9 "$DYING" && test ${rate} != 13 && mkdir -p metrics &&
       echo '{"score":${rate}}' | tee metrics/${item.task}-${item.method}.json data/${item.task}-${item.method}
     deps:
-      - data/${item.task}.teacher
+      - data/cache/${item.task}/2
     params: [rate]
     outs:
       - data/${item.task}-${item.method}
@@ -97,9 +107,11 @@ def shell(command: str, *more: str, **options: Path) -> str:
     return done.stdout
 
 
-def dask(role: str, *words: str, cwd: Path) -> subprocess.Popen:
+def dask(role: str, *words: str, cwd: Path, dying: bool = False) -> subprocess.Popen:
+    """A scheduler or a worker; a dying one is killed by the first student that it trains."""
     here = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-m", f"distributed.cli.dask_{role}", *words], cwd=cwd, env=here)
+    own = ["sh", "-c", 'DYING=$$ exec "$@"', "sh"] if dying else []
+    return subprocess.Popen([*own, sys.executable, "-m", f"distributed.cli.dask_{role}", *words], cwd=cwd, env=here)
 
 
 def commit() -> None:
@@ -122,12 +134,15 @@ def scores() -> dict[str, float]:
 
 def test_the_graph_is_dvcs(reproduced: Path) -> None:
     stages = {stage.name: stage for stage in graph(reproduced, [])}
-    assert list(stages) == ["fetch@a", "teach@a", "distill@a-x", "distill@a-y", "report"]
+    assert list(stages) == [
+        "fetch@a", "teach@a", "cache@a-0", "cache@a-1", "distill@a-x", "distill@a-y", "report"
+    ]  # fmt: skip
+    assert stages["distill@a-x"].needs == ("cache@a-0", "cache@a-1")  # whose outs lie in the folder it depends on
     assert stages["report"].needs == ("distill@a-x", "distill@a-y")
     assert stages["distill@a-x"].alone
     assert stages["distill@a-x"].plain == ("metrics/a-x.json",)
     assert [stage.name for stage in graph(reproduced, ["teach"])] == ["fetch@a", "teach@a"]
-    with pytest.raises(StageError, match="no stage tech; known are distill, distill@a-x"):
+    with pytest.raises(StageError, match="no stage tech; known are cache, cache@a-0, cache@a-1, distill, distill@a-x"):
         graph(reproduced, ["tech"])
 
 
@@ -195,12 +210,11 @@ def test_without_its_package_dask_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         spread.runner("dask", 2, None)
 
 
-def test_two_clones_with_a_remote_make_what_one_machine_makes(reproduced: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dying", [False, True], ids=["whole", "a worker dies"])
+def test_two_clones_with_a_remote_make_what_one_machine_makes(reproduced: Path, tmp_path: Path, dying: bool) -> None:
     one, home = tmp_path / "one", tmp_path / "home"
     for clone in (one, home):
         shell("git clone -q", str(reproduced), str(clone))
-        for made in ("dvc.lock", "results.md"):
-            (clone / made).unlink()
         shell("git rm -rq metrics dvc.lock results.md", cwd=clone)
     shell("git commit -q -m start", cwd=home)
     shell("dvc repro -q", cwd=one)
@@ -213,10 +227,11 @@ def test_two_clones_with_a_remote_make_what_one_machine_makes(reproduced: Path, 
         for name in ("first", "second"):
             shell("git clone -q", str(home), str(tmp_path / name))
             words = (address, "--nthreads", "1", "--no-dashboard", "--no-nanny")
-            running.append(dask("worker", *words, cwd=tmp_path / name))
+            running.append(dask("worker", *words, cwd=tmp_path / name, dying=dying and name == "first"))
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(home)
             repro(engine="dask", cluster=address)
+        assert [process.poll() for process in running] == [None, -9 if dying else None, None]
     finally:
         for process in running:
             process.terminate()

@@ -50,13 +50,14 @@ def clone(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
     folder_source = {"kind": "folder", "revision": None, "within": "", "sha256": {}}
-    params |= {"tasks": ["sst2"], "methods": list(METHODS), "seeds": [1], "parts": [0, 1], "student": {"layers": [0]},
+    params |= {"tasks": ["sst2"], "methods": list(METHODS), "seeds": [1], "student": {"layers": [0]},
+               "parts": {"of": 2, "each": [0, 1]},
                "checkpoint": folder_source | {"name": str(checkpoint)},
                "vectors": folder_source | {"name": "words"},
                "datasets": {name: folder_source | {"name": where}
                             for name, where in (("glue", "glue"), ("movie_reviews", "texts"))}}  # fmt: skip
     params["augment"] |= {"variants": 2}
-    params["augment"]["head"] |= {"epochs": 2, "learning_rate": 5e-3}
+    params["augment"]["head"] |= {"epochs": 20, "learning_rate": 5e-3}
     params["distill"]["bilstm"]["shape"] |= {"embedding": 8, "lstm": 6}
     params["pretrain"]["mixed"] |= {
         "vocabulary": 60,
@@ -194,13 +195,20 @@ def test_a_methods_parameter_reruns_that_method_alone(clone: Path, shell: Shell,
     assert not ran(shell("dvc", "repro").stdout)
 
 
-def test_a_killed_stage_resumes_and_ends_bit_identical(clone: Path, shell: Shell, reproduced: str) -> None:
-    weights, history = (clone / "data" / "teachers" / "sst2" / name for name in ("model.safetensors", "history.jsonl"))
-    before = sha256(weights)
-    lines = [{k: v for k, v in line.items() if k not in ("time", "rows_per_second")} for line in read_history(history)]
-    running = subprocess.Popen(["dvc", "repro", "--force", "--single-item", "teach@sst2"], cwd=clone, start_new_session=True,
+@pytest.mark.parametrize(("stage", "room", "phase"), [("teach", "teachers", "train"), ("masked", "masked", "masked")])
+def test_a_killed_stage_resumes_and_ends_bit_identical(
+    clone: Path, shell: Shell, reproduced: str, stage: str, room: str, phase: str
+) -> None:
+    def told() -> list[dict]:
+        lines = read_history(history) if history.exists() else []  # of a student or teacher
+        return [{k: v for k, v in line.items() if k not in ("time", "rows_per_second")} for line in lines]
+
+    weights, history = (clone / "data" / room / "sst2" / name for name in ("model.safetensors", "history.jsonl"))
+    before, lines = sha256(weights), told()
+    command = ["dvc", "repro", "--force", "--single-item", f"{stage}@sst2"]
+    running = subprocess.Popen(command, cwd=clone, start_new_session=True,
                                env=environment(FILBERT_CHECKPOINT_SECONDS="0"), stdout=subprocess.DEVNULL)  # fmt: skip
-    checkpoint = clone / ".scratch" / "data" / "teachers" / "sst2" / "train-0.safetensors"
+    checkpoint = clone / ".scratch" / "data" / room / "sst2" / f"{phase}-0.safetensors"
     deadline = time.monotonic() + 120
     while not checkpoint.exists() and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -209,11 +217,10 @@ def test_a_killed_stage_resumes_and_ends_bit_identical(clone: Path, shell: Shell
     running.wait()
     assert checkpoint.exists()
     assert not weights.exists()
-    said = shell("dvc", "repro", "--force", "--single-item", "teach@sst2")  # the run cache would hand it over
+    said = shell(*command)  # forced, for the run cache would hand it over
     assert "resumed at step" in said.stdout + said.stderr
     assert sha256(weights) == before
-    again = [{k: v for k, v in line.items() if k not in ("time", "rows_per_second")} for line in read_history(history)]
-    assert again == lines
+    assert told() == lines
     shell("git", "checkout", "-q", "--", "dvc.lock")
     shell("dvc", "checkout", "--force")
 
@@ -253,7 +260,7 @@ def test_a_student_answers_new_text(shell: Shell, clone: Path, reproduced: str) 
 
 def test_the_cache_verifies_itself(shell: Shell, clone: Path, reproduced: str) -> None:
     folders = [f"data/{name}/sst2" for name in ("prepared", "transfer", "teachers")]
-    said = shell(sys.executable, "-m", "stages.cache", "sst2", "1", *folders, "data/cache/sst2/1", "--verify").stdout
+    said = shell(sys.executable, "-m", "stages.cache", "sst2", "1", *folders, "data/cache/sst2/2/1", "--verify").stdout
     assert re.search(r"asked about 0 of \d+ training", said)
     assert re.search(r"attention.2 +\d", said)
 

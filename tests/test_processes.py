@@ -13,6 +13,7 @@ from test_pipeline import environment
 from transformers import BertModel
 
 from filbert import prepare, processes, rows, tasks
+from filbert.files import write_json
 from filbert.students import read_weights
 from filbert.tracking import read_history
 
@@ -31,25 +32,43 @@ def test_shares_of_a_batch_weigh_what_they_hold(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_two_processes_train_what_one_does(tmp_path: Path, prepared: prepare.Prepared) -> None:
+    """A teacher, and a student that is distilled from what the cache holds of it; nothing is drawn in their training."""
+    task = tasks.find("sst2")
     for name, table in prepared.tables.items():
-        rows.write_rows(table.to_pylist(), tasks.find("sst2"), tmp_path / "prepared" / f"{name}.arrow")
+        rows.write_rows(table.to_pylist(), task, tmp_path / "prepared" / f"{name}.arrow")
+    rows.write_rows([], task, tmp_path / "transfer" / "transfer.arrow")
     torch.manual_seed(0)
     BertModel(tiny_config(hidden_dropout_prob=0, attention_probs_dropout_prob=0)).save_pretrained(tmp_path / "start")
     tiny_tokenizer().save_pretrained(tmp_path / "start")
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
-    params["teach"] |= {"epochs": 2, "batch_size": 10, "learning_rate": 1e-3, "validations": 3}
+    fit = {"epochs": 2, "batch_size": 10, "learning_rate": 1e-3, "validations": 3}
+    params["teach"] |= fit
+    params["distill"]["kd"]["fit"] |= fit
+    params |= {"methods": ["kd"], "student": {"layers": [0]}}
     yaml.dump(params, tmp_path / "params.yaml")
-    for name, launched in (("one", []), ("two", TORCHRUN)):
+
+    def stage(launched: list[str], *words: str) -> None:
         subprocess.run(
-            [sys.executable, "-m", *launched, "stages.teach", "sst2", "prepared", "start", name],
+            [sys.executable, "-m", *launched, *words],
             cwd=tmp_path, env=environment(PYTHONPATH=str(ROOT)), check=True, capture_output=True,
         )  # fmt: skip
-    one, two = (read_history(tmp_path / name / "history.jsonl") for name in ("one", "two"))
-    told = ("loss", "validation_score", "best_step")
-    assert len(one) == len(two) > 3
-    for ours, theirs in zip(one, two, strict=True):
-        assert [ours.get(name) for name in told] == pytest.approx([theirs.get(name) for name in told], abs=2e-3)
-    weights = [read_weights(tmp_path / name) for name in ("one", "two")]
-    assert all(torch.allclose(weights[0][name], weights[1][name], atol=2e-3) for name in weights[0])
-    assert not list(tmp_path.rglob(".two-*"))
+
+    def both(*words: str, out: str) -> None:
+        for name, launched in (("one", []), ("two", TORCHRUN)):
+            stage(launched, *words, f"{out}/{name}")
+        one, two = (read_history(tmp_path / out / name / "history.jsonl") for name in ("one", "two"))
+        told = ("loss", "validation_score", "best_step")
+        assert len(one) == len(two) > 3
+        for ours, theirs in zip(one, two, strict=True):
+            assert [ours.get(name) for name in told] == pytest.approx([theirs.get(name) for name in told], abs=2e-3)
+        weights = [read_weights(tmp_path / out / name) for name in ("one", "two")]
+        assert all(torch.allclose(weights[0][name], weights[1][name], atol=2e-3) for name in weights[0])
+        assert not list(tmp_path.rglob(".two-*"))
+
+    both("stages.teach", "sst2", "prepared", "start", out="teachers")
+    stage([], "stages.cache", "sst2", "0", "prepared", "transfer", "teachers/one", "cache/0")
+    write_json(tmp_path / "vectors" / "SOURCE.json", {})  # none are read
+    stage([], "stages.references", "sst2", "prepared", "start", "references", "references.json")
+    read = ("prepared", "transfer", "cache", "references", "teachers/one", "start", "vectors")
+    both("stages.distill", "sst2", "kd", "1", *read, out="students")
