@@ -19,14 +19,13 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from filbert.masked import Copy, Masked
 from filbert.sources import Source
-from filbert.tables import text_hash
+from filbert.tables import low_bits, text_hash
 from filbert.train import FitConfig
 from filbert.transfer import Texts
 from filbert.vectors import Vectors
 
 WORD = re.compile(r"(?<![\w'’])[^\W\d_]+(?!\w|['’]t\b)")  # of letters alone, and no part of a contraction
 ROWS = 64  # varied together
-MASK = (1 << 63) - 1  # seeds are not negative
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def variants(
         found = iter(places([text for row in part for text in row], masked, vectors, config))
         for row in part:
             open_to = [next(found) for _ in row]
-            made, draw = {row}, np.random.default_rng([seed, text_hash(*row) & MASK])
+            made, draw = {row}, np.random.default_rng([seed, low_bits(text_hash(*row), 63)])
             for _ in range(config.variants):
                 pairs = zip(row, open_to, strict=True)
                 new = tuple(_vary(text, places, config.probability, draw) for text, places in pairs)

@@ -74,7 +74,7 @@ class Cache:
         self.expected, self.parts = expected, [Shards(folder) for folder in folders]
         self.folder = folders[0] if len(folders) == 1 else folders[0].parent  # named in what is said of all
         self._mapped: dict[frozenset[Path], Held] = {}
-        if lacking := [part.folder for part in self.parts if not part.whole]:
+        if lacking := [part.folder for part in self.parts if not part.listed]:
             raise CacheError(f"{lacking[0]}: no teacher cache; run `dvc repro` to make it")
 
     @property

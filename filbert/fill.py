@@ -76,7 +76,7 @@ def _fill(
                 batches = chain.from_iterable(asking.batches(part, wanted, bar) for part in parts)
                 first = next(batches)
                 shards.append(wanted, first.schema, chain([first], batches))
-    shards.finish()
+    shards.write()
     return len(np.unique(np.concatenate([rows for _, rows in lacking]))) if lacking else 0
 
 

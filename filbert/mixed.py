@@ -5,7 +5,8 @@ Stage I: each word is cut by the student's vocabulary or by the teacher's at ran
 trained affine map of its small embedding; masked words are told by a softmax over the vocabulary they were cut by. Teacher, map
 and small embeddings are all trained, the small embeddings alone are kept. Stage II (pretraining.py): a student of their width
 starts from them and learns to tell masked words of its own vocabulary. Structure verified, details our reconstruction: p = 0.5,
-the tied output E_S P + b, the special pieces' draw, whole words masked, no next-sentence prediction.
+the tied output E_S P + b, the special pieces' draw, whole words masked, no next-sentence prediction. Ours: the small embeddings may
+start as the strongest directions of what the teacher's table has for their pieces, where the paper's start at random.
 """
 
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from filbert.data import Batch
+from filbert.factors import factors
 from filbert.masked import Vocabulary, hide
 
 
@@ -31,6 +33,14 @@ class Mixed(nn.Module):
         nn.init.normal_(self.small.weight, std=teacher.config.initializer_range)
         self.up = nn.Linear(width, teacher.config.hidden_size)
         self.bias = nn.Parameter(torch.zeros(second.size))
+
+    def start_at(self, table: Tensor) -> None:
+        """Let each small embedding say what the teacher's table [V_S, D] does, as nearly as its numbers can, through the map up."""
+        small, back = factors(table, self.small.embedding_dim)
+        with torch.no_grad():
+            self.small.weight.copy_(small)
+            self.up.weight.copy_(back)
+            self.up.bias.zero_()
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The last states [B, T, D] of ids and mask [B, T]."""

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from filbert.corpus import Corpus, Pieces, blocks
+from filbert.corpus import Corpus, Pieces, blocks, word_piece
 from filbert.data import Batch, Encoded
 from filbert.device import seed_everything
 from filbert.masked import Masked, Vocabulary
@@ -57,8 +58,9 @@ class PretrainConfig:
     vocabulary: int  # pieces, special ones among them
     length: int  # pieces of a block
     shape: ShapeConfig
+    start: Literal["random", "svd"]  # of the small embeddings: the paper's, or the checkpoint's strongest directions
     share: float  # of the words that stage I cuts by the student's vocabulary (the paper's p)
-    align: FitConfig | None  # stage I; none: the student's embeddings start at random
+    align: FitConfig | None  # stage I; or none
     freeze: bool  # whether stage II keeps the embeddings as they are
     fit: FitConfig  # stage II
 
@@ -110,6 +112,16 @@ def overlap(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> f
     return len(mine & set(theirs.get_vocab())) / len(mine)
 
 
+def translated(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, table: Tensor) -> Tensor:
+    """What a table [V_T, D] has for each piece of another vocabulary, [V_S, D]: the embedding of the same piece, or the mean of
+    those that it is cut into."""
+    known, cut = theirs.get_vocab(), word_piece(theirs).model
+    special = {piece: getattr(theirs, name) for name, piece in SPECIAL.items()}
+    pieces = (special.get(piece, piece) for piece in ours.convert_ids_to_tokens(list(range(len(ours)))))
+    ids = ([known[p]] if p in known else [token.id for token in cut.tokenize(p.removeprefix("##"))] for p in pieces)
+    return torch.stack([table[some].mean(0) for some in ids])
+
+
 def pretrain(
     corpus: Corpus, checkpoint: Path, teacher: PreTrainedTokenizerBase, config: PretrainConfig, seed: int, device: torch.device,
     scratch: Path, recorder: Recorder,
@@ -121,17 +133,20 @@ def pretrain(
     recorder.metrics({"vocabulary": {"pieces": len(tokenizer), "in_teachers": overlap(tokenizer, teacher)}})
     ours, theirs = Pieces(corpus.words, tokenizer), Pieces(corpus.words, teacher)
     own, own_held = (blocks(part, [ours], 0.0, config.length, seed) for part in (learnt, judged))
-    aligned = None
-    if config.align:
+    embeddings = None
+    if config.align or config.start == "svd":
         seed_everything(seed)
         model = AutoModelForMaskedLM.from_pretrained(checkpoint, dtype=torch.float32)
         mixed = Mixed(model, (Vocabulary.of(teacher), Vocabulary.of(tokenizer)), config.shape.width)
+        if config.start == "svd":
+            mixed.start_at(translated(tokenizer, teacher, model.get_input_embeddings().weight.detach()))
+        embeddings = mixed.small.weight.detach()
+    if config.align:
         rows, held = (blocks(part, [theirs, ours], config.share, config.length, seed) for part in (learnt, judged))
         steps = replace(config.align, epochs=config.align.epochs * len(own) / len(rows))
         _fit(mixed, mixed.loss, rows, held, steps, "align", seed, device, scratch, recorder)
-        aligned = mixed.small.weight.detach().cpu()
     seed_everything(seed)
-    student = new_student(tokenizer, config, aligned)
+    student = new_student(tokenizer, config, embeddings)
     student.bert.embeddings.word_embeddings.requires_grad_(not config.freeze)
     masked = Masked(student, tokenizer, device)
     _fit(student, masked.loss, own, own_held, config.fit, "pretrain", seed, device, scratch, recorder)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from filbert import FilbertError, processes
 from filbert.bert import FilbertForSequenceClassification
+from filbert.factors import factors
 from filbert.students import Student
 
 OUTPUT, UP, DOWN = "attention.output.dense.weight", "intermediate.dense.weight", "output.dense.weight"
@@ -151,8 +152,7 @@ def _embedding(model: FilbertForSequenceClassification, rank: int) -> dict[str, 
     if model.config.embedding_size:
         back = weights[f"{where}projection.weight"]  # [D, rank]
     else:
-        u, s, v = torch.linalg.svd(table.float(), full_matrices=False)
-        table, back = u * s, v.T
+        table, back = factors(table, rank)
     return {
         f"{where}embeddings.weight": table[:, :rank].contiguous(),
         f"{where}projection.weight": back[:, :rank].contiguous(),

@@ -19,6 +19,7 @@ from filbert import FilbertError, losses, students
 from filbert.bilstm import BiLstmConfig, BiLstmForSequenceClassification, BiLstmForTokenClassification
 from filbert.data import Batch, Encoded, load_tokenizer
 from filbert.device import seed_everything
+from filbert.factors import factors
 from filbert.layerwise import Depth
 from filbert.students import ask
 from filbert.study import Study
@@ -141,13 +142,7 @@ def new_bilstm(study: Study, shape: ShapeConfig) -> BiLstmForSequenceClassificat
     student.rows[seen] = torch.arange(1, len(seen) + 1, dtype=torch.int32)
     if shape.start != "random":
         known = _of_vectors(study, seen) if shape.start == "vectors" else table[seen].float()
-        if shape.embedding > min(known.shape):
-            raise FilbertError(
-                f"shape.embedding: expected at most {min(known.shape)}, what {known.shape[0]} pieces of {known.shape[1]} numbers "
-                f"have directions for; got {shape.embedding}"
-            )
-        u, s, _ = torch.linalg.svd(known, full_matrices=False)
-        strongest = (u * s)[:, : shape.embedding]
+        strongest = factors(known, shape.embedding)[0]
         with torch.no_grad():
             student.embedding.weight.copy_(torch.cat([strongest.mean(0, keepdim=True), strongest]))
     return student

@@ -40,8 +40,8 @@ class Shards:
         self.entries = {name: Entry(**said | {"columns": tuple(said["columns"])}) for name, said in listed.items()}
 
     @property
-    def whole(self) -> bool:
-        """Whether a writer has listed something here, or finished with nothing to list."""
+    def listed(self) -> bool:
+        """Whether a writer has written a manifest here, if only to say that there is nothing."""
         return (self.folder / MANIFEST).exists()
 
     @property
@@ -57,16 +57,12 @@ class Shards:
                 out.write_batch(batch)
                 rows += batch.num_rows
         self.entries[file.name] = Entry(rows, columns, file.stat().st_size, _checksum(file))
-        self._write()
-
-    def finish(self) -> None:
-        """List what is here, if only to say that nothing is."""
-        self._write()
+        self.write()
 
     def drop(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)
         del self.entries[name]
-        self._write()
+        self.write()
 
     def sweep(self) -> None:
         """Remove what the manifest does not list: the remains of a killed writer."""
@@ -89,7 +85,8 @@ class Shards:
             raise ShardError(f"{file}: damaged: expected checksum {entry.xxh3}, found {found}")
         return pa.ipc.open_file(pa.memory_map(str(file)))
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write the manifest."""
         write_json(self.folder / MANIFEST, {name: asdict(entry) for name, entry in sorted(self.entries.items())})
 
 

@@ -210,3 +210,8 @@ def text_hash(*texts: str) -> int:
     """A signed 64-bit hash of the exact text, by which the teacher's words are joined to a row."""
     digest = hashlib.blake2b("\x1f".join(texts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
+
+
+def low_bits(text_hash: int, count: int) -> int:
+    """The last `count` bits of a hash, which are no negative number."""
+    return text_hash & ((1 << count) - 1)

@@ -16,7 +16,7 @@ import xxhash
 
 from filbert import FilbertError
 from filbert.rows import Row
-from filbert.tables import normalised, text_hash
+from filbert.tables import low_bits, normalised, text_hash
 from filbert.tasks import Kind, Task, find
 
 ENDS = re.compile(r"(?<=[.!?])[\"')\]]*\s+|<br\s*/?>|\n+")  # where a sentence ends
@@ -156,7 +156,7 @@ def as_rows(kept: Iterable[Texts], task: Task) -> Iterator[Row]:
     for texts in kept:
         found = text_hash(*texts)
         row = dict(zip(task.columns, texts, strict=True))
-        yield {"idx": found & 0x7FFFFFFF, **row, "label": none, "hash": found}
+        yield {"idx": low_bits(found, 31), **row, "label": none, "hash": found}
 
 
 def texts_of(table: pa.Table, task: Task) -> Iterator[Texts]:

@@ -15,6 +15,7 @@ def transfer(task_name: str, prepared: Path, texts: Path, augmented: Path, out: 
     its TEXTS, and the variants of its training rows in AUGMENTED. Write how many rows were kept, and why others were not, to
     COUNTS."""
     task, settings = tasks.find(task_name), config.section("transfer", TransferConfig)
+    variants_in = config.section("parts", rows.Parts).folders(augmented)
     table, given = rows.read_table(prepared / "train.arrow"), prepared / "unlabelled.arrow"
     held = [file for file in sorted(prepared.glob("*.arrow")) if file.stem not in ("train", "unlabelled")]
     held_out = HeldOut(
@@ -36,7 +37,7 @@ def transfer(task_name: str, prepared: Path, texts: Path, augmented: Path, out: 
                 yield from kept.sample("unlabelled", lambda: texts_of(rows.read_table(given), task), any_length=True)
             for text in settings.of(task):
                 yield from kept.sample(text.name, partial(_sentences, texts / text.name, text))
-            for folder in config.section("parts", rows.Parts).folders(augmented):
+            for folder in variants_in:
                 yield from kept.of("augmented", texts_of(rows.read_table(folder / "variants.arrow"), task))
 
         with files.whole_folder(out) as making:

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from filbert import corpus, data, pretraining, students, tasks
+from filbert import FilbertError, corpus, data, pretraining, students, tasks
 from filbert.corpus import CorpusError, Pieces, blocks
 from filbert.masked import Masked, Vocabulary, hide
 from filbert.mixed import Mixed
@@ -26,7 +26,7 @@ from filbert.tracking import Recorder, read_history
 from filbert.train import FitConfig
 
 FIT = FitConfig(8, 8, 5e-3, 0.1, "linear", 0.0, 1.0, validations=2, patience=9)
-CONFIG = PretrainConfig(60, 16, ShapeConfig(1, 8, 2, 16), 0.5, FIT, False, FIT)
+CONFIG = PretrainConfig(60, 16, ShapeConfig(1, 8, 2, 16), "random", 0.5, FIT, False, FIT)
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,30 @@ def test_the_loss_is_that_of_two_softmaxes(words: corpus.Corpus, small: PreTrain
     )  # of the teacher's pieces alone it is the teacher
 
 
+def test_small_embeddings_may_start_as_the_teachers(small: PreTrainedTokenizerFast) -> None:
+    """With as many numbers as the teacher's they say the same: of pieces that both have, its states are the teacher's."""
+    teacher = tiny_tokenizer()
+    torch.manual_seed(3)
+    bert = BertForMaskedLM(tiny_config(initializer_range=0.5)).eval()
+    table = bert.get_input_embeddings().weight.detach()
+    mixed = Mixed(bert, (Vocabulary.of(teacher), Vocabulary.of(small)), table.shape[1]).eval()
+    ours = pretraining.translated(small, teacher, table)
+    mixed.start_at(ours)
+    shared = sorted(set(small.get_vocab()) & set(teacher.get_vocab()))
+    ids = torch.tensor([[teacher.get_vocab()[piece] for piece in shared]])
+    read = torch.tensor([[len(teacher) + small.get_vocab()[piece] for piece in shared]])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    assert len(shared) > 10
+    assert torch.allclose(mixed(read, mask), mixed(ids, mask), atol=1e-4)
+    alone = sorted(set(small.get_vocab()) - set(shared))
+    assert alone
+    for piece in alone:
+        cut = teacher.convert_tokens_to_ids(teacher.tokenize(piece.removeprefix("##")))
+        assert torch.allclose(ours[small.get_vocab()[piece]], table[cut].mean(0), atol=1e-6)
+    with pytest.raises(FilbertError, match="expected at most"):
+        Mixed(bert, mixed.vocabularies, 99).start_at(ours)
+
+
 def test_a_student_is_pretrained_and_is_plain_bert(
     words: corpus.Corpus, tmp_path: Path, recorder: Recorder, checkpoint: Path
 ) -> None:
@@ -193,6 +217,9 @@ def test_the_baselines_differ_in_what_they_start_from(
     assert not torch.allclose(mixed, nokd, atol=1e-3)
     none, _ = start("zero", replace(CONFIG, share=0.0))
     assert not torch.allclose(mixed, none, atol=1e-3)
+    near, of_near = start("near", replace(CONFIG, start="svd", align=None))
+    assert torch.allclose(of_near, of_nokd)
+    assert not torch.allclose(near, nokd, atol=1e-3)
     frozen = replace(CONFIG, freeze=True)
     made, _ = pretraining.pretrain(words, checkpoint, tiny_tokenizer(), frozen, 0, CPU, tmp_path / "frozen", recorder)
     assert torch.allclose(made.get_input_embeddings().weight, mixed, atol=1e-6)

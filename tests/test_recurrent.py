@@ -87,7 +87,7 @@ def test_the_embedding_is_the_best_of_its_rank_for_the_pieces_seen(listened: Stu
     assert float(error) == pytest.approx(float(s[8] ** 2), rel=1e-3)
     unseen = sorted(set(range(len(table))) - set(seen.tolist()))
     assert not student.rows[unseen].any()
-    with pytest.raises(FilbertError, match=r"at most 16, what .* got 17"):
+    with pytest.raises(FilbertError, match=r"at most 16 numbers a piece.* got 17"):
         new_bilstm(listened, replace(SHAPE, embedding=17))
 
 
