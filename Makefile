@@ -76,11 +76,9 @@ ui: $(READY) ## MLflow's pages on PORT (5000) and Prefect's on PREFECT_PORT (420
 	prefect server start --port $(PREFECT_PORT) & \
 	wait -n
 
-NIGHTLY ?= 0 2 * * *
-WEEKLY  ?= 0 1 * * 0
 serve: export PREFECT_API_URL ?= http://127.0.0.1:$(PREFECT_PORT)/api
-serve: $(READY) ## runs started from Prefect's pages and by the clock (NIGHTLY, WEEKLY: cron), beside `make ui`
-	@python -m pipelines.serve --nightly '$(NIGHTLY)' --weekly '$(WEEKLY)'
+serve: $(READY) ## runs started from Prefect's pages and by the clock (NIGHTLY, WEEKLY: other cron lines), beside `make ui`
+	@python -m pipelines.serve $(if $(NIGHTLY),--nightly '$(NIGHTLY)') $(if $(WEEKLY),--weekly '$(WEEKLY)')
 
 track: $(READY) ## bring MLflow's runs back from the files, after its store was lost or not reached
 	@python -m stages.track data/metrics data/details data/teachers data/pretrained data/masked data/students

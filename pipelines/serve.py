@@ -10,8 +10,10 @@ from prefect.deployments.runner import RunnerDeployment
 
 from pipelines.flow import refresh, repro, sweep
 
+NIGHTLY, WEEKLY = "0 2 * * *", "0 1 * * 0"
 
-def deployments(nightly: str, weekly: str) -> list[RunnerDeployment]:
+
+def deployments(nightly: str = NIGHTLY, weekly: str = WEEKLY) -> list[RunnerDeployment]:
     """What is served; the schedules are cron's."""
     made = [
         repro.to_deployment("on-demand", description="The pipeline; with other parameters as a DVC experiment."),
@@ -27,8 +29,8 @@ def deployments(nightly: str, weekly: str) -> list[RunnerDeployment]:
 
 
 def main(
-    nightly: Annotated[str, typer.Option(help="cron line of the pipeline")] = "0 2 * * *",
-    weekly: Annotated[str, typer.Option(help="cron line of the look for changed data")] = "0 1 * * 0",
+    nightly: Annotated[str, typer.Option(help="cron line of the pipeline")] = NIGHTLY,
+    weekly: Annotated[str, typer.Option(help="cron line of the look for changed data")] = WEEKLY,
 ) -> None:
     """Serve the deployments from this working tree, one run at a time."""
     api = os.environ.get("PREFECT_API_URL", "")

@@ -204,6 +204,23 @@ def test_what_is_served() -> None:
     )
 
 
+def test_a_team_with_work_pools_has_the_same_deployments() -> None:
+    pooled = YAML(typ="safe").load(ROOT / "prefect.yaml")["deployments"]
+    told = [
+        (
+            each["name"].removeprefix("pool-"),
+            each["description"],
+            each.get("parameters", {}),
+            [said["cron"] for said in each.get("schedules", [])],
+        )
+        for each in pooled
+    ]
+    assert told == [
+        (one.name, one.description, one.parameters, [said.schedule.cron for said in one.schedules])
+        for one in serve.deployments()
+    ]
+
+
 def test_without_its_package_dask_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prefect_dask", None)
     with pytest.raises(StageError, match=r"pip install -e '\.\[spread\]'"):
