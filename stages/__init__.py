@@ -24,5 +24,6 @@ def run(stage: Callable[..., None]) -> None:
 
 
 def scratch_of(out: Path) -> Path:
-    """Where the stage that makes `out` keeps what must survive a kill."""
-    return SCRATCH / out
+    """Where the stage that makes `out` keeps what must survive a kill: within SCRATCH, wherever `out` is."""
+    path, here = Path(os.path.abspath(out)), Path.cwd()
+    return SCRATCH / (path.relative_to(here) if path.is_relative_to(here) else Path("elsewhere", *path.parts[1:]))

@@ -1,12 +1,15 @@
 """Raw tables: read strictly, deduplicated, split without leaks."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import ROOT
 
+import stages.prepare
 from filbert import prepare, rows, tables, tasks
 from filbert.tasks import Kind, Task
 
@@ -195,3 +198,20 @@ def test_a_corpus_is_every_file_of_a_folder_without_its_empty_texts(tmp_path: Pa
     pq.write_table(pa.table({"body": ["no column text"]}), tmp_path / "third.parquet")
     with pytest.raises(tables.RowError, match="no column text for task corpus; found body"):
         list(tables.read(tmp_path, corpus.train, corpus))
+
+
+@pytest.mark.parametrize("place", ["{project}/out", "{project}/../out", "../out", "out", "data/../out"])
+def test_an_output_stays_wherever_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path, place: str
+) -> None:
+    """What a stage keeps against a kill, and forgets, is never the output itself."""
+    project = tmp_path / "project"
+    project.mkdir()
+    monkeypatch.chdir(project)
+    shutil.copy(ROOT / "params.yaml", project)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty_store, tmp_path)}")
+    raw = sst2(tmp_path / "raw", [f"text number {n}\t{n % 2}" for n in range(40)])
+    out = Path(place.format(project=project))
+    stages.prepare.prepare("sst2", raw, out, project / "rows.json")
+    assert sorted(file.name for file in out.iterdir()) == ["test.arrow", "train.arrow", "validation.arrow"]
+    assert not list((project / ".scratch").rglob("*.json"))
