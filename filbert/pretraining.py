@@ -140,11 +140,11 @@ def pretrain(
         mixed = Mixed(model, (Vocabulary.of(teacher), Vocabulary.of(tokenizer)), config.shape.width)
         if config.start == "svd":
             mixed.start_at(translated(tokenizer, teacher, model.get_input_embeddings().weight.detach()))
-        embeddings = mixed.small.weight.detach()
-    if config.align:
-        rows, held = (blocks(part, [theirs, ours], config.share, config.length, seed) for part in (learnt, judged))
-        steps = replace(config.align, epochs=config.align.epochs * len(own) / len(rows))
-        _fit(mixed, mixed.loss, rows, held, steps, "align", seed, device, scratch, recorder)
+        if config.align:
+            rows, held = (blocks(part, [theirs, ours], config.share, config.length, seed) for part in (learnt, judged))
+            steps = replace(config.align, epochs=config.align.epochs * len(own) / len(rows))
+            _fit(mixed, mixed.loss, rows, held, steps, "align", seed, device, scratch, recorder)
+        embeddings = mixed.small.weight.detach().cpu()
     seed_everything(seed)
     student = new_student(tokenizer, config, embeddings)
     student.bert.embeddings.word_embeddings.requires_grad_(not config.freeze)

@@ -248,3 +248,17 @@ def test_masked_models_hide_pieces_where_words_are_not_known(encoded: data.Encod
     model = Masked(BertForMaskedLM(tiny_config()), tiny_tokenizer(), CPU)
     assert encoded.word is None
     assert 0 < model.loss(encoded.batch(np.arange(8))).item() < 2 * np.log(len(WORDS) + 5)
+
+
+def test_the_student_starts_from_what_stage_one_left(
+    words: corpus.Corpus, tmp_path: Path, recorder: Recorder, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module that moves to an accelerator gets other tensors: what was read before it moved is not what was trained."""
+
+    def fit(model: torch.nn.Module, *rest: object) -> None:
+        if isinstance(model, Mixed):
+            model.small.weight.data = torch.full_like(model.small.weight.data, 0.25)
+
+    monkeypatch.setattr(pretraining, "_fit", fit)
+    made, _ = pretraining.pretrain(words, checkpoint, tiny_tokenizer(), CONFIG, 0, CPU, tmp_path, recorder)
+    assert (made.get_input_embeddings().weight == 0.25).all()
