@@ -84,7 +84,7 @@ def _arm(
     mixed: bool = True, everywhere: bool = False, compiled: bool = False,
 ) -> Callable[[], None]:  # fmt: skip
     torch.manual_seed(0)
-    model = Masked(new_student(tokenizer, settings, None), tokenizer, on)
+    model = Masked(new_student(tokenizer, settings.shape), tokenizer, on)
     model.model.train()
     optimizer = new_optimizer(model.model, settings.fit)
 

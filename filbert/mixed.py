@@ -6,7 +6,7 @@ trained affine map of its small embedding; masked words are told by a softmax ov
 and small embeddings are all trained, the small embeddings alone are kept. Stage II (pretraining.py): a student of their width
 starts from them and learns to tell masked words of its own vocabulary. Structure verified, details our reconstruction: p = 0.5,
 the tied output E_S P + b, the special pieces' draw, whole words masked, no next-sentence prediction. Ours: the small embeddings may
-start as the strongest directions of what the teacher's table has for their pieces, where the paper's start at random.
+start from what the teacher's table has for their pieces, where the paper's start at random.
 """
 
 from typing import Any
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from filbert.data import Batch
-from filbert.factors import factors
 from filbert.masked import Vocabulary, hide
 
 
@@ -34,13 +33,15 @@ class Mixed(nn.Module):
         self.up = nn.Linear(width, teacher.config.hidden_size)
         self.bias = nn.Parameter(torch.zeros(second.size))
 
-    def start_at(self, table: Tensor) -> None:
-        """Let each small embedding say what the teacher's table [V_S, D] does, as nearly as its numbers can, through the map up."""
-        small, back = factors(table, self.small.embedding_dim)
+    def start_at(self, small: Tensor, table: Tensor) -> None:
+        """Start the small embeddings as `small` [V_S, width], and the map up as what brings them nearest to `table` [V_S, D], what
+        the teacher's embeddings have for their pieces."""
+        known = torch.cat([small, torch.ones(len(small), 1)], dim=1)
+        back = torch.linalg.lstsq(known, table, driver="gelsd").solution  # [width + 1, D]
         with torch.no_grad():
             self.small.weight.copy_(small)
-            self.up.weight.copy_(back)
-            self.up.bias.zero_()
+            self.up.weight.copy_(back[:-1].T)
+            self.up.bias.copy_(back[-1])
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The last states [B, T, D] of ids and mask [B, T]."""

@@ -25,8 +25,10 @@ from transformers import (
 from filbert.corpus import Corpus, Pieces, blocks, word_piece
 from filbert.data import Batch, Encoded
 from filbert.device import seed_everything
+from filbert.factors import factors
 from filbert.masked import Masked, Vocabulary
 from filbert.mixed import Mixed
+from filbert.subclone import Part, strongest_part, subclone
 from filbert.tracking import Recorder
 from filbert.train import FitConfig, fit, mean_loss
 
@@ -39,6 +41,7 @@ SPECIAL = {
 }
 ALPHABET = 500  # letters that a vocabulary may have
 HELD_OUT = 100  # one text in so many tells how well masked words are told
+RANKED = 32  # blocks that tell what is strongest in the checkpoint
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class PretrainConfig:
     vocabulary: int  # pieces, special ones among them
     length: int  # pieces of a block
     shape: ShapeConfig
-    start: Literal["random", "svd"]  # of the small embeddings: the paper's, or the checkpoint's strongest directions
+    start: Literal["random", "svd", "subclone"]  # the paper's; the small embeddings as the strongest directions of the
+    # checkpoint's; or these and the body as a part of the checkpoint (subclone.py)
     share: float  # of the words that stage I cuts by the student's vocabulary (the paper's p)
     align: FitConfig | None  # stage I; or none
     freeze: bool  # whether stage II keeps the embeddings as they are
@@ -127,46 +131,67 @@ def pretrain(
     scratch: Path, recorder: Recorder,
 ) -> tuple[BertForMaskedLM, PreTrainedTokenizerFast]:  # fmt: skip
     """Align embeddings with those of `checkpoint`, then pretrain a student from them; the student and its tokenizer."""
-    held_out = np.arange(len(corpus.ends)) % HELD_OUT == 0
+    held_out = _one_in_so_many(corpus)
     learnt, judged = corpus.only(~held_out), corpus.only(held_out)
     tokenizer = new_vocabulary(learnt, config.vocabulary, teacher, config.length)
     recorder.metrics({"vocabulary": {"pieces": len(tokenizer), "in_teachers": overlap(tokenizer, teacher)}})
     ours, theirs = Pieces(corpus.words, tokenizer), Pieces(corpus.words, teacher)
-    own, own_held = (blocks(part, [ours], 0.0, config.length, seed) for part in (learnt, judged))
-    embeddings = None
-    if config.align or config.start == "svd":
+    own, own_held = (blocks(texts, [ours], 0.0, config.length, seed) for texts in (learnt, judged))
+    mixed, part = None, None
+    if config.align or config.start != "random":
         seed_everything(seed)
-        model = AutoModelForMaskedLM.from_pretrained(checkpoint, dtype=torch.float32)
-        mixed = Mixed(model, (Vocabulary.of(teacher), Vocabulary.of(tokenizer)), config.shape.width)
-        if config.start == "svd":
-            mixed.start_at(translated(tokenizer, teacher, model.get_input_embeddings().weight.detach()))
-        if config.align:
-            rows, held = (blocks(part, [theirs, ours], config.share, config.length, seed) for part in (learnt, judged))
-            steps = replace(config.align, epochs=config.align.epochs * len(own) / len(rows))
-            _fit(mixed, mixed.loss, rows, held, steps, "align", seed, device, scratch, recorder)
-        embeddings = mixed.small.weight.detach().cpu()
+        some = blocks(learnt.only(_one_in_so_many(learnt)), [theirs], 0.0, config.length, seed)
+        mixed, part = new_mixed(checkpoint, teacher, tokenizer, config, some.batch(np.arange(len(some))[:RANKED]))
+    if mixed and config.align:
+        rows, held = (blocks(texts, [theirs, ours], config.share, config.length, seed) for texts in (learnt, judged))
+        steps = replace(config.align, epochs=config.align.epochs * len(own) / len(rows))
+        _fit(mixed, mixed.loss, rows, held, steps, "align", seed, device, scratch, recorder)
     seed_everything(seed)
-    student = new_student(tokenizer, config, embeddings)
+    student = new_student(tokenizer, config.shape, mixed, part)
     student.bert.embeddings.word_embeddings.requires_grad_(not config.freeze)
     masked = Masked(student, tokenizer, device)
     _fit(student, masked.loss, own, own_held, config.fit, "pretrain", seed, device, scratch, recorder)
     return student, tokenizer
 
 
+def _one_in_so_many(corpus: Corpus) -> np.ndarray:
+    return np.arange(len(corpus.ends)) % HELD_OUT == 0
+
+
+def new_mixed(
+    checkpoint: Path, teacher: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase, config: PretrainConfig, some: Batch
+) -> tuple[Mixed, Part | None]:  # fmt: skip
+    """The checkpoint as stage I trains it, its small embeddings started, and the part of it that the student is to be, if it is
+    one, told by what it says to `some` text."""
+    model = AutoModelForMaskedLM.from_pretrained(checkpoint, dtype=torch.float32)
+    mixed, shape = Mixed(model, (Vocabulary.of(teacher), Vocabulary.of(tokenizer)), config.shape.width), config.shape
+    table = translated(tokenizer, teacher, model.get_input_embeddings().weight.detach())
+    if config.start == "subclone":
+        part = strongest_part(model, shape.layers, shape.width, shape.heads, shape.intermediate, some)
+        mixed.start_at(table[:, part.states], table)
+        return mixed, part
+    if config.start == "svd":
+        mixed.start_at(factors(table, shape.width)[0], table)
+    return mixed, None
+
+
 def new_student(
-    tokenizer: PreTrainedTokenizerBase, config: PretrainConfig, embeddings: torch.Tensor | None
+    tokenizer: PreTrainedTokenizerBase, shape: ShapeConfig, mixed: Mixed | None = None, part: Part | None = None
 ) -> BertForMaskedLM:
-    """A plain BERT of some shape; its word embeddings are given, all else is fresh."""
-    shape = config.shape
+    """A plain BERT of some shape: with the small embeddings of `mixed`, if there are any, and as its body that part of the
+    teacher there; all else is fresh."""
+    if mixed and part:
+        small, bias = mixed.small.weight.detach().cpu(), mixed.bias.detach().cpu()
+        return subclone(mixed.teacher, part, small, bias, tokenizer.pad_token_id)
     student = BertForMaskedLM(
         BertConfig(
             vocab_size=len(tokenizer), hidden_size=shape.width, num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
             intermediate_size=shape.intermediate, pad_token_id=tokenizer.pad_token_id,
         )
     )  # fmt: skip
-    if embeddings is not None:
+    if mixed:
         with torch.no_grad():
-            student.bert.embeddings.word_embeddings.weight.copy_(embeddings)
+            student.bert.embeddings.word_embeddings.weight.copy_(mixed.small.weight.cpu())
     return student
 
 

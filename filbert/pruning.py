@@ -115,7 +115,7 @@ def cut(model: Student, kept: Sequence[Kept], rank: int = 0) -> Student:
         if name.startswith("bert.encoder.layer."):
             number, part = name.removeprefix("bert.encoder.layer.").split(".", 1)
             if int(number) < len(kept):
-                weights[name] = _selected(value, part, kept[int(number)], config.head_size)
+                weights[name] = selected(value, part, kept[int(number)], config.head_size)
         else:
             weights.setdefault(name, value)
     smaller = type(model)(type(config)(**fields))  # type: ignore[arg-type]
@@ -123,7 +123,7 @@ def cut(model: Student, kept: Sequence[Kept], rank: int = 0) -> Student:
     return smaller.to(value.device)
 
 
-def _selected(value: Tensor, part: str, kept: Kept, size: int) -> Tensor:
+def selected(value: Tensor, part: str, kept: Kept, size: int) -> Tensor:
     """What is left of one tensor of a layer. By number, not by mask: a weight that is exactly zero stays."""
     columns = (kept.heads[:, None] * size + torch.arange(size)).flatten()
     names = {"query": (0, columns), "key": (0, columns), "value": (0, columns), "gate": (0, kept.heads)}

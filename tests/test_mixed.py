@@ -19,6 +19,7 @@ from transformers import (
 
 from filbert import FilbertError, corpus, data, pretraining, students, tasks
 from filbert.corpus import CorpusError, Pieces, blocks
+from filbert.factors import factors
 from filbert.masked import Masked, Vocabulary, hide
 from filbert.mixed import Mixed
 from filbert.pretraining import PretrainConfig, ShapeConfig
@@ -165,7 +166,7 @@ def test_small_embeddings_may_start_as_the_teachers(small: PreTrainedTokenizerFa
     table = bert.get_input_embeddings().weight.detach()
     mixed = Mixed(bert, (Vocabulary.of(teacher), Vocabulary.of(small)), table.shape[1]).eval()
     ours = pretraining.translated(small, teacher, table)
-    mixed.start_at(ours)
+    mixed.start_at(factors(ours, table.shape[1])[0], ours)
     shared = sorted(set(small.get_vocab()) & set(teacher.get_vocab()))
     ids = torch.tensor([[teacher.get_vocab()[piece] for piece in shared]])
     read = torch.tensor([[len(teacher) + small.get_vocab()[piece] for piece in shared]])
@@ -178,7 +179,14 @@ def test_small_embeddings_may_start_as_the_teachers(small: PreTrainedTokenizerFa
         cut = teacher.convert_tokens_to_ids(teacher.tokenize(piece.removeprefix("##")))
         assert torch.allclose(ours[small.get_vocab()[piece]], table[cut].mean(0), atol=1e-6)
     with pytest.raises(FilbertError, match="expected at most"):
-        Mixed(bert, mixed.vocabularies, 99).start_at(ours)
+        factors(ours, 99)
+    few = [0, 1, 4, 5, 9]  # numbers of each state: what they say alone, the map up says too, and as nearly as it can the others
+    mixed = Mixed(bert, mixed.vocabularies, len(few)).eval()
+    mixed.start_at(ours[:, few], ours)
+    with torch.inference_mode():
+        back = mixed.up(mixed.small.weight)
+    assert torch.allclose(back[:, few], ours[:, few], atol=1e-4)
+    assert (back - ours).square().mean() < (ours - ours.mean(0)).square().mean() * (1 - 4 / table.shape[1])
 
 
 def test_a_student_is_pretrained_and_is_plain_bert(
@@ -220,6 +228,13 @@ def test_the_baselines_differ_in_what_they_start_from(
     near, of_near = start("near", replace(CONFIG, start="svd", align=None))
     assert torch.allclose(of_near, of_nokd)
     assert not torch.allclose(near, nokd, atol=1e-3)
+    part = replace(CONFIG, start="subclone", align=None)
+    cloned, of_cloned = start("cloned", part)
+    theirs = AutoModelForMaskedLM.from_pretrained(checkpoint).bert.encoder.layer[0].output.dense.weight.detach()
+    assert np.isin(of_cloned.numpy().round(6), theirs.numpy().round(6)).all()
+    assert not torch.allclose(cloned, near, atol=1e-3)
+    after, of_after = start("after", replace(CONFIG, start="subclone"))
+    assert not torch.allclose(of_after, of_cloned, atol=1e-3)  # of the checkpoint as stage I left it
     frozen = replace(CONFIG, freeze=True)
     made, _ = pretraining.pretrain(words, checkpoint, tiny_tokenizer(), frozen, 0, CPU, tmp_path / "frozen", recorder)
     assert torch.allclose(made.get_input_embeddings().weight, mixed, atol=1e-6)
