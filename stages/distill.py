@@ -32,7 +32,7 @@ def distill(
     """Compress by METHOD_NAME: from the layers of CHECKPOINT or word VECTORS, the rows in PREPARED and TRANSFER, the TEACHER's
     WORDS on them and their REFERENCES, make a student of the task TASK_NAME in the folder OUT."""
     method = import_module(f"filbert.methods.{by or method_name}")
-    settings = config.section(f"distill.{by or method_name}", method.Config)
+    settings = config.section(f"distill.{method_name}", method.Config)
     folders = Folders(
         prepared,
         words,

@@ -92,8 +92,9 @@ def test_every_section_of_the_shipped_params_builds() -> None:
     everything = config.read()
     for name in everything["pretrain"]:
         config.section(f"pretrain.{name}", pretraining.PretrainConfig)
-    for method in everything["distill"]:
-        config.section(f"distill.{method}", import_module(f"filbert.methods.{method}").Config)
+    methods = {start["name"]: start["by"] for start in everything["starts"]}
+    for name in everything["distill"]:
+        config.section(f"distill.{name}", import_module(f"filbert.methods.{methods.get(name, name)}").Config)
     for recipe in everything["prune"]:
         config.section(f"prune.{recipe}", recipes.Config)
     built = {

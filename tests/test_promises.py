@@ -97,9 +97,9 @@ def test_the_params_of_a_stage_are_exactly_the_sections_it_reads(stage: str) -> 
     helpers = [MODULES[name] for name in imports(module) if name.startswith("stages.")]
     text = "".join(path.read_text() for path in [module, *helpers])
     names = re.findall(r'section\(f?"([^"]+)"', text)
-    given = {"{by or method_name}": "${item.method}", "{recipe_name}": "${item.recipe.name}", "{name}": "${item.name}"}
+    given = {"{method_name}": "${item.method}", "{recipe_name}": "${item.recipe.name}", "{name}": "${item.name}"}
     if stage == "distill_start":
-        given["{by or method_name}"] = "${item.start.by}"
+        given["{method_name}"] = "${item.start.name}"
     read = {re.sub(r"{[\w ]+}", lambda found: given[found[0]], name) for name in names}
     if module.stem == "fetch":  # one file, for each of these stages another of the sections it reads
         read = {"fetch": {"datasets"}}.get(stage, {stage})
@@ -118,7 +118,7 @@ def test_paths_under_data_are_in_dvc_yaml_only() -> None:
 def test_every_method_has_its_file_its_section_and_its_algorithm() -> None:
     params = config.read(ROOT / "params.yaml")
     assert set(params["methods"]) <= set(METHODS)
-    assert set(params["distill"]) == set(METHODS)
+    assert set(params["distill"]) == {*METHODS, *(start["name"] for start in params["starts"])}
     for method in METHODS:
         module = import_module(f"filbert.methods.{method}")
         assert callable(module.compress)
@@ -141,6 +141,8 @@ def test_every_pretrained_student_and_every_start_has_its_section() -> None:
         assert start["from"] in params["pretrained"]
         assert start["by"] in METHODS
         assert start["name"] not in METHODS
+        method = import_module(f"filbert.methods.{start['by']}")
+        config.section(f"distill.{start['name']}", method.Config, ROOT / "params.yaml")
 
 
 def test_files_are_short_and_open_with_what_they_are() -> None:
