@@ -44,8 +44,8 @@ def strongest_part(model: PreTrainedModel, layers: int, width: int, heads: int, 
     most = (config.num_hidden_layers, config.hidden_size, config.intermediate_size)
     if any(a > b for a, b in zip((layers, width, neurons), most, strict=True)) or heads * size != width:
         raise ShapeError(
-            f"start subclone: expected a part of the checkpoint, at most {most[0]} layers, a width of {most[1]} in heads of {size}, "
-            f"{most[2]} neurons; got {layers} layers, a width of {width} in {heads} heads, {neurons}"
+            f"start subclone: expected a part of the checkpoint: at most {most[0]} layers, a width of {most[1]} in heads of {size} "
+            f"and {most[2]} neurons; got {layers} layers, a width of {width} in {heads} heads, {neurons}"
         )
     states, of_layers = _magnitudes(model, batch)
     kept = [i * config.num_hidden_layers // layers for i in range(layers)]

@@ -180,7 +180,13 @@ def test_small_embeddings_may_start_as_the_teachers(small: PreTrainedTokenizerFa
         assert torch.allclose(ours[small.get_vocab()[piece]], table[cut].mean(0), atol=1e-6)
     with pytest.raises(FilbertError, match="expected at most"):
         factors(ours, 99)
-    few = [0, 1, 4, 5, 9]  # numbers of each state: what they say alone, the map up says too, and as nearly as it can the others
+    few = [
+        0,
+        1,
+        4,
+        5,
+        9,
+    ]  # numbers of each state: what they say alone, the map up says too, and as nearly as it can the others
     mixed = Mixed(bert, mixed.vocabularies, len(few)).eval()
     mixed.start_at(ours[:, few], ours)
     with torch.inference_mode():
@@ -233,7 +239,7 @@ def test_the_baselines_differ_in_what_they_start_from(
     theirs = AutoModelForMaskedLM.from_pretrained(checkpoint).bert.encoder.layer[0].output.dense.weight.detach()
     assert np.isin(of_cloned.numpy().round(6), theirs.numpy().round(6)).all()
     assert not torch.allclose(cloned, near, atol=1e-3)
-    after, of_after = start("after", replace(CONFIG, start="subclone"))
+    _, of_after = start("after", replace(CONFIG, start="subclone"))
     assert not torch.allclose(of_after, of_cloned, atol=1e-3)  # of the checkpoint as stage I left it
     frozen = replace(CONFIG, freeze=True)
     made, _ = pretraining.pretrain(words, checkpoint, tiny_tokenizer(), frozen, 0, CPU, tmp_path / "frozen", recorder)

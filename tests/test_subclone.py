@@ -91,7 +91,7 @@ def test_what_is_kept_is_copied(model: BertForMaskedLM) -> None:
 
 
 def test_a_part_that_is_not_there_is_refused(model: BertForMaskedLM, some: data.Batch) -> None:
-    with pytest.raises(ShapeError, match=r"expected a part of the checkpoint, at most .* got 99 layers"):
+    with pytest.raises(ShapeError, match=r"expected a part of the checkpoint: at most .* got 99 layers"):
         strongest_part(model, 99, 4, 1, 8, some)
     with pytest.raises(ShapeError, match=r"in heads of 4, .* a width of 6 in 1 heads"):
         strongest_part(model, 1, 6, 1, 8, some)
