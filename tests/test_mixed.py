@@ -180,13 +180,7 @@ def test_small_embeddings_may_start_as_the_teachers(small: PreTrainedTokenizerFa
         assert torch.allclose(ours[small.get_vocab()[piece]], table[cut].mean(0), atol=1e-6)
     with pytest.raises(FilbertError, match="expected at most"):
         factors(ours, 99)
-    few = [
-        0,
-        1,
-        4,
-        5,
-        9,
-    ]  # numbers of each state: what they say alone, the map up says too, and as nearly as it can the others
+    few = [0, 1, 4, 5, 9]  # numbers of each state: the map up gives them back, and the others as nearly as it can
     mixed = Mixed(bert, mixed.vocabularies, len(few)).eval()
     mixed.start_at(ours[:, few], ours)
     with torch.inference_mode():
