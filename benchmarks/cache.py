@@ -28,12 +28,16 @@ import typer
 from torch import Tensor
 
 from benchmarks.turns import in_turn, machine, ratio, ratios
-from filbert import cache, config, data, device, fill, losses, rows, students, tasks
-from filbert.columns import Listener
-from filbert.files import write_text
-from filbert.layerwise import Depth, Following
-from filbert.report import table
-from filbert.train import FitConfig, new_optimizer
+from filbert.cache import build, read
+from filbert.data import arrow, batches, tasks
+from filbert.evaluation.tables import markdown_table
+from filbert.models import checkpoints
+from filbert.models.activations import ActivationRecorder
+from filbert.runtime import config, device
+from filbert.runtime.files import write_text
+from filbert.training import losses
+from filbert.training.layerwise import LayerMap, LayerwiseLoss
+from filbert.training.loop import TrainingConfig, new_optimizer
 
 STEPS, BATCH = 12, 32
 MEMORY_ROWS = (10_000, 100_000, 1_000_000)
@@ -54,7 +58,7 @@ def main(
         bench = Bench(task_name, prepared, teacher_folder, checkpoint, count, Path(folder))
         parts = [bench.building(rounds), bench.training(rounds), bench.reading(rounds)]
     head = (
-        f"Measured by `python -m benchmarks.cache` on {task_name}: {count} rows of {bench.rows.lengths.mean():.0f} pieces, teacher "
+        f"Measured by `python -m benchmarks.cache` on {task_name}: {count} rows of {bench.rows.lengths.mean():.0f} tokens, teacher "
         f"{bench.depth.teacher} × {bench.teacher.config.hidden_size}, student {bench.depth.student} layers, batch {BATCH}, "
         f"{rounds} rounds in turn, {machine(bench.on)}. All files lie in the page cache."
     )
@@ -70,27 +74,30 @@ class Bench:
     def __init__(
         self, task_name: str, prepared: Path, teacher_folder: Path, checkpoint: Path, count: int, folder: Path
     ):
-        self.task, self.on = tasks.find(task_name), device.pick()
-        self.encoding, asking = config.section("encode", data.EncodeConfig), config.section("cache", cache.CacheConfig)
-        self.asking, self.tokenizer = asking, data.load_tokenizer(teacher_folder)
-        table = rows.read_table(prepared / "train.arrow")
+        self.task, self.on = tasks.find(task_name), device.select_device()
+        self.encoding, asking = (
+            config.section("encode", batches.TokenizerConfig),
+            config.section("cache", read.CacheConfig),
+        )
+        self.asking, self.tokenizer = asking, batches.load_tokenizer(teacher_folder)
+        table = arrow.read_table(prepared / "train.arrow")
         self.table = table.take(np.linspace(0, len(table) - 1, min(count, len(table))).astype(int))
         self.rows = self.encode(self.table)
-        self.teacher = students.load(teacher_folder)
+        self.teacher = checkpoints.load_model(teacher_folder)
         torch.nn.Module.to(self.teacher, self.on)
-        self.shape = config.section("student", students.StudentConfig)
+        self.shape = config.section("student", checkpoints.StudentConfig)
         self.checkpoint = checkpoint
-        self.depth = Depth(len(self.shape.layers), self.teacher.config.num_hidden_layers)
-        self.key = cache.fingerprint(teacher_folder, self.encoding, asking, self.on)
+        self.depth = LayerMap(len(self.shape.layers), self.teacher.config.num_hidden_layers)
+        self.key = read.cache_fingerprint(teacher_folder, self.encoding, asking, self.on)
         self.folder = folder
         self.build(self.folder / "kept", self.depth.columns)
-        self.cache = cache.Cache([self.folder / "kept"], self.key)
+        self.cache = read.TeacherCache([self.folder / "kept"], self.key)
 
-    def encode(self, table: pa.Table) -> data.Encoded:
-        return data.encode(table, self.task, self.tokenizer, self.encoding)
+    def encode(self, table: pa.Table) -> batches.TokenizedDataset:
+        return batches.tokenize(table, self.task, self.tokenizer, self.encoding)
 
     def build(self, folder: Path, columns: tuple[str, ...]) -> None:
-        fill.fill(folder, self.teacher, self.table, self.encode, columns, self.key, self.asking, self.on)
+        build.build_cache(folder, self.teacher, self.table, self.encode, columns, self.key, self.asking, self.on)
 
     def bare(self) -> None:
         """The teacher's forward over all rows, encoded first and grouped by length as the cache does it."""
@@ -98,7 +105,9 @@ class Bench:
         order = np.argsort(encoded.lengths, kind="stable")
         for start in range(0, len(order), self.asking.batch_size):
             with torch.inference_mode(), device.autocast(self.on):
-                students.ask(self.teacher, encoded.batch(order[start : start + self.asking.batch_size]).to(self.on))
+                checkpoints.forward_batch(
+                    self.teacher, encoded.batch(order[start : start + self.asking.batch_size]).to(self.on)
+                )
 
     def building(self, rounds: int) -> str:
         number = iter(range(1_000_000))
@@ -113,8 +122,8 @@ class Bench:
 
     def training(self, rounds: int) -> str:
         plain, words = self.rows, self.cache.on(self.rows, self.depth.columns)
-        states, logits = self.rows.taught(words), self.rows.taught(self.cache.on(self.rows, ["logits"]))
-        order = data.shuffled(plain.lengths, BATCH, 0, 0)[:STEPS]
+        states, logits = self.rows.with_targets(words), self.rows.with_targets(self.cache.on(self.rows, ["logits"]))
+        order = batches.shuffled_batches(plain.lengths, BATCH, 0, 0)[:STEPS]
         given = dict(zip(map(bytes, order), map(states.batch, order), strict=True))
         arms = {
             "no teacher": self._epoch(order, plain.batch, "hard"),
@@ -135,32 +144,36 @@ class Bench:
             f"- {name} against {other}: {ratio(times[name], times[other])}" for name, other in against.items()
         )  # fmt: skip
 
-    def _live(self, columns: tuple[str, ...], at: np.ndarray) -> data.Batch:
+    def _live(self, columns: tuple[str, ...], at: np.ndarray) -> batches.Batch:
         batch = self.rows.batch(at)
-        with torch.inference_mode(), device.autocast(self.on), Listener(self.teacher, columns) as listen:
+        with torch.inference_mode(), device.autocast(self.on), ActivationRecorder(self.teacher, columns) as listen:
             said = listen(batch.to(self.on))[1]
-        return data.replace(batch, teacher={name: value.clone() for name, value in said.items()})
+        return batches.replace(batch, targets={name: value.clone() for name, value in said.items()})
 
     def _epoch(
-        self, order: list[np.ndarray], batch_of: Callable[[np.ndarray], data.Batch], loss: str
+        self, order: list[np.ndarray], batch_of: Callable[[np.ndarray], batches.Batch], loss: str
     ) -> Callable[[], None]:
         """A function that trains a student of its own on these rows, batch by batch."""
         torch.manual_seed(0)
-        student = students.new_student(self.checkpoint, self.task, self.shape).train()
+        student = checkpoints.new_student(self.checkpoint, self.task, self.shape).train()
         torch.nn.Module.to(student, self.on)
-        following = Following(student, self.depth, self.teacher.config.hidden_size)
+        following = LayerwiseLoss(student, self.depth, self.teacher.config.hidden_size)
         trained = torch.nn.ModuleDict({"student": student, "beside": following})
-        fit = FitConfig(1, BATCH, 1e-5, 0.1, "linear", 0.01, 1.0, 0, 1)
+        fit = TrainingConfig(1, BATCH, 1e-5, 0.1, "linear", 0.01, 1.0, 0, 1)
         optimizer = new_optimizer(trained if loss == "states" else student, fit)
         if loss != "states":
             following.__exit__()
 
-        def value(batch: data.Batch) -> Tensor:
+        def value(batch: batches.Batch) -> Tensor:
             if loss == "states":
                 return following.loss(batch)
-            logits = students.ask(student, batch).logits
-            hard = losses.HARD[self.task.kind](logits, batch.label)
-            return hard if loss == "hard" else hard + losses.SOFT[self.task.kind](logits, batch.teacher["logits"], 2.0)
+            logits = checkpoints.forward_batch(student, batch).logits
+            hard = losses.TASK_LOSSES[self.task.kind](logits, batch.label)
+            return (
+                hard
+                if loss == "hard"
+                else hard + losses.DISTILLATION_LOSSES[self.task.kind](logits, batch.targets["logits"], 2.0)
+            )
 
         def run() -> None:
             for at in order:
@@ -175,7 +188,7 @@ class Bench:
 
     def reading(self, rounds: int) -> str:
         words = self.cache.on(self.rows, self.depth.columns)
-        order = data.shuffled(self.rows.lengths, BATCH, 0, 0)
+        order = batches.shuffled_batches(self.rows.lengths, BATCH, 0, 0)
         taken = [words.take(at) for at in order]
         size = sum(tensor.nbytes for batch in taken for tensor in batch.values())
 
@@ -203,7 +216,7 @@ def memory_table() -> str:
         found.append([f"{count:,}", *said.split()])
     return (
         "## Memory\n\nSynthetic rows of 12 words, a teacher of 2 × 16, states of all layers, beyond what 256 rows take.\n\n"
-        + table(found)
+        + markdown_table(found)
     )
 
 

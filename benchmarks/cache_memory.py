@@ -11,12 +11,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from benchmarks.memory import peak
-from filbert import cache, data, fill, tasks
-from filbert.rows import read_table
+from filbert.cache import build, read
+from filbert.data import batches, tasks
+from filbert.data.arrow import read_table
 
 WORDS = [f"w{i}" for i in range(1000)]
 COLUMNS = ("logits", "hidden.0", "hidden.1", "hidden.2")
-CONFIG = cache.CacheConfig("float16", batch_size=256, shard_mb=512, budget_gb=50, verify_rows=8, tolerance=0.05)
+CONFIG = read.CacheConfig("float16", batch_size=256, shard_mb=512, budget_gb=50, verify_rows=8, tolerance=0.05)
 CHUNK = 10_000
 
 
@@ -35,20 +36,20 @@ def measure(count: int, folder: Path) -> None:
     teacher, cpu, key = (
         BertForSequenceClassification(shape),
         torch.device("cpu"),
-        cache.Fingerprint("t", "t", 16, "float16", "any"),
+        read.Fingerprint("t", "t", 16, "float16", "any"),
     )
     table = _rows(folder / "rows.arrow", count)
 
-    def encode(part: pa.Table) -> data.Encoded:
-        return data.encode(part, task, tokenizer, data.EncodeConfig(16))
+    def encode(part: pa.Table) -> batches.TokenizedDataset:
+        return batches.tokenize(part, task, tokenizer, batches.TokenizerConfig(16))
 
-    def build(name: str, part: pa.Table) -> cache.Cache:
-        fill.fill(folder / name, teacher, part, encode, COLUMNS, key, CONFIG, cpu)
-        return cache.Cache([folder / name], key)
+    def make(name: str, part: pa.Table) -> read.TeacherCache:
+        build.build_cache(folder / name, teacher, part, encode, COLUMNS, key, CONFIG, cpu)
+        return read.TeacherCache([folder / name], key)
 
-    build("warm", table.slice(0, 256))
+    make("warm", table.slice(0, 256))
     with peak() as building:
-        opened = build("kept", table)
+        opened = make("kept", table)
     with peak() as reading:
         for start in range(0, count, CHUNK):
             part = encode(table.slice(start, CHUNK))

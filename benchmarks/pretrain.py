@@ -21,12 +21,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.turns import in_turn, machine, ratios
-from filbert import config, corpus, data, device
-from filbert.data import Batch, Encoded
-from filbert.files import write_text
-from filbert.masked import Masked, hide
-from filbert.pretraining import PretrainConfig, new_student, new_vocabulary
-from filbert.train import new_optimizer
+from filbert.data import batches
+from filbert.data.batches import Batch, TokenizedDataset
+from filbert.methods.pretraining import PretrainConfig, new_student, new_vocabulary
+from filbert.runtime import config, device
+from filbert.runtime.files import write_text
+from filbert.text import corpus
+from filbert.text.masked_lm import MaskedLanguageModel, mask_tokens
+from filbert.training.loop import new_optimizer
 
 WORDS = 200_000  # of the corpus at least, whole texts
 SQUARE = 2048  # rows and columns of the product that stands for the machine
@@ -41,11 +43,11 @@ def main(
     steps: Annotated[int, typer.Option(help="of an arm in a round")] = 8,
 ) -> None:
     """Measure steps of the student that params.yaml describes under `pretrain.NAME`, on the corpus WORDS."""
-    settings, on = config.section(f"pretrain.{name}", PretrainConfig), device.pick()
-    read = corpus.read(words / corpus.TEXT)
+    settings, on = config.section(f"pretrain.{name}", PretrainConfig), device.select_device()
+    read = corpus.read_corpus(words / corpus.TEXT)
     few = read.only(np.concatenate([[0], read.ends[:-1]]) < WORDS)
-    tokenizer = new_vocabulary(few, settings.vocabulary, data.load_tokenizer(checkpoint), settings.length)
-    rows = corpus.blocks(few, [corpus.Pieces(few.words, tokenizer)], 0.0, settings.length, 0)
+    tokenizer = new_vocabulary(few, settings.vocabulary, batches.load_tokenizer(checkpoint), settings.length)
+    rows = corpus.pack_blocks(few, [corpus.WordTokens(few.words, tokenizer)], 0.0, settings.length, 0)
     arms = {
         "as it is": _arm(settings, tokenizer, rows, on, steps),
         "float32": _arm(settings, tokenizer, rows, on, steps, mixed=False),
@@ -68,7 +70,7 @@ def main(
     shape = settings.shape
     parts = [
         "# Pretraining: how fast",
-        f"Measured by `python -m benchmarks.pretrain {name}`: {shape.layers} × {shape.width}, {len(tokenizer)} pieces, batches of "
+        f"Measured by `python -m benchmarks.pretrain {name}`: {shape.layers} × {shape.width}, {len(tokenizer)} tokens, batches of "
         f"{settings.fit.batch_size} blocks of {settings.length}, {rounds} rounds of {steps} steps in turn, {machine(on)}.",
         ratios(times, steps * settings.fit.batch_size * settings.length, "tokens/s"),
         f"As it is: {reached / 1e9:.0f} billion operations a second in matrix products and attention, "
@@ -80,16 +82,16 @@ def main(
 
 
 def _arm(
-    settings: PretrainConfig, tokenizer: data.PreTrainedTokenizerBase, rows: Encoded, on: torch.device, steps: int,
+    settings: PretrainConfig, tokenizer: batches.PreTrainedTokenizerBase, rows: TokenizedDataset, on: torch.device, steps: int,
     mixed: bool = True, everywhere: bool = False, compiled: bool = False,
 ) -> Callable[[], None]:  # fmt: skip
     torch.manual_seed(0)
-    model = Masked(new_student(tokenizer, settings.shape), tokenizer, on)
+    model = MaskedLanguageModel(new_student(tokenizer, settings.shape), tokenizer, on)
     model.model.train()
     optimizer = new_optimizer(model.model, settings.fit)
 
     def all_places(batch: Batch) -> Tensor:
-        ids, at = hide(batch, [model.vocabulary])
+        ids, at = mask_tokens(batch, [model.vocabulary])
         logits = model.model(input_ids=ids, attention_mask=batch.mask).logits
         return F.cross_entropy(logits[at].float(), batch.ids[at])
 

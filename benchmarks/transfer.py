@@ -19,14 +19,18 @@ import torch
 import typer
 
 from benchmarks.turns import in_turn, machine, ratios
-from filbert import cache, config, data, device, fill, masked, rows, students, tasks
-from filbert.augment import AugmentConfig, variants
-from filbert.bilstm import BiLstmConfig, BiLstmForSequenceClassification
-from filbert.files import write_text
+from filbert.cache import build, read
+from filbert.data import arrow, batches, tasks
 from filbert.methods.bilstm import Config
-from filbert.train import FitConfig, new_optimizer
-from filbert.transfer import texts_of
-from filbert.vectors import Vectors
+from filbert.models import checkpoints
+from filbert.models.bilstm import BiLstmConfig, BiLstmForSequenceClassification
+from filbert.runtime import config, device
+from filbert.runtime.files import write_text
+from filbert.text import masked_lm
+from filbert.text.augment import AugmentConfig, augment_rows
+from filbert.text.transfer import row_texts
+from filbert.text.word_vectors import WordVectors
+from filbert.training.loop import TrainingConfig, new_optimizer
 
 COLUMNS = ("logits", "pooled")
 
@@ -43,9 +47,9 @@ def main(
     count: Annotated[int, typer.Option(help="rows of the task in an epoch")] = 1024,
 ) -> None:
     """Measure on the rows and teacher of TASK_NAME as the pipeline made them."""
-    task, on = tasks.find(task_name), device.pick()
-    table = rows.read_table(prepared / "train.arrow").slice(0, count)
-    texts = list(islice(texts_of(table, task), varied))
+    task, on = tasks.find(task_name), device.select_device()
+    table = arrow.read_table(prepared / "train.arrow").slice(0, count)
+    texts = list(islice(row_texts(table, task), varied))
     parts = [
         f"## Variants of {varied} rows\n\n{_variants(texts, checkpoint, vectors, on, rounds)}",
         f"## An epoch of {len(table)} rows\n\n{_epochs(task, table, teacher_folder, on, rounds)}",
@@ -57,13 +61,13 @@ def main(
 
 def _variants(texts: list[tuple[str, ...]], checkpoint: Path, vectors: Path, on: torch.device, rounds: int) -> str:
     settings = config.section("augment", AugmentConfig)
-    model, table = masked.load(checkpoint, on), Vectors(vectors)
+    model, table = masked_lm.load_masked_lm(checkpoint, on), WordVectors(vectors)
     plain = replace(settings, spacing=0, variants=10)
 
     def arm(parts: list[list[tuple[str, ...]]], made_by: AugmentConfig) -> Callable[[], None]:
         def run() -> None:
             for part in parts:
-                list(variants(part, model, table, made_by, 0))
+                list(augment_rows(part, model, table, made_by, 0))
 
         return run
 
@@ -76,30 +80,30 @@ def _variants(texts: list[tuple[str, ...]], checkpoint: Path, vectors: Path, on:
 
 
 def _epochs(task: tasks.Task, table, teacher_folder: Path, on: torch.device, rounds: int) -> str:  # type: ignore[no-untyped-def]
-    encoding, asking = config.section("encode", data.EncodeConfig), config.section("cache", cache.CacheConfig)
-    tokenizer, teacher = data.load_tokenizer(teacher_folder), students.load(teacher_folder)
+    encoding, asking = config.section("encode", batches.TokenizerConfig), config.section("cache", read.CacheConfig)
+    tokenizer, teacher = batches.load_tokenizer(teacher_folder), checkpoints.load_model(teacher_folder)
     torch.nn.Module.to(teacher, on)
     shape = config.section("distill.bilstm", Config).shape
-    plain = data.encode(table, task, tokenizer, encoding)
-    key = cache.fingerprint(teacher_folder, encoding, asking, on)
-    order = data.shuffled(plain.lengths, 64, 0, 0)
+    plain = batches.tokenize(table, task, tokenizer, encoding)
+    key = read.cache_fingerprint(teacher_folder, encoding, asking, on)
+    order = batches.shuffled_batches(plain.lengths, 64, 0, 0)
 
-    def arm(batch_of: Callable[[np.ndarray], data.Batch]) -> Callable[[], None]:
+    def arm(batch_of: Callable[[np.ndarray], batches.Batch]) -> Callable[[], None]:
         student = BiLstmForSequenceClassification(
             BiLstmConfig(
-                vocab_size=len(tokenizer), kept_pieces=len(tokenizer), hidden_size=teacher.config.hidden_size,
+                vocab_size=len(tokenizer), kept_tokens=len(tokenizer), hidden_size=teacher.config.hidden_size,
                 embedding_size=shape.embedding, lstm_size=shape.lstm, pooling=shape.pooling,
             )
         )  # fmt: skip
         torch.nn.Module.to(student, on)
-        optimizer = new_optimizer(student, FitConfig(1, 64, 1e-3, 0.0, "cosine", 0.0, 1.0, 0, 1))
+        optimizer = new_optimizer(student, TrainingConfig(1, 64, 1e-3, 0.0, "cosine", 0.0, 1.0, 0, 1))
 
         def run() -> None:
             for at in order:
                 batch = batch_of(at).to(on)
                 with device.autocast(on):
                     loss = torch.nn.functional.mse_loss(
-                        students.ask(student, batch).logits.float(), batch.teacher["logits"]
+                        checkpoints.forward_batch(student, batch).logits.float(), batch.targets["logits"]
                     )
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -107,16 +111,16 @@ def _epochs(task: tasks.Task, table, teacher_folder: Path, on: torch.device, rou
 
         return run
 
-    def live(at: np.ndarray) -> data.Batch:
+    def live(at: np.ndarray) -> batches.Batch:
         batch = plain.batch(at).to(on)
         with torch.inference_mode(), device.autocast(on):
-            logits = students.ask(teacher, batch).logits.float()
-        return replace(batch, teacher={"logits": logits.clone()})
+            logits = checkpoints.forward_batch(teacher, batch).logits.float()
+        return replace(batch, targets={"logits": logits.clone()})
 
     with tempfile.TemporaryDirectory(prefix="filbert-bench-") as folder:
-        fill.fill(Path(folder) / "cache", teacher, table, lambda part: data.encode(part, task, tokenizer, encoding), COLUMNS, key,
+        build.build_cache(Path(folder) / "cache", teacher, table, lambda part: batches.tokenize(part, task, tokenizer, encoding), COLUMNS, key,
                   asking, on)  # fmt: skip
-        taught = plain.taught(cache.Cache([Path(folder) / "cache"], key).on(plain, COLUMNS))
+        taught = plain.with_targets(read.TeacherCache([Path(folder) / "cache"], key).on(plain, COLUMNS))
         arms = {"from the cache": arm(taught.batch), "with a live teacher": arm(live)}
         return ratios(in_turn(arms, rounds), len(plain), "rows/s")
 

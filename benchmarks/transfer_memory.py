@@ -9,8 +9,8 @@ import numpy as np
 import typer
 
 from benchmarks.memory import peak
-from filbert import rows, tasks
-from filbert.transfer import HeldOut, KeepConfig, Kept, Texts, as_rows
+from filbert.data import arrow, tasks
+from filbert.text.transfer import FilterConfig, HeldOutRows, Texts, TransferFilter, to_rows
 
 WORDS = [f"w{i}" for i in range(20_000)]
 HELD_OUT = 2000
@@ -19,12 +19,12 @@ CHUNK = 10_000
 
 def main(count: int) -> None:
     """Print the rows kept of COUNT, megabytes at the peak, rows a second."""
-    task, config = tasks.find("sst2"), KeepConfig(4, 40, 4, 0.3, 0.5, count)
+    task, config = tasks.find("sst2"), FilterConfig(4, 40, 4, 0.3, 0.5, count)
     with tempfile.TemporaryDirectory(prefix="filbert-bench-") as folder, peak() as most:
         began = time.perf_counter()
-        kept = Kept(_sentences(HELD_OUT, 1), HeldOut(_sentences(HELD_OUT, 2), config.shingle), config)
-        made = as_rows(kept.sample("synthetic", lambda: _sentences(count, 3)), task)
-        written = rows.write_rows(made, task, Path(folder) / "transfer.arrow")
+        kept = TransferFilter(_sentences(HELD_OUT, 1), HeldOutRows(_sentences(HELD_OUT, 2), config.shingle), config)
+        made = to_rows(kept.sample("synthetic", lambda: _sentences(count, 3)), task)
+        written = arrow.write_rows(made, task, Path(folder) / "transfer.arrow")
         took = time.perf_counter() - began
     print(f"{written} rows, {most[0]:.0f} MB, {count / took:.0f} rows/s")
 

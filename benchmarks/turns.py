@@ -6,15 +6,15 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from filbert import device
-from filbert.report import table
+from filbert.evaluation.tables import markdown_table
+from filbert.runtime import device
 
 Times = dict[str, list[float]]
 
 
 def machine(on: torch.device) -> str:
     """Threads, precision, processor and version, as a benchmark must state them."""
-    facts = device.facts()
+    facts = device.machine_facts()
     here = f"{torch.get_num_threads()} threads, {device.precision(on)}"
     return f"{here}. {facts['processor']}, {facts['flags']}, torch {facts['torch']}"
 
@@ -40,7 +40,7 @@ def ratios(times: Times, work: float, unit: str) -> str:
         [name, f"{work / float(np.median(found)):.3g}", "" if found is first else ratio(found, first)]
         for name, found in times.items()
     ]
-    return table([["", unit, f"time, against {next(iter(times))}"], *lines])
+    return markdown_table([["", unit, f"time, against {next(iter(times))}"], *lines])
 
 
 def ratio(ours: list[float], theirs: list[float]) -> str:

@@ -14,7 +14,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from filbert.runs import EXPERIMENT, PIPELINE_TAG
+from filbert.tracking.mlflow_store import EXPERIMENT, PIPELINE_TAG
 from pipelines.graph import Stage
 
 BAR = re.compile(r"(?P<what>\S.*?):\s+(?P<percent>\d+)%\|")  # tqdm's

@@ -8,7 +8,7 @@ from pathlib import Path
 from dvc.repo import Repo
 from dvc.utils.hydra import apply_overrides
 
-from filbert.files import SCRATCH
+from filbert.runtime.files import SCRATCH
 from pipelines.graph import StageError
 from pipelines.stage import dvc
 

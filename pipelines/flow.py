@@ -24,7 +24,7 @@ from prefect.futures import PrefectFuture, as_completed, wait
 from prefect.runtime import flow_run
 from prefect.states import State
 
-from filbert.runs import STORE
+from filbert.tracking.mlflow_store import STORE
 from pipelines import artifacts, experiments, spread
 from pipelines.graph import graph
 from pipelines.stage import run_stage, stopping

@@ -11,7 +11,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from filbert.files import SCRATCH
+from filbert.runtime.files import SCRATCH
 from pipelines.experiments import git
 from pipelines.graph import Stage, StageError
 from pipelines.stage import dvc, reproduce

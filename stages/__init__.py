@@ -10,7 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 import typer
 
 from filbert import FilbertError
-from filbert.files import SCRATCH
+from filbert.runtime.files import SCRATCH
 
 
 def run(stage: Callable[..., None]) -> None:

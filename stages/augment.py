@@ -3,10 +3,13 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from filbert import config, device, files, masked, progress, rows, tasks, tracking
-from filbert.augment import AugmentConfig, variants
-from filbert.transfer import Texts, as_rows, texts_of
-from filbert.vectors import Vectors
+from filbert.data import arrow, tasks
+from filbert.runtime import config, device, files, progress
+from filbert.text import masked_lm
+from filbert.text.augment import AugmentConfig, augment_rows
+from filbert.text.transfer import Texts, row_texts, to_rows
+from filbert.text.word_vectors import WordVectors
+from filbert.tracking import recording
 from stages import run, scratch_of
 
 SEED = 0
@@ -16,23 +19,25 @@ def augment(task_name: str, part: int, prepared: Path, model: Path, vectors: Pat
     """Vary the training rows in PREPARED that fall to PART, by the masked language model in the folder MODEL, if there is one, and
     word VECTORS, into the folder OUT."""
     task, settings = tasks.find(task_name), config.section("augment", AugmentConfig)
-    table = config.section("parts", rows.Parts).share(rows.read_table(prepared / "train.arrow"), part)
-    with tracking.stage_run(
+    table = config.section("parts", arrow.Partition).share(arrow.read_table(prepared / "train.arrow"), part)
+    with recording.stage_run(
         "augment",
         params={"augment": settings},
         tags={"task": task_name, "part": str(part)},
-        hashes={"rows": rows.digest(table)},
+        hashes={"rows": arrow.rows_digest(table)},
         scratch=scratch_of(out),
     ) as recorder:
         made: Iterable[Texts] = ()
         if settings.variants:
-            asked = masked.load(model, device.pick()) if (model / "config.json").exists() else None
-            training = progress.each("varied", texts_of(table, task), len(table))
-            made = variants(training, asked, Vectors(vectors), settings, SEED)
-        with files.whole_folder(out) as making:
-            count = rows.write_rows(as_rows(made, task), task, making / "variants.arrow")
+            asked = (
+                masked_lm.load_masked_lm(model, device.select_device()) if (model / "config.json").exists() else None
+            )
+            training = progress.track("varied", row_texts(table, task), len(table))
+            made = augment_rows(training, asked, WordVectors(vectors), settings, SEED)
+        with files.atomic_folder(out) as making:
+            count = arrow.write_rows(to_rows(made, task), task, making / "variants.arrow")
         recorder.metrics({"rows": len(table), "variants": count})
-    files.forget(scratch_of(out))
+    files.clear_scratch(scratch_of(out))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from filbert import config, corpus, data, files, tables, tasks, tracking
+from filbert.data import batches, readers, tasks
+from filbert.runtime import config, files
+from filbert.text import corpus
+from filbert.tracking import recording
 from stages import run, scratch_of
 
 
@@ -15,14 +18,14 @@ def count(texts: Path, checkpoint: Path, out: Path) -> None:
     def read() -> Iterator[str]:
         for name in names:
             text = tasks.find(name)
-            for row in tables.read(texts / name, text.train, text):
+            for row in readers.read_rows(texts / name, text.train, text):
                 yield row[text.columns[0]]
 
-    with tracking.stage_run("corpus", params={}, tags={}, hashes={}, scratch=scratch_of(out)) as recorder:
-        with files.whole_folder(out) as making:
-            words = corpus.write(read(), data.load_tokenizer(checkpoint), making / corpus.TEXT)
+    with recording.stage_run("corpus", params={}, tags={}, hashes={}, scratch=scratch_of(out)) as recorder:
+        with files.atomic_folder(out) as making:
+            words = corpus.write_corpus(read(), batches.load_tokenizer(checkpoint), making / corpus.TEXT)
         recorder.metrics({"words": words})
-    files.forget(scratch_of(out))
+    files.clear_scratch(scratch_of(out))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from filbert import config
-from filbert.study import learns_from_transfer
+from filbert.methods.context import learns_from_transfer
+from filbert.runtime import config
 from stages import run
 from stages.studying import Folders, make
 

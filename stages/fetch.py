@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-from filbert import FilbertError, config, files, sources, tasks, tracking
+from filbert import FilbertError
+from filbert.data import sources, tasks
+from filbert.runtime import config, files
+from filbert.tracking import recording
 from stages import run, scratch_of
 
 FIXED = {"checkpoint": sources.CHECKPOINT, "vectors": sources.VECTORS}
@@ -11,7 +14,7 @@ FIXED = {"checkpoint": sources.CHECKPOINT, "vectors": sources.VECTORS}
 def fetch(what: str, out: Path) -> None:
     """Fetch WHAT, a task's name, `checkpoint` or `vectors`, into the folder OUT."""
     source = config.section(what, sources.Source) if what in FIXED else source_of(tasks.find(what))
-    with tracking.stage_run(
+    with recording.stage_run(
         "fetch", params={"kind": source.kind}, tags={"task": what}, hashes={}, scratch=scratch_of(out)
     ) as recorder:
         if what in FIXED:
@@ -19,7 +22,7 @@ def fetch(what: str, out: Path) -> None:
         else:
             sources.fetch_task(source, tasks.find(what), out)
         recorder.metrics({"bytes": sum(file.stat().st_size for file in out.iterdir())})
-    files.forget(scratch_of(out))
+    files.clear_scratch(scratch_of(out))
 
 
 def source_of(task: tasks.Task) -> sources.Source:

@@ -11,8 +11,12 @@ import pyarrow as pa
 import torch
 import typer
 
-from filbert import FilbertError, data, device, files, metrics, students, tasks
-from filbert.rows import schema
+from filbert import FilbertError
+from filbert.data import batches, tasks
+from filbert.data.arrow import row_schema
+from filbert.evaluation import metrics
+from filbert.models import checkpoints
+from filbert.runtime import device, files
 from stages import run
 
 BATCH = 32
@@ -26,9 +30,9 @@ def predict(
 ) -> None:
     """Print what the student in FOLDER says of each of TEXTS: a line of JSON with the text, its label and probability, or
     its number where the task is a regression, or its words and their tags."""
-    model, tokenizer, on = students.load(folder), data.load_tokenizer(folder), device.pick()
+    model, tokenizer, on = checkpoints.load_model(folder), batches.load_tokenizer(folder), device.select_device()
     torch.nn.Module.to(model, on)
-    length = files.read_json(folder / students.MADE_WITH)["encode/max_length"]
+    length = files.read_json(folder / checkpoints.PROVENANCE)["encode/max_length"]
     answer = _tags if type(model).__name__.endswith("ForTokenClassification") else _labels
     lines = iter(texts or (line.rstrip("\n") for line in sys.stdin))
     while part := list(islice(lines, BATCH)):
@@ -42,11 +46,11 @@ def _labels(model: Any, tokenizer: Any, part: list[str], length: int, on: torch.
         raise FilbertError(
             f"expected {len(rows[0])} texts joined by tabs in each line, got {len(ragged)} in: {ragged[0][:60]}"
         )
-    pieces = tokenizer(
+    tokens = tokenizer(
         *map(list, zip(*rows, strict=True)), padding=True, truncation=True, max_length=length, return_tensors="pt"
     )
     with torch.inference_mode():
-        logits = model(**pieces.to(on)).logits.float()
+        logits = model(**tokens.to(on)).logits.float()
     for row in logits:
         if len(row) == 1:
             yield {"score": float(row)}
@@ -56,11 +60,13 @@ def _labels(model: Any, tokenizer: Any, part: list[str], length: int, on: torch.
 
 def _tags(model: Any, tokenizer: Any, part: list[str], length: int, on: torch.device) -> Iterator[dict[str, Any]]:
     names = tuple(model.config.id2label[i] for i in range(len(model.config.id2label)))
-    task = tasks.Task("text", tasks.Kind.TAGGING, ("sentence",), names, (), "")
+    task = tasks.Task("text", tasks.TaskKind.TAGGING, ("sentence",), names, (), "")
     unknown = [{"idx": i, "sentence": text, "label": [0] * len(text.split()), "hash": 0} for i, text in enumerate(part)]
-    table = pa.Table.from_pylist(unknown, schema=schema(task))
-    rows = data.encode(table, task, tokenizer, data.EncodeConfig(length))
-    found = metrics.by_word(metrics.predictions(task, students.logits(model, rows, BATCH, on)), rows).tolist()
+    table = pa.Table.from_pylist(unknown, schema=row_schema(task))
+    rows = batches.tokenize(table, task, tokenizer, batches.TokenizerConfig(length))
+    found = metrics.tags_by_word(
+        metrics.predictions(task, checkpoints.predict_logits(model, rows, BATCH, on)), rows
+    ).tolist()
     for i, text in enumerate(part):
         tags = found[sum(len(other.split()) for other in part[:i]) :]
         yield {"tags": [[word, names[tag]] for word, tag in zip(text.split(), tags, strict=False)]}

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from filbert import config, files, rows, tasks, tracking
-from filbert import prepare as splits
+from filbert.data import arrow, tasks
+from filbert.data import prepare as splits
+from filbert.runtime import config, files
+from filbert.tracking import recording
 from stages import run, scratch_of
 
 
@@ -11,19 +13,19 @@ def prepare(task_name: str, raw: Path, out: Path, counts: Path) -> None:
     """Prepare the task TASK_NAME from the tables in RAW into the folder OUT; write how many rows went where to COUNTS."""
     task, settings = tasks.find(task_name), config.section("prepare", splits.PrepareConfig)
     prepared = splits.prepare(raw, task, settings)
-    with tracking.stage_run(
+    with recording.stage_run(
         "prepare",
         params={"prepare": settings},
         tags={"task": task_name},
-        hashes={"rows": rows.digest(prepared.tables["train"])},
+        hashes={"rows": arrow.rows_digest(prepared.tables["train"])},
         scratch=scratch_of(out),
     ) as recorder:
-        with files.whole_folder(out) as making:
+        with files.atomic_folder(out) as making:
             for name, table in prepared.tables.items():
-                rows.write_table(table, making / f"{name}.arrow")
+                arrow.write_table(table, making / f"{name}.arrow")
         files.write_json(counts, prepared.counts)
         recorder.metrics(prepared.counts)
-    files.forget(scratch_of(out))
+    files.clear_scratch(scratch_of(out))
 
 
 if __name__ == "__main__":

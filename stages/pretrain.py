@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
-from filbert import config, corpus, data, device, files, students, tracking
-from filbert.pretraining import PretrainConfig, pretrain
+from filbert.data import batches
+from filbert.methods.pretraining import PretrainConfig, pretrain
+from filbert.models import checkpoints
+from filbert.runtime import config, device, files
+from filbert.text import corpus
+from filbert.tracking import recording
 from stages import run, scratch_of
 
 SEED = 0  # one student, for every task and seed
@@ -14,16 +18,16 @@ def make(name: str, words: Path, checkpoint: Path, out: Path) -> None:
     of CHECKPOINT, into the folder OUT."""
     settings, scratch = config.section(f"pretrain.{name}", PretrainConfig), scratch_of(out)
     hashes = {"words": files.sha256(words / corpus.TEXT)[:12], "checkpoint": files.weights_hash(checkpoint)[:12]}
-    with tracking.stage_run(
+    with recording.stage_run(
         "pretrain", params=vars(settings), tags={"method": name}, hashes=hashes, scratch=scratch
     ) as recorder:
         student, tokenizer = pretrain(
-            corpus.read(words / corpus.TEXT), checkpoint, data.load_tokenizer(checkpoint), settings, SEED, device.pick(), scratch,
+            corpus.read_corpus(words / corpus.TEXT), checkpoint, batches.load_tokenizer(checkpoint), settings, SEED, device.select_device(), scratch,
             recorder,
         )  # fmt: skip
-        with files.whole_folder(out) as making:
-            students.publish(student, tokenizer, making, recorder)
-    files.forget(scratch)
+        with files.atomic_folder(out) as making:
+            checkpoints.save_with_provenance(student, tokenizer, making, recorder)
+    files.clear_scratch(scratch)
 
 
 if __name__ == "__main__":

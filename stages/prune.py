@@ -3,8 +3,8 @@
 from functools import partial
 from pathlib import Path
 
-from filbert import config, files
-from filbert.recipes import Config, columns, cut_further
+from filbert.methods.recipes import Config, columns, cut_further
+from filbert.runtime import config, files
 from stages import run
 from stages.studying import Folders, make
 

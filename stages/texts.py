@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-from filbert import config, files, sources, tasks, tracking
-from filbert.corpus import CorpusConfig
-from filbert.transfer import TransferConfig
+from filbert.data import sources, tasks
+from filbert.runtime import config, files
+from filbert.text.corpus import CorpusConfig
+from filbert.text.transfer import TransferConfig
+from filbert.tracking import recording
 from stages import run, scratch_of
 from stages.fetch import source_of
 
@@ -15,14 +17,14 @@ def texts(out: Path) -> None:
     wanted = {text.name: text for name in names for text in settings.of(tasks.find(name))}
     wanted |= {name: tasks.find(name) for name in config.section("corpus", CorpusConfig).texts}
     with (
-        tracking.stage_run("texts", params={}, tags={}, hashes={}, scratch=scratch_of(out)) as recorder,
-        files.whole_folder(out) as making,
+        recording.stage_run("texts", params={}, tags={}, hashes={}, scratch=scratch_of(out)) as recorder,
+        files.atomic_folder(out) as making,
     ):
         for name, text in wanted.items():
             sources.fetch_task(source_of(text), text, making / name)
         files.write_json(making / "TEXTS.json", sorted(wanted))
         recorder.metrics({"texts": len(wanted)})
-    files.forget(scratch_of(out))
+    files.clear_scratch(scratch_of(out))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-from filbert import config, figures, progress, records, report, runs
+from filbert.evaluation import mlflow_records, results, statistics
+from filbert.runtime import config, progress
+from filbert.tracking import mlflow_store
 from stages import run
 
 
@@ -17,18 +19,18 @@ def track(
 ) -> None:
     """Write trainings, evaluations and aggregates to MLflow from the figures under METRICS and DETAILS and what lies beside the
     models under MODELS; a run that is there is completed, none is made twice."""
-    settings = config.section("report", report.ReportConfig)
-    lines = figures.gather(metrics, details)
+    settings = config.section("report", statistics.ReportConfig)
+    lines = results.load_results(metrics, details)
     found = [
-        *records.trainings(models, lines),
-        *records.evaluations(lines, metrics),
-        *records.aggregates(lines, metrics, settings),
+        *mlflow_records.trainings(models, lines),
+        *mlflow_records.evaluations(lines, metrics),
+        *mlflow_records.aggregates(lines, metrics, settings),
     ]
-    store, made = runs.Runs(), Counter[str]()
-    for record in progress.each("runs", found, len(found)):
+    store, made = mlflow_store.MlflowStore(), Counter[str]()
+    for record in progress.track("runs", found, len(found)):
         made[record.tags["stage"]] += store.write(record)
     said = ", ".join(f"{count} {stage}" for stage, count in made.items() if count) or "none"
-    progress.say(f"MLflow, experiment {runs.EXPERIMENT}: {len(found)} runs are complete; made anew: {said}")
+    progress.log(f"MLflow, experiment {mlflow_store.EXPERIMENT}: {len(found)} runs are complete; made anew: {said}")
 
 
 if __name__ == "__main__":

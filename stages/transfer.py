@@ -5,8 +5,18 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from filbert import config, files, rows, tables, tasks, tracking
-from filbert.transfer import HeldOut, Kept, Texts, TransferConfig, as_rows, sentences, texts_of
+from filbert.data import arrow, readers, tasks
+from filbert.runtime import config, files
+from filbert.text.transfer import (
+    HeldOutRows,
+    Texts,
+    TransferConfig,
+    TransferFilter,
+    row_texts,
+    split_sentences,
+    to_rows,
+)
+from filbert.tracking import recording
 from stages import run, scratch_of
 
 
@@ -15,42 +25,42 @@ def transfer(task_name: str, prepared: Path, texts: Path, augmented: Path, out: 
     its TEXTS, and the variants of its training rows in AUGMENTED. Write how many rows were kept, and why others were not, to
     COUNTS."""
     task, settings = tasks.find(task_name), config.section("transfer", TransferConfig)
-    variants_in = config.section("parts", rows.Parts).folders(augmented)
-    table, given = rows.read_table(prepared / "train.arrow"), prepared / "unlabelled.arrow"
+    variants_in = config.section("parts", arrow.Partition).folders(augmented)
+    table, given = arrow.read_table(prepared / "train.arrow"), prepared / "unlabelled.arrow"
     held = [file for file in sorted(prepared.glob("*.arrow")) if file.stem not in ("train", "unlabelled")]
-    held_out = HeldOut(
-        chain.from_iterable(texts_of(rows.read_table(file), task) for file in held),
+    held_out = HeldOutRows(
+        chain.from_iterable(row_texts(arrow.read_table(file), task) for file in held),
         settings.keep.shingle,
         task.symmetric,
     )
-    kept = Kept(texts_of(table, task), held_out, settings.keep)
-    with tracking.stage_run(
+    kept = TransferFilter(row_texts(table, task), held_out, settings.keep)
+    with recording.stage_run(
         "transfer",
         params={"transfer": settings.keep},
         tags={"task": task_name},
-        hashes={"rows": rows.digest(table)},
+        hashes={"rows": arrow.rows_digest(table)},
         scratch=scratch_of(out),
     ) as recorder:
 
         def collected() -> Iterator[Texts]:
             if given.exists():
-                yield from kept.sample("unlabelled", lambda: texts_of(rows.read_table(given), task), any_length=True)
+                yield from kept.sample("unlabelled", lambda: row_texts(arrow.read_table(given), task), any_length=True)
             for text in settings.of(task):
                 yield from kept.sample(text.name, partial(_sentences, texts / text.name, text))
             for folder in variants_in:
-                yield from kept.of("augmented", texts_of(rows.read_table(folder / "variants.arrow"), task))
+                yield from kept.of("augmented", row_texts(arrow.read_table(folder / "variants.arrow"), task))
 
-        with files.whole_folder(out) as making:
-            count = rows.write_rows(as_rows(collected(), task), task, making / "transfer.arrow")
+        with files.atomic_folder(out) as making:
+            count = arrow.write_rows(to_rows(collected(), task), task, making / "transfer.arrow")
         files.write_json(counts, {"transfer": count, **kept.counts})
         recorder.metrics({"transfer": count, **{name.replace(" ", "_"): n for name, n in kept.counts.items()}})
-    files.forget(scratch_of(out))
+    files.clear_scratch(scratch_of(out))
 
 
 def _sentences(folder: Path, text: tasks.Task) -> Iterator[Texts]:
     """The sentences of a fetched text."""
-    for row in tables.read(folder, text.train, text):
-        yield from ((sentence,) for sentence in sentences(row[text.columns[0]]))
+    for row in readers.read_rows(folder, text.train, text):
+        yield from ((sentence,) for sentence in split_sentences(row[text.columns[0]]))
 
 
 if __name__ == "__main__":

@@ -15,11 +15,13 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
-from filbert import cache, data, fill, prepare, references, students, tasks
-from filbert.layerwise import Depth
-from filbert.runs import STORE
-from filbert.study import Study
-from filbert.tracking import Recorder, stage_run
+from filbert.cache import build, read, retrieval
+from filbert.data import batches, prepare, tasks
+from filbert.methods.context import MethodContext
+from filbert.models import checkpoints
+from filbert.tracking.mlflow_store import STORE
+from filbert.tracking.recording import RunRecorder, stage_run
+from filbert.training.layerwise import LayerMap
 
 WORDS = (
     "the a film movie plot is was good bad great awful fine dull and but very not so long short warm cold cat dog "
@@ -122,17 +124,19 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> prepare.Prepared:
 
 
 @pytest.fixture
-def encoded(prepared: prepare.Prepared) -> data.Encoded:
-    return data.encode(prepared.tables["train"], tasks.find("sst2"), tiny_tokenizer(), data.EncodeConfig(16))
+def encoded(prepared: prepare.Prepared) -> batches.TokenizedDataset:
+    return batches.tokenize(prepared.tables["train"], tasks.find("sst2"), tiny_tokenizer(), batches.TokenizerConfig(16))
 
 
 @pytest.fixture
-def validation(prepared: prepare.Prepared) -> data.Encoded:
-    return data.encode(prepared.tables["validation"], tasks.find("sst2"), tiny_tokenizer(), data.EncodeConfig(16))
+def validation(prepared: prepare.Prepared) -> batches.TokenizedDataset:
+    return batches.tokenize(
+        prepared.tables["validation"], tasks.find("sst2"), tiny_tokenizer(), batches.TokenizerConfig(16)
+    )
 
 
 @pytest.fixture
-def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
+def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRecorder:
     """A recorder whose MLflow store lies in the test's own folder."""
     monkeypatch.chdir(tmp_path)
     with stage_run("test", params={}, tags={}, hashes={}, scratch=tmp_path / ".scratch" / "run") as made:
@@ -141,23 +145,23 @@ def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 @pytest.fixture
 def study(
-    tmp_path: Path, prepared: prepare.Prepared, encoded: data.Encoded, validation: data.Encoded, teacher: Path, checkpoint: Path,
-    recorder: Recorder,
-) -> Study:  # fmt: skip
+    tmp_path: Path, prepared: prepare.Prepared, encoded: batches.TokenizedDataset, validation: batches.TokenizedDataset, teacher: Path, checkpoint: Path,
+    recorder: RunRecorder,
+) -> MethodContext:  # fmt: skip
     """All a method is given: every column of the teacher's words, references, a student of one layer."""
-    task, depth, encode = tasks.find("sst2"), Depth(student=1, teacher=2), data.EncodeConfig(16)
-    config = cache.CacheConfig("float16", batch_size=8, shard_mb=1, budget_gb=1, verify_rows=8, tolerance=0.05)
-    key = cache.fingerprint(teacher, encode, config, CPU)
-    fill.fill(
-        tmp_path / "cache", students.load(teacher), prepared.tables["train"],
-        lambda table: data.encode(table, task, tiny_tokenizer(), encode), depth.columns, key, config, CPU,
+    task, depth, encode = tasks.find("sst2"), LayerMap(student=1, teacher=2), batches.TokenizerConfig(16)
+    config = read.CacheConfig("float16", batch_size=8, shard_mb=1, budget_gb=1, verify_rows=8, tolerance=0.05)
+    key = read.cache_fingerprint(teacher, encode, config, CPU)
+    build.build_cache(
+        tmp_path / "cache", checkpoints.load_model(teacher), prepared.tables["train"],
+        lambda table: batches.tokenize(table, task, tiny_tokenizer(), encode), depth.columns, key, config, CPU,
     )  # fmt: skip
-    index = references.index_of(encoded)
+    index = retrieval.build_index(encoded)
     splits = {"train": encoded, "validation": validation}
-    found = {name: references.look_up(index, encoded, rows, 3) for name, rows in splits.items()}
-    references.save(tmp_path / "references", index, found)
-    return Study(
-        task, encoded, validation, encoded.part(np.arange(0)), checkpoint, teacher, students.StudentConfig((0,)), depth,
-        cache.Cache([tmp_path / "cache"], key), config, tmp_path / "references", None, 1, CPU, tmp_path / ".scratch" / "study",
+    found = {name: retrieval.find_references(index, encoded, rows, 3) for name, rows in splits.items()}
+    retrieval.save_references(tmp_path / "references", index, found)
+    return MethodContext(
+        task, encoded, validation, encoded.part(np.arange(0)), checkpoint, teacher, checkpoints.StudentConfig((0,)), depth,
+        read.TeacherCache([tmp_path / "cache"], key), config, tmp_path / "references", None, 1, CPU, tmp_path / ".scratch" / "study",
         recorder,
     )  # fmt: skip

@@ -5,8 +5,8 @@ import torch
 from conftest import tiny_config
 from transformers import BertForSequenceClassification
 
-from filbert.bert import FilbertConfig, FilbertForSequenceClassification
-from filbert.students import ONLY_FILBERT
+from filbert.models.bert import FilbertConfig, FilbertForSequenceClassification
+from filbert.models.checkpoints import ONLY_FILBERT
 
 MASK = torch.arange(9)[None] < torch.tensor([9, 5, 3, 1])[:, None]  # ragged
 

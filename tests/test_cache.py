@@ -10,30 +10,34 @@ import torch
 from conftest import tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
 
-from filbert import FilbertError, cache, columns, data, device, fill, prepare, students, tasks
-from filbert.rows import Parts
+from filbert import FilbertError
+from filbert.cache import build, read
+from filbert.data import batches, prepare, tasks
+from filbert.data.arrow import Partition
+from filbert.models import activations, checkpoints
+from filbert.runtime import device
 
 CPU = torch.device("cpu")
-CONFIG = cache.CacheConfig("float16", batch_size=8, shard_mb=1, budget_gb=1, verify_rows=8, tolerance=0.02)
-ENCODE = data.EncodeConfig(16)
+CONFIG = read.CacheConfig("float16", batch_size=8, shard_mb=1, budget_gb=1, verify_rows=8, tolerance=0.02)
+ENCODE = batches.TokenizerConfig(16)
 SST2 = tasks.find("sst2")
 SOME = ("logits", "hidden.0", "attention.2")
 EVERY = (*SOME, "pooled", "hidden.2", "words.2", "values.1")
 
 
-def encode(table: pa.Table) -> data.Encoded:
-    return data.encode(table, SST2, tiny_tokenizer(), ENCODE, words=True)
+def encode(table: pa.Table) -> batches.TokenizedDataset:
+    return batches.tokenize(table, SST2, tiny_tokenizer(), ENCODE, words=True)
 
 
-def key(teacher: Path, config: cache.CacheConfig = CONFIG) -> cache.Fingerprint:
-    return cache.fingerprint(teacher, ENCODE, config, CPU)
+def key(teacher: Path, config: read.CacheConfig = CONFIG) -> read.Fingerprint:
+    return read.cache_fingerprint(teacher, ENCODE, config, CPU)
 
 
 def filled(
-    folder: Path, teacher: Path, table: pa.Table, names: tuple[str, ...] = SOME, config: cache.CacheConfig = CONFIG
+    folder: Path, teacher: Path, table: pa.Table, names: tuple[str, ...] = SOME, config: read.CacheConfig = CONFIG
 ) -> int:
-    model = students.load(teacher)
-    return fill.fill(folder, model, table, encode, names, key(teacher, config), config, CPU)
+    model = checkpoints.load_model(teacher)
+    return build.build_cache(folder, model, table, encode, names, key(teacher, config), config, CPU)
 
 
 @pytest.fixture
@@ -42,7 +46,7 @@ def table(prepared: prepare.Prepared) -> pa.Table:
 
 
 @pytest.fixture
-def rows(table: pa.Table) -> data.Encoded:
+def rows(table: pa.Table) -> batches.TokenizedDataset:
     return encode(table)
 
 
@@ -50,22 +54,24 @@ def rows(table: pa.Table) -> data.Encoded:
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards of at most 20 rows whatever they hold."""
     monkeypatch.setattr(
-        fill._Asking, "bytes_per_row", lambda self, sample, columns: dict.fromkeys(columns, 1e6 / 20 / len(columns))
+        build._TeacherRunner,
+        "bytes_per_row",
+        lambda self, sample, columns: dict.fromkeys(columns, 1e6 / 20 / len(columns)),
     )
 
 
 def test_cached_words_equal_transformers_own(
-    tmp_path: Path, teacher: Path, table: pa.Table, rows: data.Encoded, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, teacher: Path, table: pa.Table, rows: batches.TokenizedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second truth is the eager model of transformers, which returns states and attention itself."""
     monkeypatch.setattr(device, "precision", lambda _: "float32")
     filled(tmp_path, teacher, table, EVERY)
     chosen = np.array([5, 0, 41])
-    batch = rows.taught(cache.Cache([tmp_path], key(teacher)).on(rows, EVERY)).batch(chosen)
+    batch = rows.with_targets(read.TeacherCache([tmp_path], key(teacher)).on(rows, EVERY)).batch(chosen)
     eager = AutoModelForSequenceClassification.from_pretrained(teacher, attn_implementation="eager").eval()
     with torch.inference_mode():
         live = eager(batch.ids, batch.mask.long(), batch.types, output_hidden_states=True, output_attentions=True)
-    said, real = batch.teacher, batch.mask[..., None]
+    said, real = batch.targets, batch.mask[..., None]
     close = {"atol": 2e-3, "rtol": 2e-3}  # of float16
     torch.testing.assert_close(said["logits"], live.logits.float(), **close)
     for layer in (0, 2):
@@ -84,12 +90,15 @@ def test_cached_words_equal_transformers_own(
     torch.testing.assert_close(said["values.1"].float(), relations, **close)
 
 
-def test_int8_keeps_a_scale_per_vector(tmp_path: Path, teacher: Path, table: pa.Table, rows: data.Encoded) -> None:
+def test_int8_keeps_a_scale_per_vector(
+    tmp_path: Path, teacher: Path, table: pa.Table, rows: batches.TokenizedDataset
+) -> None:
     small = replace(CONFIG, states="int8")
     filled(tmp_path / "float16", teacher, table, EVERY)
     filled(tmp_path / "int8", teacher, table, EVERY, small)
     exact, coarse = (
-        cache.Cache([tmp_path / c.states], key(teacher, c)).on(rows, EVERY).take(np.arange(9)) for c in (CONFIG, small)
+        read.TeacherCache([tmp_path / c.states], key(teacher, c)).on(rows, EVERY).take(np.arange(9))
+        for c in (CONFIG, small)
     )
     assert torch.equal(exact["logits"], coarse["logits"])
     for column in EVERY[1:]:
@@ -99,34 +108,36 @@ def test_int8_keeps_a_scale_per_vector(tmp_path: Path, teacher: Path, table: pa.
 
 def test_words_are_what_tokenizers_share(tmp_path: Path, teacher: Path, table: pa.Table) -> None:
     filled(tmp_path, teacher, table, ("words.2", "hidden.2"))
-    opened, theirs = cache.Cache([tmp_path], key(teacher)), encode(table)
-    other = replace(theirs, ids=theirs.ids + 1)  # a student that cuts words into pieces of its own
-    batch = other.taught(opened.on(other, ["words.2"])).batch(np.array([0, 3]))
+    opened, theirs = read.TeacherCache([tmp_path], key(teacher)), encode(table)
+    other = replace(theirs, ids=theirs.ids + 1)  # a student that cuts words into tokens of its own
+    batch = other.with_targets(opened.on(other, ["words.2"])).batch(np.array([0, 3]))
     states = opened.on(theirs, ["hidden.2"]).take(np.array([0, 3]))["hidden.2"]
-    torch.testing.assert_close(batch.teacher["words.2"], columns.by_word(states, theirs.batch(np.array([0, 3]))))
-    with pytest.raises(cache.CacheError, match=r"`hidden.2` belongs to the teacher's pieces, but \d+ of \d+ rows"):
+    torch.testing.assert_close(
+        batch.targets["words.2"], activations.first_token_states(states, theirs.batch(np.array([0, 3])))
+    )
+    with pytest.raises(read.CacheError, match=r"`hidden.2` belongs to the teacher's tokens, but \d+ of \d+ rows"):
         opened.on(other, ["hidden.2"])
 
 
 def test_only_missing_rows_are_asked(
-    tmp_path: Path, teacher: Path, table: pa.Table, rows: data.Encoded, small_shards: None
+    tmp_path: Path, teacher: Path, table: pa.Table, rows: batches.TokenizedDataset, small_shards: None
 ) -> None:
     asked = [filled(tmp_path, teacher, part) for part in (table.slice(0, 30), table, table)]
     assert asked == [30, len(table) - 30, 0]
-    assert len(cache.Cache([tmp_path], key(teacher)).on(rows, SOME).at["logits"]) == len(table)
+    assert len(read.TeacherCache([tmp_path], key(teacher)).on(rows, SOME).at["logits"]) == len(table)
     assert len(list(tmp_path.glob("*.arrow"))) == 2 + -(-(len(table) - 30) // 20)
 
 
 def test_parts_are_filled_apart_and_read_as_one(
-    tmp_path: Path, teacher: Path, table: pa.Table, rows: data.Encoded
+    tmp_path: Path, teacher: Path, table: pa.Table, rows: batches.TokenizedDataset
 ) -> None:
-    parts = Parts(3, (0, 1, 2))
+    parts = Partition(3, (0, 1, 2))
     asked = [filled(tmp_path / str(part), teacher, parts.share(table, part)) for part in parts.each]
     assert sum(asked) == len(table)
     assert min(asked) > 0
     filled(tmp_path / "whole", teacher, table)
-    many = cache.Cache(parts.folders(tmp_path), key(teacher))
-    one = cache.Cache([tmp_path / "whole"], key(teacher))
+    many = read.TeacherCache(parts.folders(tmp_path), key(teacher))
+    one = read.TeacherCache([tmp_path / "whole"], key(teacher))
     chosen = np.array([7, 0, 31, 2])
     for column, values in many.on(rows, SOME).take(chosen).items():
         torch.testing.assert_close(values, one.on(rows, SOME).take(chosen)[column], atol=2e-2, rtol=1e-2)
@@ -137,29 +148,31 @@ def test_parts_are_filled_apart_and_read_as_one(
         sum(filled(tmp_path / str(part), teacher, parts.share(more, part)) for part in parts.each) == 9
     )  # no other row has moved
     filled(tmp_path / "3", teacher, table.slice(0, 0))
-    with_nothing = cache.Cache([tmp_path / "3", *(tmp_path / str(part) for part in parts.each)], key(teacher))
+    with_nothing = read.TeacherCache([tmp_path / "3", *(tmp_path / str(part) for part in parts.each)], key(teacher))
     assert len(with_nothing.on(rows, SOME).at["logits"]) == len(table)
-    with pytest.raises(cache.CacheError, match=r"4: no teacher cache; run `dvc repro`"):
-        cache.Cache([tmp_path / "0", tmp_path / "4"], key(teacher))
+    with pytest.raises(read.CacheError, match=r"4: no teacher cache; run `dvc repro`"):
+        read.TeacherCache([tmp_path / "0", tmp_path / "4"], key(teacher))
     with pytest.raises(FilbertError, match=r"expected a part below parts\.of = 3, got 3"):
         parts.share(table, 3)
     with pytest.raises(FilbertError, match=r"parts: expected of 2 each \[0, 1\], got \[0, 0\]"):
-        Parts(2, (0, 0))
+        Partition(2, (0, 0))
 
 
-def test_only_missing_columns_are_asked(tmp_path: Path, teacher: Path, table: pa.Table, rows: data.Encoded) -> None:
+def test_only_missing_columns_are_asked(
+    tmp_path: Path, teacher: Path, table: pa.Table, rows: batches.TokenizedDataset
+) -> None:
     asked = [filled(tmp_path, teacher, table, names) for names in (("logits",), SOME, ("logits",))]
     assert asked == [len(table), len(table), 0]
-    opened = cache.Cache([tmp_path], key(teacher))
+    opened = read.TeacherCache([tmp_path], key(teacher))
     assert [entry.columns for entry in opened.parts[0].entries.values()] == [("logits",), ("hidden.0", "attention.2")]
-    model = students.load(teacher)
+    model = checkpoints.load_model(teacher)
     assert max(opened.verify(rows.part(np.arange(8)), SOME, model, CONFIG, CPU).values()) < 0.05
 
 
 def test_a_killed_run_goes_on(
     tmp_path: Path, teacher: Path, table: pa.Table, small_shards: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, ask = [], students.ask
+    calls, ask = [], checkpoints.forward_batch
 
     def dies(model, batch, states=False):  # type: ignore[no-untyped-def]
         calls.append(len(batch))
@@ -167,7 +180,7 @@ def test_a_killed_run_goes_on(
             raise KeyboardInterrupt
         return ask(model, batch, states)
 
-    monkeypatch.setattr(students, "ask", dies)
+    monkeypatch.setattr(checkpoints, "ask", dies)
     with pytest.raises(KeyboardInterrupt):
         filled(tmp_path, teacher, table)
     assert sorted(file.name for file in tmp_path.iterdir()) == [
@@ -180,37 +193,39 @@ def test_a_killed_run_goes_on(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_what_does_not_fit_is_refused(tmp_path: Path, teacher: Path, table: pa.Table, rows: data.Encoded) -> None:
+def test_what_does_not_fit_is_refused(
+    tmp_path: Path, teacher: Path, table: pa.Table, rows: batches.TokenizedDataset
+) -> None:
     folder = tmp_path / "cache"
     filled(folder, teacher, table.slice(0, 30))
     right = key(teacher)
     for name, value in {"teacher": "0" * 64, "tokenizer": "1" * 64, "max_length": 99, "states": "int8"}.items():
-        with pytest.raises(cache.CacheError, match=f"made with another {name}: expected {value}"):
-            cache.Cache([folder], replace(right, **{name: value})).on(rows, ["logits"])
-    opened = cache.Cache([folder], right)
-    with pytest.raises(cache.CacheError, match=rf"no words on {len(table) - 30} of {len(table)} rows"):
+        with pytest.raises(read.CacheError, match=f"made with another {name}: expected {value}"):
+            read.TeacherCache([folder], replace(right, **{name: value})).on(rows, ["logits"])
+    opened = read.TeacherCache([folder], right)
+    with pytest.raises(read.CacheError, match=rf"no words on {len(table) - 30} of {len(table)} rows"):
         opened.on(rows, ["logits"])
-    with pytest.raises(cache.CacheError, match=r"no column `hidden.1`, only attention.2, hidden.0, logits"):
+    with pytest.raises(read.CacheError, match=r"no column `hidden.1`, only attention.2, hidden.0, logits"):
         opened.on(rows, ["hidden.1"])
-    other = cache.Cache([folder], replace(right, precision="float8"))  # made on another machine: verify decides
+    other = read.TeacherCache([folder], replace(right, precision="float8"))  # made on another machine: verify decides
     first = rows.part(np.arange(30))
     assert len(other.on(first, ["logits"]).at["logits"]) == 30
-    with pytest.raises(cache.CacheError, match="no words on 30 of 30 rows"):
+    with pytest.raises(read.CacheError, match="no words on 30 of 30 rows"):
         opened.on(replace(first, idx=first.idx + 1), ["logits"])
-    with pytest.raises(cache.CacheError, match="no teacher cache; run `dvc repro`"):
-        cache.Cache([tmp_path / "nowhere"], right)
+    with pytest.raises(read.CacheError, match="no teacher cache; run `dvc repro`"):
+        read.TeacherCache([tmp_path / "nowhere"], right)
 
 
 def test_a_cache_over_the_budget_is_not_begun(tmp_path: Path, teacher: Path, table: pa.Table) -> None:
     with pytest.raises(
-        cache.CacheError,
+        read.CacheError,
         match=r"would take .* GB \(there are 0; to come attention.2 .*\), over cache.budget_gb = 1e-06; lower",
     ):
         filled(tmp_path, teacher, table, config=replace(CONFIG, budget_gb=1e-6))
     assert not list(tmp_path.iterdir())
     filled(tmp_path, teacher, table)
     before = {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
-    with pytest.raises(cache.CacheError, match=r"over cache.budget_gb"):
+    with pytest.raises(read.CacheError, match=r"over cache.budget_gb"):
         filled(tmp_path, teacher, table, config=replace(CONFIG, states="int8", budget_gb=1e-6))
     assert before == {
         file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()
@@ -229,70 +244,72 @@ def test_the_estimate_is_the_size(
 
 
 def test_words_of_other_rows_and_other_teachers_are_found_out(
-    tmp_path: Path, teacher: Path, table: pa.Table, rows: data.Encoded
+    tmp_path: Path, teacher: Path, table: pa.Table, rows: batches.TokenizedDataset
 ) -> None:
     filled(tmp_path, teacher, table)
     opened, other, sample = (
-        cache.Cache([tmp_path], key(teacher)),
-        students.load(teacher),
+        read.TeacherCache([tmp_path], key(teacher)),
+        checkpoints.load_model(teacher),
         rows.part(np.arange(0, 40, 5)),
     )
     opened.verify(sample, SOME, other, CONFIG, CPU)
     with torch.no_grad():
         other.classifier.bias += 1.0
-    with pytest.raises(cache.CacheError, match="`logits` of the live teacher differs from the cache by"):
+    with pytest.raises(read.CacheError, match="`logits` of the live teacher differs from the cache by"):
         opened.verify(sample, SOME, other, CONFIG, CPU)
     turned = replace(sample, ids=sample.ids[::-1].copy())
-    with pytest.raises(cache.CacheError, match="`logits` of the live teacher differs from the cache by"):
-        opened.verify(turned, ["logits"], students.load(teacher), CONFIG, CPU)
+    with pytest.raises(read.CacheError, match="`logits` of the live teacher differs from the cache by"):
+        opened.verify(turned, ["logits"], checkpoints.load_model(teacher), CONFIG, CPU)
 
 
 def test_a_text_may_come_again_under_another_number(
-    tmp_path: Path, teacher: Path, table: pa.Table, rows: data.Encoded
+    tmp_path: Path, teacher: Path, table: pa.Table, rows: batches.TokenizedDataset
 ) -> None:
     again = table.set_column(0, "idx", pa.array(table["idx"].to_numpy() + 1000))
     filled(tmp_path, teacher, table)
     filled(tmp_path, teacher, again)
-    opened, chosen = cache.Cache([tmp_path], key(teacher)), np.arange(len(table))
+    opened, chosen = read.TeacherCache([tmp_path], key(teacher)), np.arange(len(table))
     torch.testing.assert_close(opened.on(encode(again), SOME).take(chosen), opened.on(rows, SOME).take(chosen))
 
 
 @pytest.mark.parametrize("how", ["cut", "changed", "gone"])
 def test_a_damaged_shard_is_refused_and_made_again(
-    tmp_path: Path, teacher: Path, table: pa.Table, rows: data.Encoded, small_shards: None, how: str
+    tmp_path: Path, teacher: Path, table: pa.Table, rows: batches.TokenizedDataset, small_shards: None, how: str
 ) -> None:
     filled(tmp_path, teacher, table)
     shard = tmp_path / "shard-00001.arrow"
     whole = shard.read_bytes()
     changed = {"cut": whole[:-200], "changed": whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:]}
     shard.unlink() if how == "gone" else shard.write_bytes(changed[how])
-    with pytest.raises(cache.CacheError, match=r"shard-00001.arrow: (damaged: expected|missing).*; run `dvc repro`"):
-        cache.Cache([tmp_path], key(teacher)).on(rows, SOME)
+    with pytest.raises(read.CacheError, match=r"shard-00001.arrow: (damaged: expected|missing).*; run `dvc repro`"):
+        read.TeacherCache([tmp_path], key(teacher)).on(rows, SOME)
     assert filled(tmp_path, teacher, table) == 20
-    assert len(cache.Cache([tmp_path], key(teacher)).on(rows, SOME).at["logits"]) == len(table)
+    assert len(read.TeacherCache([tmp_path], key(teacher)).on(rows, SOME).at["logits"]) == len(table)
 
 
-def test_any_encoder_may_teach(tmp_path: Path, table: pa.Table, rows: data.Encoded) -> None:
+def test_any_encoder_may_teach(tmp_path: Path, table: pa.Table, rows: batches.TokenizedDataset) -> None:
     shape = DistilBertConfig(dim=16, n_layers=2, n_heads=4, hidden_dim=32, vocab_size=40, num_labels=2)
     DistilBertForSequenceClassification(shape).save_pretrained(tmp_path / "teacher")
     tiny_tokenizer().save_pretrained(tmp_path / "teacher")
     filled(tmp_path / "cache", tmp_path / "teacher", table, ("logits", "hidden.2", "pooled"))
-    opened = cache.Cache([tmp_path / "cache"], key(tmp_path / "teacher"))
+    opened = read.TeacherCache([tmp_path / "cache"], key(tmp_path / "teacher"))
     assert opened.on(rows, ["logits"]).take(np.array([0, 1]))["logits"].shape == (2, 2)
-    with pytest.raises(columns.ColumnError, match=r"DistilBert.* has no module `layer.0.attention.self"):
+    with pytest.raises(activations.ActivationError, match=r"DistilBert.* has no module `layer.0.attention.self"):
         filled(tmp_path / "other", tmp_path / "teacher", table, ("attention.1",))
 
 
 def test_a_column_that_is_not_there_is_named(teacher: Path) -> None:
-    model = students.load(teacher)
+    model = checkpoints.load_model(teacher)
     for column, words in {"hiden.1": "no column `hiden.1`", "hidden": "no column `hidden`", "attention.0": "from 1 to 2, got 0",
                           "hidden.3": "from 0 to 2, got 3", "logits.1": "no column `logits.1`"}.items():  # fmt: skip
-        with pytest.raises(columns.ColumnError, match=words):
-            columns.Listener(model, [column])
+        with pytest.raises(activations.ActivationError, match=words):
+            activations.ActivationRecorder(model, [column])
 
 
-def test_reading_maps_and_does_not_load(tmp_path: Path, teacher: Path, table: pa.Table, rows: data.Encoded) -> None:
+def test_reading_maps_and_does_not_load(
+    tmp_path: Path, teacher: Path, table: pa.Table, rows: batches.TokenizedDataset
+) -> None:
     filled(tmp_path, teacher, table)
-    views = cache.Cache([tmp_path], key(teacher)).stored("hidden.0").values.values
+    views = read.TeacherCache([tmp_path], key(teacher)).column("hidden.0").values.values
     assert not any(view.flags.owndata for view in views)
     assert not any(view.flags.writeable for view in views)

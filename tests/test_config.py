@@ -7,23 +7,15 @@ from typing import Literal
 
 import pytest
 
-from filbert import (
-    augment,
-    cache,
-    config,
-    corpus,
-    data,
-    prepare,
-    pretraining,
-    recipes,
-    references,
-    report,
-    rows,
-    sources,
-    students,
-    train,
-    transfer,
-)
+from filbert.cache import read as cache_read
+from filbert.cache import retrieval
+from filbert.data import arrow, batches, prepare, sources
+from filbert.evaluation import statistics
+from filbert.methods import pretraining, recipes
+from filbert.models import checkpoints
+from filbert.runtime import config
+from filbert.text import augment, corpus, transfer
+from filbert.training import loop
 from stages.evaluate import EvaluateConfig
 
 
@@ -77,19 +69,19 @@ def test_every_section_of_the_shipped_params_builds() -> None:
     config.section("checkpoint", sources.Source)
     config.section("datasets", dict[str, sources.Source])
     config.section("prepare", prepare.PrepareConfig)
-    config.section("encode", data.EncodeConfig)
-    config.section("teach", train.FitConfig)
-    config.section("cache", cache.CacheConfig)
-    config.section("student", students.StudentConfig)
+    config.section("encode", batches.TokenizerConfig)
+    config.section("teach", loop.TrainingConfig)
+    config.section("cache", cache_read.CacheConfig)
+    config.section("student", checkpoints.StudentConfig)
     config.section("evaluate", EvaluateConfig)
-    config.section("report", report.ReportConfig)
-    config.section("references", references.ReferencesConfig)
+    config.section("report", statistics.ReportConfig)
+    config.section("references", retrieval.RetrievalConfig)
     config.section("vectors", sources.Source)
     config.section("transfer", transfer.TransferConfig)
     config.section("augment", augment.AugmentConfig)
-    config.section("parts", rows.Parts)
+    config.section("parts", arrow.Partition)
     config.section("corpus", corpus.CorpusConfig)
-    everything = config.read()
+    everything = config.read_params()
     for name in everything["pretrain"]:
         config.section(f"pretrain.{name}", pretraining.PretrainConfig)
     methods = {start["name"]: start["by"] for start in everything["starts"]}

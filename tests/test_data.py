@@ -8,10 +8,10 @@ import pytest
 import torch
 from conftest import tiny_tokenizer
 
-from filbert import data, prepare, rows, tasks
+from filbert.data import arrow, batches, prepare, tasks
 
 
-def test_a_batch_equals_the_tokenizers_own(prepared: prepare.Prepared, encoded: data.Encoded) -> None:
+def test_a_batch_equals_the_tokenizers_own(prepared: prepare.Prepared, encoded: batches.TokenizedDataset) -> None:
     texts = prepared.tables["train"]["sentence"].to_pylist()
     chosen = np.array([3, 0, 17])
     wanted = tiny_tokenizer()(
@@ -26,42 +26,44 @@ def test_a_batch_equals_the_tokenizers_own(prepared: prepare.Prepared, encoded: 
 
 def test_pairs_have_two_segments() -> None:
     row = {"idx": 0, "sentence1": "a cat", "sentence2": "the dog runs", "label": 1, "hash": 5}
-    table = pa.Table.from_pylist([row], schema=rows.schema(tasks.find("mrpc")))
-    batch = data.encode(table, tasks.find("mrpc"), tiny_tokenizer(), data.EncodeConfig(16)).batch(np.array([0]))
+    table = pa.Table.from_pylist([row], schema=arrow.row_schema(tasks.find("mrpc")))
+    batch = batches.tokenize(table, tasks.find("mrpc"), tiny_tokenizer(), batches.TokenizerConfig(16)).batch(
+        np.array([0])
+    )
     assert batch.types.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]  # [CLS] a cat [SEP] the dog runs [SEP]
 
 
 def test_long_rows_are_cut(prepared: prepare.Prepared) -> None:
-    cut = data.encode(prepared.tables["train"], tasks.find("sst2"), tiny_tokenizer(), data.EncodeConfig(6))
+    cut = batches.tokenize(prepared.tables["train"], tasks.find("sst2"), tiny_tokenizer(), batches.TokenizerConfig(6))
     assert cut.lengths.max() == 6
 
 
 def test_an_epoch_holds_every_row_once_and_batches_rows_of_like_length() -> None:
     lengths = np.random.default_rng(0).integers(3, 120, 5000)
-    batches = data.shuffled(lengths, 32, seed=1, epoch=0)
-    assert sorted(np.concatenate(batches)) == list(range(5000))
-    padded = sum(len(rows) * lengths[rows].max() for rows in batches)
+    epoch = batches.shuffled_batches(lengths, 32, seed=1, epoch=0)
+    assert sorted(np.concatenate(epoch)) == list(range(5000))
+    padded = sum(len(rows) * lengths[rows].max() for rows in epoch)
     assert padded < 1.1 * lengths.sum()  # in random order it is 1.9 times as much
 
 
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     lengths = np.arange(500) % 40
-    first = [data.shuffled(lengths, 8, seed, epoch) for seed, epoch in ((1, 0), (1, 0), (1, 1), (2, 0))]
+    first = [batches.shuffled_batches(lengths, 8, seed, epoch) for seed, epoch in ((1, 0), (1, 0), (1, 1), (2, 0))]
     same = [all(map(np.array_equal, first[0], other)) for other in first[1:]]
     assert same == [True, False, False]
 
 
 def test_many_rows_are_tokenised_in_parts_and_joined(
-    prepared: prepare.Prepared, encoded: data.Encoded, monkeypatch: pytest.MonkeyPatch
+    prepared: prepare.Prepared, encoded: batches.TokenizedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "TOKENISED", 7)
+    monkeypatch.setattr(batches, "TOKENISED", 7)
     task = tasks.find("sst2")
-    parts = data.encode(prepared.tables["train"], task, tiny_tokenizer(), data.EncodeConfig(16), words=True)
+    parts = batches.tokenize(prepared.tables["train"], task, tiny_tokenizer(), batches.TokenizerConfig(16), words=True)
     whole = replace(encoded, word=parts.word)
     for name in ("ids", "types", "offsets", "label", "idx", "hash"):
         np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
     nothing = encoded.part(np.arange(0))
-    same = data.joined(nothing, encoded, nothing)
+    same = batches.concatenate(nothing, encoded, nothing)
     assert len(same) == len(encoded)
     np.testing.assert_array_equal(same.batch(np.arange(5)).ids, encoded.batch(np.arange(5)).ids)
 
@@ -69,5 +71,7 @@ def test_many_rows_are_tokenised_in_parts_and_joined(
 @pytest.mark.parametrize("name", ["sst2", "mrpc", "stsb", "wikiann"])
 def test_no_rows_are_rows_too(name: str) -> None:
     task = tasks.find(name)
-    nothing = data.encode(rows.schema(task).empty_table(), task, tiny_tokenizer(), data.EncodeConfig(16))
-    assert len(nothing) == len(data.joined(nothing, nothing)) == 0
+    nothing = batches.tokenize(
+        arrow.row_schema(task).empty_table(), task, tiny_tokenizer(), batches.TokenizerConfig(16)
+    )
+    assert len(nothing) == len(batches.concatenate(nothing, nothing)) == 0

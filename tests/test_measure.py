@@ -6,8 +6,10 @@ import torch
 from conftest import tiny_config
 from transformers import BertForSequenceClassification
 
-from filbert import data, measure
-from filbert.data import Batch
+from filbert.data import batches
+from filbert.data.batches import Batch
+from filbert.evaluation import cost
+from filbert.models import size
 
 
 def test_multiply_adds_equal_the_closed_form() -> None:
@@ -17,21 +19,21 @@ def test_multiply_adds_equal_the_closed_form() -> None:
     ids = torch.randint(5, 35, (1, t))
     batch = Batch(ids, torch.zeros_like(ids), torch.ones_like(ids).bool(), torch.zeros(1))
     expected = layers * t * (4 * d * d + 2 * d * f + 2 * t * d) + d * d + 2 * d
-    assert measure.multiply_adds(model, batch) == expected
+    assert size.multiply_adds(model, batch) == expected
 
 
 def test_bytes_are_those_of_the_weight_files(teacher: Path) -> None:
     model = BertForSequenceClassification.from_pretrained(teacher)
-    assert 4 * measure.parameters(model) <= measure.weight_bytes(teacher) < 4 * measure.parameters(model) + 20_000
+    assert 4 * size.count_parameters(model) <= size.weight_bytes(teacher) < 4 * size.count_parameters(model) + 20_000
 
 
-def test_typical_batches_spread_over_the_lengths(encoded: data.Encoded) -> None:
+def test_typical_batches_spread_over_the_lengths(encoded: batches.TokenizedDataset) -> None:
     lengths = sorted(encoded.lengths)
-    assert measure.typical(encoded, 1).mask.sum() == lengths[len(lengths) // 2]
-    assert len(measure.typical(encoded, 32)) == 32
+    assert size.representative_batch(encoded, 1).mask.sum() == lengths[len(lengths) // 2]
+    assert len(size.representative_batch(encoded, 32)) == 32
 
 
-def test_models_are_timed_in_turn(encoded: data.Encoded) -> None:
+def test_models_are_timed_in_turn(encoded: batches.TokenizedDataset) -> None:
     order: list[str] = []
 
     class Spy(torch.nn.Module):
@@ -43,9 +45,9 @@ def test_models_are_timed_in_turn(encoded: data.Encoded) -> None:
             order.append(self.name)
             assert torch.get_num_threads() == 1
 
-    config = measure.LatencyConfig(batch_sizes=(1,), warmup=1, rounds=3, threads=1)
-    batch = measure.typical(encoded, 1)
-    found = measure.latency({"a": (Spy("a"), batch), "b": (Spy("b"), batch)}, config)
+    config = cost.LatencyConfig(batch_sizes=(1,), warmup=1, rounds=3, threads=1)
+    batch = size.representative_batch(encoded, 1)
+    found = cost.measure_latency({"a": (Spy("a"), batch), "b": (Spy("b"), batch)}, config)
     assert order == ["a", "b"] * 4
     assert set(found["a"]) == {"minimum", "median", "p95"}
     assert found["a"]["minimum"] <= found["a"]["median"] <= found["a"]["p95"]

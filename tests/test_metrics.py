@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from filbert import FilbertError, metrics, tasks
-from filbert.tasks import Kind
+from filbert import FilbertError
+from filbert.data import tasks
+from filbert.data.tasks import TaskKind
+from filbert.evaluation import metrics
 
 LABEL, PREDICTED = np.array([1, 1, 1, 0, 0, 1, 0, 1]), np.array([1, 0, 1, 0, 1, 1, 0, 0])
 TP, TN, FP, FN = 3, 2, 1, 2
@@ -43,8 +45,8 @@ def test_the_table_is_whole() -> None:
     assert glue == {"cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"}
     for task in tasks.TASKS.values():
         assert set(task.metrics) <= {*metrics.METRICS, "entity_f1"}, task.name
-        assert len(task.columns) == (2 if task.kind in (Kind.PAIR, Kind.REGRESSION) else 1), task.name
+        assert len(task.columns) == (2 if task.kind in (TaskKind.PAIR, TaskKind.REGRESSION) else 1), task.name
         assert task.outputs == (len(task.labels) or 1), task.name
-        assert (task.span[1] > task.span[0]) == (task.kind is Kind.REGRESSION), task.name
+        assert (task.span[1] > task.span[0]) == (task.kind is TaskKind.REGRESSION), task.name
     with pytest.raises(FilbertError, match="no task `snli`; known are cola, sst2"):
         tasks.find("snli")

@@ -17,16 +17,21 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from filbert import FilbertError, corpus, data, pretraining, students, tasks
-from filbert.corpus import CorpusError, Pieces, blocks
-from filbert.factors import factors
-from filbert.masked import Masked, Vocabulary, hide
-from filbert.mixed import Mixed
-from filbert.pretraining import PretrainConfig, ShapeConfig
-from filbert.tracking import Recorder, read_history
-from filbert.train import FitConfig
+from filbert import FilbertError
+from filbert.data import batches, tasks
+from filbert.methods import pretraining
+from filbert.methods.mixed import MixedVocabularyModel
+from filbert.methods.pretraining import PretrainConfig, ShapeConfig
+from filbert.models import checkpoints
+from filbert.models.svd import low_rank_factors
+from filbert.text import corpus
+from filbert.text.corpus import CorpusError, WordTokens, pack_blocks
+from filbert.text.masked_lm import MaskedLanguageModel, Vocabulary, mask_tokens
+from filbert.tracking.history import read_history
+from filbert.tracking.recording import RunRecorder
+from filbert.training.loop import TrainingConfig
 
-FIT = FitConfig(8, 8, 5e-3, 0.1, "linear", 0.0, 1.0, validations=2, patience=9)
+FIT = TrainingConfig(8, 8, 5e-3, 0.1, "linear", 0.0, 1.0, validations=2, patience=9)
 CONFIG = PretrainConfig(60, 16, ShapeConfig(1, 8, 2, 16), "random", 0.5, FIT, False, FIT)
 
 
@@ -38,8 +43,8 @@ def texts() -> list[str]:
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> corpus.Corpus:
     file = tmp_path_factory.mktemp("corpus") / "corpus.arrow"
-    assert corpus.write(iter(texts), tiny_tokenizer(), file) == sum(len(text.split()) for text in texts)
-    return corpus.read(file)
+    assert corpus.write_corpus(iter(texts), tiny_tokenizer(), file) == sum(len(text.split()) for text in texts)
+    return corpus.read_corpus(file)
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +65,10 @@ def test_the_vocabulary_is_trained_and_cuts_as_transformers_does(
     small: PreTrainedTokenizerFast, words: corpus.Corpus, texts: list[str]
 ) -> None:
     assert len(small) == 60
-    assert 0 < pretraining.overlap(small, tiny_tokenizer()) < 1
-    assert pretraining.overlap(small, small) == 1
+    assert 0 < pretraining.vocabulary_overlap(small, tiny_tokenizer()) < 1
+    assert pretraining.vocabulary_overlap(small, small) == 1
     assert pretraining.new_vocabulary(words, 60, tiny_tokenizer(), 16).get_vocab() == small.get_vocab()
-    rows = blocks(words, [Pieces(words.words, small)], 0.0, 16, 0)
+    rows = pack_blocks(words, [WordTokens(words.words, small)], 0.0, 16, 0)
     inner = rows.ids.reshape(-1, 16)[:, 1:-1].ravel().tolist()
     theirs = [i for text in texts for i in small(text, add_special_tokens=False)["input_ids"]]
     assert inner == theirs[: len(inner)]
@@ -77,24 +82,24 @@ def test_blocks_mix_words_of_two_vocabularies(
 ) -> None:
     """Each word is whole, by the one or by the other; the same draw gives the same blocks."""
     teacher = tiny_tokenizer()
-    by = [Pieces(words.words, teacher), Pieces(words.words, small)]
-    rows = blocks(words, by, share, 16, 7)
+    by = [WordTokens(words.words, teacher), WordTokens(words.words, small)]
+    rows = pack_blocks(words, by, share, 16, 7)
     ids = rows.ids.reshape(-1, 16).astype(int)
     second = ids >= len(teacher)
     begins = rows.word.reshape(-1, 16)[:, 1:-1] >= 0
     assert second[:, 1:-1][begins].mean() == pytest.approx(share, abs=0.05)
-    assert (rows.ids == blocks(words, by, share, 16, 7).ids).all()
+    assert (rows.ids == pack_blocks(words, by, share, 16, 7).ids).all()
     spelled = []
     for row, of_second, word in zip(ids, second, rows.word.reshape(-1, 16), strict=True):
         for i in range(1, 15):
             cut, first = (small, len(teacher)) if of_second[i] else (teacher, 0)
-            piece = cut.convert_ids_to_tokens(int(row[i]) - first)
-            if word[i] >= 0 and not (i == 1 and piece.startswith("##")):
+            token = cut.convert_ids_to_tokens(int(row[i]) - first)
+            if word[i] >= 0 and not (i == 1 and token.startswith("##")):
                 spelled.append("")
             else:
                 assert of_second[i] == of_second[i - 1] or i == 1  # a word is of one vocabulary
             if spelled:
-                spelled[-1] += piece.removeprefix("##")
+                spelled[-1] += token.removeprefix("##")
     original = [words.words[i] for i in words.text]
     known = [(a, b) for a, b in zip(spelled, original, strict=False) if "[UNK]" not in a]
     assert len(known) > 100
@@ -104,12 +109,12 @@ def test_blocks_mix_words_of_two_vocabularies(
 def test_whole_words_are_hidden_and_told_apart(words: corpus.Corpus, small: PreTrainedTokenizerFast) -> None:
     teacher = tiny_tokenizer()
     both = (Vocabulary.of(teacher), Vocabulary.of(small))
-    rows = blocks(words, [Pieces(words.words, teacher), Pieces(words.words, small)], 0.5, 16, 7)
+    rows = pack_blocks(words, [WordTokens(words.words, teacher), WordTokens(words.words, small)], 0.5, 16, 7)
     torch.manual_seed(0)
     hidden = replaced = total = 0
     for start in range(0, len(rows) - 8, 8):
         batch = rows.batch(np.arange(start, start + 8))
-        ids, at = hide(batch, both)
+        ids, at = mask_tokens(batch, both)
         number = (batch.word >= 0).cumsum(1)
         for row in range(8):
             for word in set(number[row, 1:-1].tolist()):
@@ -130,14 +135,16 @@ def test_whole_words_are_hidden_and_told_apart(words: corpus.Corpus, small: PreT
 def test_the_loss_is_that_of_two_softmaxes(words: corpus.Corpus, small: PreTrainedTokenizerFast) -> None:
     teacher = tiny_tokenizer()
     torch.manual_seed(2)
-    mixed = Mixed(
+    mixed = MixedVocabularyModel(
         BertForMaskedLM(tiny_config(initializer_range=0.5)), (Vocabulary.of(teacher), Vocabulary.of(small)), 4
     ).eval()
-    batch = blocks(words, [Pieces(words.words, teacher), Pieces(words.words, small)], 0.5, 16, 7).batch(np.arange(4))
+    batch = pack_blocks(words, [WordTokens(words.words, teacher), WordTokens(words.words, small)], 0.5, 16, 7).batch(
+        np.arange(4)
+    )
     torch.manual_seed(9)
     loss = mixed.loss(batch)
     torch.manual_seed(9)
-    ids, at = hide(batch, mixed.vocabularies)
+    ids, at = mask_tokens(batch, mixed.vocabularies)
     states = mixed(ids, batch.mask)
     theirs, ours = [], []
     for row, place in at.nonzero().tolist():
@@ -155,33 +162,33 @@ def test_the_loss_is_that_of_two_softmaxes(words: corpus.Corpus, small: PreTrain
     direct = mixed.teacher.bert(input_ids=plain, attention_mask=batch.mask).last_hidden_state
     assert torch.allclose(
         mixed(plain, batch.mask), direct, atol=1e-5
-    )  # of the teacher's pieces alone it is the teacher
+    )  # of the teacher's tokens alone it is the teacher
 
 
 def test_small_embeddings_may_start_as_the_teachers(small: PreTrainedTokenizerFast) -> None:
-    """With as many numbers as the teacher's they say the same: of pieces that both have, its states are the teacher's."""
+    """With as many numbers as the teacher's they say the same: of tokens that both have, its states are the teacher's."""
     teacher = tiny_tokenizer()
     torch.manual_seed(3)
     bert = BertForMaskedLM(tiny_config(initializer_range=0.5)).eval()
     table = bert.get_input_embeddings().weight.detach()
-    mixed = Mixed(bert, (Vocabulary.of(teacher), Vocabulary.of(small)), table.shape[1]).eval()
-    ours = pretraining.translated(small, teacher, table)
-    mixed.start_at(factors(ours, table.shape[1])[0], ours)
+    mixed = MixedVocabularyModel(bert, (Vocabulary.of(teacher), Vocabulary.of(small)), table.shape[1]).eval()
+    ours = pretraining.translate_embeddings(small, teacher, table)
+    mixed.start_at(low_rank_factors(ours, table.shape[1])[0], ours)
     shared = sorted(set(small.get_vocab()) & set(teacher.get_vocab()))
-    ids = torch.tensor([[teacher.get_vocab()[piece] for piece in shared]])
-    read = torch.tensor([[len(teacher) + small.get_vocab()[piece] for piece in shared]])
+    ids = torch.tensor([[teacher.get_vocab()[token] for token in shared]])
+    read = torch.tensor([[len(teacher) + small.get_vocab()[token] for token in shared]])
     mask = torch.ones_like(ids, dtype=torch.bool)
     assert len(shared) > 10
     assert torch.allclose(mixed(read, mask), mixed(ids, mask), atol=1e-4)
     alone = sorted(set(small.get_vocab()) - set(shared))
     assert alone
-    for piece in alone:
-        cut = teacher.convert_tokens_to_ids(teacher.tokenize(piece.removeprefix("##")))
-        assert torch.allclose(ours[small.get_vocab()[piece]], table[cut].mean(0), atol=1e-6)
+    for token in alone:
+        cut = teacher.convert_tokens_to_ids(teacher.tokenize(token.removeprefix("##")))
+        assert torch.allclose(ours[small.get_vocab()[token]], table[cut].mean(0), atol=1e-6)
     with pytest.raises(FilbertError, match="expected at most"):
-        factors(ours, 99)
+        low_rank_factors(ours, 99)
     few = [0, 1, 4, 5, 9]  # numbers of each state: the map up gives them back, and the others as nearly as it can
-    mixed = Mixed(bert, mixed.vocabularies, len(few)).eval()
+    mixed = MixedVocabularyModel(bert, mixed.vocabularies, len(few)).eval()
     mixed.start_at(ours[:, few], ours)
     with torch.inference_mode():
         back = mixed.up(mixed.small.weight)
@@ -190,12 +197,12 @@ def test_small_embeddings_may_start_as_the_teachers(small: PreTrainedTokenizerFa
 
 
 def test_a_student_is_pretrained_and_is_plain_bert(
-    words: corpus.Corpus, tmp_path: Path, recorder: Recorder, checkpoint: Path
+    words: corpus.Corpus, tmp_path: Path, recorder: RunRecorder, checkpoint: Path
 ) -> None:
     student, tokenizer = pretraining.pretrain(
         words, checkpoint, tiny_tokenizer(), CONFIG, 0, CPU, tmp_path / "scratch", recorder
     )
-    students.publish(student, tokenizer, tmp_path / "student", recorder)
+    checkpoints.save_with_provenance(student, tokenizer, tmp_path / "student", recorder)
     losses: dict[str, list[float]] = {}
     for line in read_history(recorder.history):
         if "loss" in line:
@@ -205,14 +212,16 @@ def test_a_student_is_pretrained_and_is_plain_bert(
         assert np.mean(found[-3:]) < 0.95 * found[0]
     assert type(AutoModelForMaskedLM.from_pretrained(tmp_path / "student")) is BertForMaskedLM
     assert len(AutoTokenizer.from_pretrained(tmp_path / "student")) == 60
-    made = students.new_student(tmp_path / "student", tasks.find("sst2"), students.whole(tmp_path / "student"))
+    made = checkpoints.new_student(
+        tmp_path / "student", tasks.find("sst2"), checkpoints.all_layers(tmp_path / "student")
+    )
     body = BertModel.from_pretrained(tmp_path / "student", add_pooling_layer=False).state_dict()
     ours = {name.removeprefix("bert."): value for name, value in made.state_dict().items()}
     assert all(torch.equal(ours[name], value) for name, value in body.items() if name in ours)
 
 
 def test_the_baselines_differ_in_what_they_start_from(
-    words: corpus.Corpus, tmp_path: Path, recorder: Recorder, checkpoint: Path
+    words: corpus.Corpus, tmp_path: Path, recorder: RunRecorder, checkpoint: Path
 ) -> None:
     def start(name: str, config: PretrainConfig) -> tuple[torch.Tensor, torch.Tensor]:
         still = replace(config, fit=replace(config.fit, epochs=0.34, validations=1, learning_rate=1e-12))
@@ -242,7 +251,7 @@ def test_the_baselines_differ_in_what_they_start_from(
 
 @pytest.mark.parametrize(("layers", "width", "millions"), [(12, 256, 10.94), (6, 256, 6.20), (12, 128, 3.09)])
 def test_shapes_of_the_paper(layers: int, width: int, millions: float) -> None:
-    """With 4,928 pieces, four heads of the width, four times the width between, and 512 positions."""
+    """With 4,928 tokens, four heads of the width, four times the width between, and 512 positions."""
     shape = BertConfig(
         vocab_size=4928, hidden_size=width, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=4 * width
     )
@@ -253,25 +262,25 @@ def test_another_kind_of_tokenizer_is_refused(tmp_path: Path) -> None:
     from test_tagging import sentence_piece
 
     with pytest.raises(CorpusError, match=r"expected a WordPiece tokenizer.* got Unigram"):
-        corpus.write(iter(["a"]), sentence_piece(), tmp_path / "corpus.arrow")
+        corpus.write_corpus(iter(["a"]), sentence_piece(), tmp_path / "corpus.arrow")
     few = corpus.Corpus(["the"], np.zeros(3, np.uint32), np.array([3]))
-    with pytest.raises(CorpusError, match="the corpus has 3 pieces"):
-        blocks(few, [Pieces(few.words, tiny_tokenizer())], 0.0, 16, 0)
+    with pytest.raises(CorpusError, match="the corpus has 3 tokens"):
+        pack_blocks(few, [WordTokens(few.words, tiny_tokenizer())], 0.0, 16, 0)
 
 
-def test_masked_models_hide_pieces_where_words_are_not_known(encoded: data.Encoded) -> None:
-    model = Masked(BertForMaskedLM(tiny_config()), tiny_tokenizer(), CPU)
+def test_masked_models_hide_pieces_where_words_are_not_known(encoded: batches.TokenizedDataset) -> None:
+    model = MaskedLanguageModel(BertForMaskedLM(tiny_config()), tiny_tokenizer(), CPU)
     assert encoded.word is None
     assert 0 < model.loss(encoded.batch(np.arange(8))).item() < 2 * np.log(len(WORDS) + 5)
 
 
 def test_the_student_starts_from_what_stage_one_left(
-    words: corpus.Corpus, tmp_path: Path, recorder: Recorder, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    words: corpus.Corpus, tmp_path: Path, recorder: RunRecorder, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A module that moves to an accelerator gets other tensors: what was read before it moved is not what was trained."""
 
     def fit(model: torch.nn.Module, *rest: object) -> None:
-        if isinstance(model, Mixed):
+        if isinstance(model, MixedVocabularyModel):
             model.small.weight.data = torch.full_like(model.small.weight.data, 0.25)
 
     monkeypatch.setattr(pretraining, "_fit", fit)

@@ -6,8 +6,9 @@ from html.parser import HTMLParser
 import pytest
 from test_report import CONFIG, details, figures
 
-from filbert import page, report, tasks
-from filbert.figures import Line
+from filbert.data import tasks
+from filbert.evaluation import page, tables
+from filbert.evaluation.results import StudentResults
 
 VOID = {"meta", "input", "br"}
 
@@ -43,10 +44,12 @@ class Reader(HTMLParser):
             self.rows[-1][-1] = " ".join(f"{self.rows[-1][-1]} {data}".split())
 
 
-def line(student: str, scores: list[float], *, task: str = "sst2", size: int = 500_000, **more: object) -> Line:
+def line(
+    student: str, scores: list[float], *, task: str = "sst2", size: int = 500_000, **more: object
+) -> StudentResults:
     seeds = tuple(range(1, len(scores) + 1))
     said = tuple(figures(score, size) for score in scores)
-    return Line(task, student, seeds, said, tuple(details(**more) for _ in seeds))
+    return StudentResults(task, student, seeds, said, tuple(details(**more) for _ in seeds))
 
 
 TEACHER = line("teacher", [0.9], size=1_000_000)
@@ -58,8 +61,8 @@ LINES = [
 ]
 
 
-def read(lines: list[Line]) -> Reader:
-    return Reader(page.render(report.sections(lines, CONFIG, {}), "A rule."))
+def read(lines: list[StudentResults]) -> Reader:
+    return Reader(page.render_page(tables.build_sections(lines, CONFIG, {}), "A rule."))
 
 
 def named(figure: dict) -> set[str]:
@@ -67,7 +70,7 @@ def named(figure: dict) -> set[str]:
 
 
 def test_the_page_is_whole_and_loads_nothing() -> None:
-    text = page.render(report.sections(LINES, CONFIG, {}), "A rule.")
+    text = page.render_page(tables.build_sections(LINES, CONFIG, {}), "A rule.")
     found = Reader(text)
     assert found.open == []
     assert found.loads == ["#", "#sst2"]
@@ -79,7 +82,7 @@ def test_the_page_is_whole_and_loads_nothing() -> None:
 def test_its_tables_say_what_the_markdown_says() -> None:
     rows = {row[0]: row for row in read(LINES).rows}
     assert rows["kd"][:-1] == ["kd", "3 × 16", "85.5 ± 0.5", "95.0 %", "0.50 M", "2.00×", "2.00×", "3.00×", "10"]
-    for said in report.sections(LINES, CONFIG, {})[0].rows:
+    for said in tables.build_sections(LINES, CONFIG, {})[0].rows:
         for each in said.compared:
             assert f"{each.verdict} {each.other} {each.detail.strip()}" in rows[said.student][-1]
     assert rows["kd"][-1].startswith("BEATS finetune (+3.")
@@ -123,7 +126,7 @@ def test_steps_of_a_curve_go_on_from_phase_to_phase() -> None:
 def test_each_language_has_its_score() -> None:
     languages = {name: {"score": 0.5 + 0.1 * i} for i, name in enumerate(tasks.find("wikiann").tests)}
     cost = {name: value for name, value in figures(0.5, 1000).items() if name != "test"}
-    lines = [Line("wikiann", "teacher", (0,), (cost | languages,), (details(),))]
+    lines = [StudentResults("wikiann", "teacher", (0,), (cost | languages,), (details(),))]
     rows = read([*LINES, *lines]).rows
     assert ["student", "en", "de", "fr", "nl", "pt"] in rows
     assert ["teacher", "50.0", "60.0", "70.0", "80.0", "90.0"] in rows
@@ -138,6 +141,6 @@ def test_no_two_students_look_alike() -> None:
         *(f"rosita_s{n}" for n in range(9)),
         *(f"other{n}" for n in range(10)),
     }
-    looks = page.looks(students)
+    looks = page.marker_styles(students)
     assert set(looks) == students
     assert len(set(looks.values())) == len(students)

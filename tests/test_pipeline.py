@@ -16,11 +16,11 @@ from conftest import ROOT, sentences, write_sst2
 from ruamel.yaml import YAML
 from test_tagging import write_conll
 
-from filbert import tasks
-from filbert.files import sha256
-from filbert.rows import read_table
-from filbert.tracking import read_history
-from filbert.transfer import words_of
+from filbert.data import tasks
+from filbert.data.arrow import read_table
+from filbert.runtime.files import sha256
+from filbert.text.transfer import normalized_words
+from filbert.tracking.history import read_history
 
 METHODS = ("finetune", "kd", "refbert", "theseus", "bilstm")
 MADE = ("checkpoint", "fetch@sst2", "prepare@sst2", "teach@sst2", "cache@sst2-0", "cache@sst2-1", "references@sst2", "report",
@@ -128,11 +128,11 @@ def test_the_transfer_rows_are_new_and_tell_nothing_of_what_is_held_out(clone: P
     assert counts["kept imdb_reviews"] > 5
     assert counts["kept augmented"] > 20
     assert counts["held out"] > 0
-    texts = {" ".join(words_of((text,))) for text in found["sentence"].to_pylist()}
+    texts = {" ".join(normalized_words((text,))) for text in found["sentence"].to_pylist()}
     assert len(texts) == len(found)
     for split in ("train", "validation", "test"):
         known = read_table(clone / "data" / "prepared" / "sst2" / f"{split}.arrow")["sentence"].to_pylist()
-        assert not texts & {" ".join(words_of((text,))) for text in known}
+        assert not texts & {" ".join(normalized_words((text,))) for text in known}
     assert set(found["label"].to_pylist()) == {-1}
 
 

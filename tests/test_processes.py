@@ -12,31 +12,32 @@ from ruamel.yaml import YAML
 from test_pipeline import environment
 from transformers import BertModel
 
-from filbert import prepare, processes, rows, tasks
-from filbert.files import write_json
-from filbert.students import read_weights
-from filbert.tracking import read_history
+from filbert.data import arrow, prepare, tasks
+from filbert.models.checkpoints import read_weights
+from filbert.runtime import distributed
+from filbert.runtime.files import write_json
+from filbert.tracking.history import read_history
 
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
 
 
 def test_shares_of_a_batch_weigh_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "COUNT", 2)
+    monkeypatch.setattr(distributed, "COUNT", 2)
     batch, means = np.array([3.0, 5.0, 10.0]), []
     for rank in range(2):
-        monkeypatch.setattr(processes, "RANK", rank)
-        share, weight = processes.mine(batch)
+        monkeypatch.setattr(distributed, "RANK", rank)
+        share, weight = distributed.shard_batch(batch)
         means.append(share.mean() * weight)
     assert np.mean(means) == batch.mean()
-    assert processes.mine(batch[:1])[1] == 0  # a row too few
+    assert distributed.shard_batch(batch[:1])[1] == 0  # a row too few
 
 
 def test_two_processes_train_what_one_does(tmp_path: Path, prepared: prepare.Prepared) -> None:
     """A teacher, and a student that is distilled from what the cache holds of it; nothing is drawn in their training."""
     task = tasks.find("sst2")
     for name, table in prepared.tables.items():
-        rows.write_rows(table.to_pylist(), task, tmp_path / "prepared" / f"{name}.arrow")
-    rows.write_rows([], task, tmp_path / "transfer" / "transfer.arrow")
+        arrow.write_rows(table.to_pylist(), task, tmp_path / "prepared" / f"{name}.arrow")
+    arrow.write_rows([], task, tmp_path / "transfer" / "transfer.arrow")
     torch.manual_seed(0)
     BertModel(tiny_config(hidden_dropout_prob=0, attention_probs_dropout_prob=0)).save_pretrained(tmp_path / "start")
     tiny_tokenizer().save_pretrained(tmp_path / "start")

@@ -10,7 +10,8 @@ import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-from filbert import config, pretraining, recipes
+from filbert.methods import pretraining, recipes
+from filbert.runtime import config
 
 CODE = sorted(path for room in ("filbert", "stages", "pipelines") for path in (ROOT / room).rglob("*.py"))
 GRAPH = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -116,7 +117,7 @@ def test_paths_under_data_are_in_dvc_yaml_only() -> None:
 
 
 def test_every_method_has_its_file_its_section_and_its_algorithm() -> None:
-    params = config.read(ROOT / "params.yaml")
+    params = config.read_params(ROOT / "params.yaml")
     assert set(params["methods"]) <= set(METHODS)
     assert set(params["distill"]) == {*METHODS, *(start["name"] for start in params["starts"])}
     for method in METHODS:
@@ -126,7 +127,7 @@ def test_every_method_has_its_file_its_section_and_its_algorithm() -> None:
 
 
 def test_every_recipe_has_its_section_and_its_start() -> None:
-    params = config.read(ROOT / "params.yaml")
+    params = config.read_params(ROOT / "params.yaml")
     for recipe in params["recipes"]:
         config.section(f"prune.{recipe['name']}", recipes.Config, ROOT / "params.yaml")
         assert recipe["from"] in [*params["methods"], *(other["name"] for other in params["recipes"])]
@@ -134,7 +135,7 @@ def test_every_recipe_has_its_section_and_its_start() -> None:
 
 
 def test_every_pretrained_student_and_every_start_has_its_section() -> None:
-    params = config.read(ROOT / "params.yaml")
+    params = config.read_params(ROOT / "params.yaml")
     for name in params["pretrained"]:
         config.section(f"pretrain.{name}", pretraining.PretrainConfig, ROOT / "params.yaml")
     for start in params["starts"]:

@@ -11,45 +11,47 @@ from conftest import tiny_tokenizer
 from test_references import made
 from test_students import ask_a_stranger, ours
 
-from filbert import budget, data, measure, pruning, recipes, students, train
-from filbert.bert import FilbertConfig, FilbertForSequenceClassification
-from filbert.layerwise import Depth
-from filbert.methods import rosita, rosita_finetune, rosita_s1, rosita_s2, rosita_s3, theseus
-from filbert.pruning import Importance, Kept, PruningError, Scores, cut, everything
-from filbert.reference_bert import REFERENCE, ReferenceConfig, ReferenceForSequenceClassification
-from filbert.replacing import Config as Replacing
-from filbert.rounds import RoundsConfig, TargetConfig, states_of
-from filbert.shards import Shards
-from filbert.study import Study
-from filbert.tracking import read_history, steps
-from filbert.train import FitConfig
+from filbert.cache.shards import ShardFolder
+from filbert.data import batches
+from filbert.methods import recipes, rosita, rosita_finetune, rosita_s1, rosita_s2, rosita_s3, theseus
+from filbert.methods.context import MethodContext
+from filbert.methods.replacing import Config as Replacing
+from filbert.methods.rounds import RoundsConfig, TargetConfig, followed_states
+from filbert.models import checkpoints, pruning, size, widths
+from filbert.models.bert import FilbertConfig, FilbertForSequenceClassification
+from filbert.models.pruning import ImportanceRecorder, KeptUnits, PruningError, UnitScores, keep_all, prune
+from filbert.models.reference_bert import REFERENCE, ReferenceConfig, ReferenceForSequenceClassification
+from filbert.tracking.history import count_steps, read_history
+from filbert.training import loop
+from filbert.training.layerwise import LayerMap
+from filbert.training.loop import TrainingConfig
 
-FIT = FitConfig(1, 8, 1e-3, 0.0, "none", 0.0, 1.0, validations=1, patience=1)
+FIT = TrainingConfig(1, 8, 1e-3, 0.0, "none", 0.0, 1.0, validations=1, patience=1)
 TARGET = TargetConfig(layers=1, rank=4, heads=2, intermediate=8, parameters=None, multiply_adds=None)
 ROUNDS = RoundsConfig(0.5, None, FIT)
 
 
-def answers(model: torch.nn.Module, study: Study) -> torch.Tensor:
+def answers(model: torch.nn.Module, study: MethodContext) -> torch.Tensor:
     with torch.no_grad():
-        return students.ask(model.eval(), study.train.batch(np.arange(8))).logits
+        return checkpoints.forward_batch(model.eval(), study.train.batch(np.arange(8))).logits
 
 
-def test_keeping_everything_changes_nothing(study: Study) -> None:
-    teacher = study.of_teacher([0, 1])
-    assert torch.equal(answers(cut(teacher, everything(teacher, 2)), study), answers(teacher, study))
-    factorised = cut(teacher, everything(teacher, 2), rank=16)
+def test_keeping_everything_changes_nothing(study: MethodContext) -> None:
+    teacher = study.cut_from_teacher([0, 1])
+    assert torch.equal(answers(prune(teacher, keep_all(teacher, 2)), study), answers(teacher, study))
+    factorised = prune(teacher, keep_all(teacher, 2), rank=16)
     torch.testing.assert_close(answers(factorised, study), answers(teacher, study), atol=1e-4, rtol=1e-4)
     assert factorised.config.embedding_size == 16
 
 
-def test_what_is_cut_counts_as_what_is_masked(study: Study) -> None:
+def test_what_is_cut_counts_as_what_is_masked(study: MethodContext) -> None:
     """Heads 0 and 3 and neurons 1, 5 and 7 of layer 0: zeroed where they lead on, or gone."""
-    model = study.of_teacher([0, 1])
+    model = study.cut_from_teacher([0, 1])
     kept = [
-        Kept(torch.tensor([1, 2]), torch.tensor([n for n in range(32) if n not in (1, 5, 7)])),
-        everything(model, 2)[1],
+        KeptUnits(torch.tensor([1, 2]), torch.tensor([n for n in range(32) if n not in (1, 5, 7)])),
+        keep_all(model, 2)[1],
     ]
-    smaller = cut(model, kept)
+    smaller = prune(model, kept)
     with torch.no_grad():
         layer = model.bert.encoder.layer[0]
         for head in (0, 3):
@@ -59,24 +61,24 @@ def test_what_is_cut_counts_as_what_is_masked(study: Study) -> None:
     assert (smaller.config.layer_heads, smaller.config.layer_intermediate) == ([2, 4], [29, 32])
 
 
-def test_a_student_that_reads_references_is_cut_with_its_gates(study: Study) -> None:
+def test_a_student_that_reads_references_is_cut_with_its_gates(study: MethodContext) -> None:
     model = study.student_of(ReferenceForSequenceClassification, reference_size=16)
     attention = model.bert.encoder.layer[0].attention["self"]
     torch.nn.init.normal_(attention.gate)
-    smaller = cut(model, [Kept(torch.tensor([1, 3]), torch.arange(4))])
+    smaller = prune(model, [KeptUnits(torch.tensor([1, 3]), torch.arange(4))])
     assert torch.equal(smaller.bert.encoder.layer[0].attention["self"].gate, attention.gate[[1, 3]])
 
 
-def test_importance_is_the_weight_times_the_mean_absolute_gradient(study: Study) -> None:
-    model = study.of_teacher([0, 1]).eval()
+def test_importance_is_the_weight_times_the_mean_absolute_gradient(study: MethodContext) -> None:
+    model = study.cut_from_teacher([0, 1]).eval()
     layer = model.bert.encoder.layer[1]
-    with Importance(model) as importance:
+    with ImportanceRecorder(model) as importance:
         sums = {
             part: torch.zeros_like(layer.get_parameter(part)) for part in (pruning.OUTPUT, pruning.UP, pruning.DOWN)
         }
         for rows in (np.arange(8), np.arange(8, 16)):
             model.zero_grad()
-            study.learn_labels(model)(study.train.batch(rows)).backward()
+            study.label_loss(model)(study.train.batch(rows)).backward()
             for part, total in sums.items():
                 total += layer.get_parameter(part).grad.abs()
         found = importance.scores()[1]
@@ -89,39 +91,39 @@ def test_importance_is_the_weight_times_the_mean_absolute_gradient(study: Study)
 def test_bert_base_is_cut_to_the_papers_shape() -> None:
     """papers.md C.1: 8 layers, 2 heads of 64, 512 neurons, rank 128: 14,474,754 parameters."""
     model = FilbertForSequenceClassification(FilbertConfig(num_labels=2))
-    smaller = cut(model, [Kept(torch.arange(2), torch.arange(512))] * 8, 128)
-    assert measure.parameters(smaller) == 14_474_754
+    smaller = prune(model, [KeptUnits(torch.arange(2), torch.arange(512))] * 8, 128)
+    assert size.count_parameters(smaller) == 14_474_754
 
 
-def test_a_model_cannot_grow(study: Study) -> None:
-    model = study.of_teacher([0, 1])
+def test_a_model_cannot_grow(study: MethodContext) -> None:
+    model = study.cut_from_teacher([0, 1])
     with pytest.raises(PruningError, match="expected 1 to 2 layers and a rank up to 16, got 3 and 0"):
-        cut(model, [*everything(model, 2), everything(model, 1)[0]])
-    kept = pruning.strongest([Scores(torch.ones(4), torch.ones(8)), Scores(torch.ones(1), torch.ones(9))], 3, 9)
+        prune(model, [*keep_all(model, 2), keep_all(model, 1)[0]])
+    kept = pruning.top_k([UnitScores(torch.ones(4), torch.ones(8)), UnitScores(torch.ones(1), torch.ones(9))], 3, 9)
     assert [(len(layer.heads), len(layer.neurons)) for layer in kept] == [(3, 8), (1, 9)]
 
 
 @pytest.mark.parametrize("kind", ["parameters", "multiply_adds"])
-def test_a_budget_is_kept_and_spent_where_it_matters(study: Study, kind: str) -> None:
-    model, batch = study.of_teacher([0, 1]), study.train.batch(np.arange(1))
-    count = budget.counter(kind, batch)
+def test_a_budget_is_kept_and_spent_where_it_matters(study: MethodContext, kind: str) -> None:
+    model, batch = study.cut_from_teacher([0, 1]), study.train.batch(np.arange(1))
+    count = widths.cost_counter(kind, batch)
     scores = [
-        Scores(torch.arange(4.0) + 1, torch.arange(32.0) + 1),
-        Scores(torch.arange(4.0) / 100, torch.arange(32.0) / 100),
+        UnitScores(torch.arange(4.0) + 1, torch.arange(32.0) + 1),
+        UnitScores(torch.arange(4.0) / 100, torch.arange(32.0) / 100),
     ]
-    least = count(cut(model, [Kept(torch.tensor([0]), torch.tensor([0]))] * 2))
+    least = count(prune(model, [KeptUnits(torch.tensor([0]), torch.tensor([0]))] * 2))
     most = (count(model) + least) // 2
-    kept = budget.within(model, scores, count, most)
-    assert 0.97 * most < count(cut(model, kept)) <= most
+    kept = widths.allocate_budget(model, scores, count, most)
+    assert 0.97 * most < count(prune(model, kept)) <= most
     assert len(kept[0].neurons) > len(kept[1].neurons)
     assert kept[1].heads.tolist()[-1] == 3
     with pytest.raises(PruningError, match="one head and one neuron in each of 2 layers"):
-        budget.within(model, scores, count, least - 1)
+        widths.allocate_budget(model, scores, count, least - 1)
 
 
 def test_the_states_that_fewer_layers_follow() -> None:
-    assert states_of(8, 12) == [f"hidden.{i}" for i in (0, 1, 3, 4, 6, 7, 9, 10, 12)]  # papers.md C.3
-    assert states_of(2, 2) == ["hidden.0", "hidden.1", "hidden.2"]
+    assert followed_states(8, 12) == [f"hidden.{i}" for i in (0, 1, 3, 4, 6, 7, 9, 10, 12)]  # papers.md C.3
+    assert followed_states(2, 2) == ["hidden.0", "hidden.1", "hidden.2"]
 
 
 SETTINGS = {
@@ -134,7 +136,9 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("method", SETTINGS, ids=lambda method: method.__name__.split(".")[-1])
-def test_every_setting_ends_in_the_target_shape_and_loads_anywhere(method, study: Study, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_every_setting_ends_in_the_target_shape_and_loads_anywhere(
+    method, study: MethodContext, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
     student = method.compress(study, SETTINGS[method])
     shape = student.config
     assert (shape.num_hidden_layers, shape.layer_heads, shape.layer_intermediate, shape.embedding_size) == (
@@ -143,16 +147,16 @@ def test_every_setting_ends_in_the_target_shape_and_loads_anywhere(method, study
         [8],
         4,
     )
-    students.save(student, tiny_tokenizer(), tmp_path / "student")
+    checkpoints.save(student, tiny_tokenizer(), tmp_path / "student")
     if method is rosita:  # the others save the same kind
         said = ask_a_stranger(tmp_path / "student", "trust", tmp_path)
         torch.testing.assert_close(torch.tensor(said["logits"]), torch.tensor(ours(student)))
 
 
-def test_a_budget_holds_for_layers_of_several_kinds(study: Study) -> None:
+def test_a_budget_holds_for_layers_of_several_kinds(study: MethodContext) -> None:
     """The first layer of a student that reads references costs more; a layer may be down to one of something."""
     shape = {"reference_size": 16, "num_hidden_layers": 3, "layer_heads": [4, 1, 4], "layer_intermediate": [32, 32, 1]}
-    model = ReferenceForSequenceClassification(ReferenceConfig(**study.of_teacher([0]).config.to_dict() | shape))
+    model = ReferenceForSequenceClassification(ReferenceConfig(**study.cut_from_teacher([0]).config.to_dict() | shape))
     batch = study.train.batch(np.arange(1))
     beside = dict(
         zip(
@@ -161,27 +165,29 @@ def test_a_budget_holds_for_layers_of_several_kinds(study: Study) -> None:
             strict=True,
         )
     )
-    count = budget.counter("multiply_adds", data.replace(batch, teacher=beside))
-    scores = [Scores(torch.rand(h), torch.rand(n)) for h, n in ((4, 32), (1, 32), (4, 1))]
+    count = widths.cost_counter("multiply_adds", batches.replace(batch, targets=beside))
+    scores = [UnitScores(torch.rand(h), torch.rand(n)) for h, n in ((4, 32), (1, 32), (4, 1))]
     for share in (0.95, 0.8, 0.7):
-        assert count(cut(model, budget.within(model, scores, count, share * count(model)))) <= share * count(model)
+        assert count(prune(model, widths.allocate_budget(model, scores, count, share * count(model)))) <= share * count(
+            model
+        )
 
 
-def test_a_target_with_more_than_the_start_is_refused_before_training(study: Study) -> None:
+def test_a_target_with_more_than_the_start_is_refused_before_training(study: MethodContext) -> None:
     for name, value, there in (("layers", 3, 2), ("rank", 17, 16), ("heads", 5, 4), ("intermediate", 33, 32)):
         with pytest.raises(PruningError, match=f"target.{name}: expected at most {there}"):
             rosita.compress(study, replace(SETTINGS[rosita], target=replace(TARGET, **{name: value})))
     assert not study.recorder.history.exists()
 
 
-def test_widths_may_follow_a_budget_in_rounds(study: Study) -> None:
-    whole = measure.parameters(study.of_teacher([0]))
+def test_widths_may_follow_a_budget_in_rounds(study: MethodContext) -> None:
+    whole = size.count_parameters(study.cut_from_teacher([0]))
     target = TargetConfig(1, 0, None, None, parameters=whole - 600, multiply_adds=None)
     student = rosita.compress(study, replace(SETTINGS[rosita], target=target))
-    assert whole - 700 < measure.parameters(student) <= whole - 600
+    assert whole - 700 < size.count_parameters(student) <= whole - 600
 
 
-def test_rounds_that_do_not_fit_are_refused(study: Study) -> None:
+def test_rounds_that_do_not_fit_are_refused(study: MethodContext) -> None:
     with pytest.raises(PruningError, match="width: 40 rounds do not fit in"):
         rosita_s3.compress(study, replace(SETTINGS[rosita_s3], width=replace(ROUNDS, rounds=40)))
     with pytest.raises(PruningError, match=r"heads and intermediate, or parameters"):
@@ -192,13 +198,13 @@ RECIPE = recipes.Config(replace(TARGET, layers=None), None, ROUNDS)
 
 
 @pytest.mark.parametrize("start", ["theseus", "refbert", "rosita"])
-def test_any_student_can_be_cut_further(study: Study, tmp_path: Path, start: str) -> None:
+def test_any_student_can_be_cut_further(study: MethodContext, tmp_path: Path, start: str) -> None:
     begun = {
         "theseus": lambda: theseus.compress(study, Replacing("curriculum", 0.3, 0.5, "bottom", False, FIT)),
         "refbert": lambda: made(study),
         "rosita": lambda: rosita.compress(study, replace(SETTINGS[rosita], target=replace(TARGET, heads=3, rank=8))),
     }[start]()
-    students.save(begun, tiny_tokenizer(), tmp_path / "start")
+    checkpoints.save(begun, tiny_tokenizer(), tmp_path / "start")
     further = replace(study, scratch=tmp_path / ".scratch" / "further")
     student = recipes.cut_further(further, tmp_path / "start", RECIPE)
     assert (student.config.layer_heads, student.config.layer_intermediate, student.config.embedding_size) == (
@@ -207,24 +213,26 @@ def test_any_student_can_be_cut_further(study: Study, tmp_path: Path, start: str
         4,
     )
     assert type(student) is (type(begun) if start != "theseus" else FilbertForSequenceClassification)
-    students.save(student, tiny_tokenizer(), tmp_path / "end")
-    assert ours(students.load(tmp_path / "end")) == pytest.approx(np.array(ours(student)), abs=1e-5)
+    checkpoints.save(student, tiny_tokenizer(), tmp_path / "end")
+    assert ours(checkpoints.load_model(tmp_path / "end")) == pytest.approx(np.array(ours(student)), abs=1e-5)
     assert (tmp_path / "end" / "references").exists() == (start == "refbert")
 
 
-def test_a_recipes_steps_count_with_those_of_its_start_which_is_its_teacher(study: Study, tmp_path: Path) -> None:
+def test_a_recipes_steps_count_with_those_of_its_start_which_is_its_teacher(
+    study: MethodContext, tmp_path: Path
+) -> None:
     """Layers that go at once leave the whole start as the teacher of what is left."""
-    deep = replace(study, depth=Depth(2, 2), shape=students.StudentConfig((0, 1)))
+    deep = replace(study, depth=LayerMap(2, 2), shape=checkpoints.StudentConfig((0, 1)))
     begun = theseus.compress(deep, Replacing("constant", 0.5, 0.5, "bottom", False, FIT))
-    students.save(begun, tiny_tokenizer(), tmp_path / "start")
-    shutil.copyfile(study.recorder.history, tmp_path / "start" / students.HISTORY)
+    checkpoints.save(begun, tiny_tokenizer(), tmp_path / "start")
+    shutil.copyfile(study.recorder.history, tmp_path / "start" / checkpoints.HISTORY)
     study.recorder.history.unlink()
     further = replace(deep, scratch=tmp_path / ".scratch" / "further")
     student = recipes.cut_further(further, tmp_path / "start", replace(RECIPE, target=TARGET))
     assert student.config.num_hidden_layers == 1
-    assert steps(study.recorder.history) == 9 + 9
+    assert count_steps(study.recorder.history) == 9 + 9
     (words,) = further.scratch.glob("words-*")
-    assert set(Shards(words).entries["shard-00000.arrow"].columns) == {"logits", "hidden.0", "hidden.2"}
+    assert set(ShardFolder(words).entries["shard-00000.arrow"].columns) == {"logits", "hidden.0", "hidden.2"}
 
 
 class Killed(BaseException):
@@ -234,7 +242,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("die_at", [3, 14, 22, 30, 35])
 @pytest.mark.parametrize("method", ["rosita", "theseus"])
 def test_a_killed_run_ends_as_if_it_had_not_been(
-    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, die_at: int
+    study: MethodContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, die_at: int
 ) -> None:
     config = {
         "rosita": SETTINGS[rosita],
@@ -244,8 +252,8 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     whole = compress(study, config).state_dict()
     history = [(line["phase"], line["step"], line.get("loss")) for line in read_history(study.recorder.history)]
     study.recorder.history.unlink()
-    step, done = train._step, []
-    monkeypatch.setitem(train.fit.__kwdefaults__, "checkpoint_seconds", 0.0)
+    step, done = loop._step, []
+    monkeypatch.setitem(loop.fit.__kwdefaults__, "checkpoint_seconds", 0.0)
 
     def dying(*given: object) -> torch.Tensor:
         done.append(1)
@@ -254,7 +262,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
         return step(*given)
 
     again = replace(study, scratch=tmp_path / ".scratch" / "killed")
-    monkeypatch.setattr(train, "_step", dying)
+    monkeypatch.setattr(loop, "_step", dying)
     with pytest.raises(Killed):
         compress(again, config)
     resumed = compress(again, config).state_dict()

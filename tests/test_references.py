@@ -11,19 +11,22 @@ import torch
 from conftest import tiny_tokenizer
 from test_students import ask_a_stranger, ours
 
-from filbert import data, prepare, reference_bert, referenced, references, students, tasks
-from filbert.bert import FilbertConfig, FilbertForSequenceClassification
-from filbert.information import InformationConfig
-from filbert.references import PickConfig, Referring
-from filbert.rows import write_table
-from filbert.store import Index, ReferenceStore
-from filbert.study import Study
-from filbert.train import FitConfig
+from filbert.cache import retrieval
+from filbert.cache.retrieval import ReferenceReader, ReferenceSettings
+from filbert.data import batches, prepare, tasks
+from filbert.data.arrow import write_table
+from filbert.evaluation.mutual_information import InformationConfig
+from filbert.methods import referenced
+from filbert.methods.context import MethodContext
+from filbert.models import checkpoints, reference_bert
+from filbert.models.bert import FilbertConfig, FilbertForSequenceClassification
+from filbert.models.reference_store import BM25Index, ReferenceStore
+from filbert.training.loop import TrainingConfig
 
 SST2 = tasks.find("sst2")
-FIT = FitConfig(2, 8, 1e-3, 0.1, "linear", 0.01, 1.0, validations=0, patience=1)
+FIT = TrainingConfig(2, 8, 1e-3, 0.1, "linear", 0.01, 1.0, validations=0, patience=1)
 CONFIG = referenced.Config(
-    PickConfig(2, "float16"),
+    ReferenceSettings(2, "float16"),
     "reference",
     -1.0,
     1.0,
@@ -36,7 +39,7 @@ CONFIG = referenced.Config(
 
 
 def made(
-    study: Study, method: str = "refbert", config: referenced.Config = CONFIG
+    study: MethodContext, method: str = "refbert", config: referenced.Config = CONFIG
 ) -> reference_bert.ReferenceForSequenceClassification:
     return import_module(f"filbert.methods.{method}").compress(study, config)
 
@@ -48,50 +51,52 @@ def test_scores_are_those_of_the_formula() -> None:
 
     def score(query: list[int], row: list[int]) -> float:
         total = 0.0
-        for piece in query:
-            holding = sum(piece in other for other in rows)
+        for token in query:
+            holding = sum(token in other for other in rows)
             idf = math.log(1 + (len(rows) - holding + 0.5) / (holding + 0.5))
-            count = row.count(piece)
+            count = row.count(token)
             total += idf * count / (count + 1.5 * (0.25 + 0.75 * len(row) / mean))
         return total
 
-    found, scores = Index.of(rows).nearest([2, 3, 1, 99], 4)
+    found, scores = BM25Index.of(rows).nearest([2, 3, 1, 99], 4)
     wanted = [score([2, 3, 1], row) for row in rows]
     assert found.tolist() == sorted(range(4), key=lambda i: -wanted[i])
     np.testing.assert_allclose(scores, sorted(wanted, reverse=True), rtol=1e-5)
 
 
-def test_a_row_is_never_its_own_reference_nor_is_its_twin(encoded: data.Encoded, validation: data.Encoded) -> None:
+def test_a_row_is_never_its_own_reference_nor_is_its_twin(
+    encoded: batches.TokenizedDataset, validation: batches.TokenizedDataset
+) -> None:
     twice = encoded.part(np.concatenate([np.arange(len(encoded)), [0, 0]]))  # row 0 three times
-    found = references.nearest(references.look_up(references.index_of(twice), twice, twice, 5))
-    assert not (twice.pieces[found] == twice.pieces[:, None]).any()
+    found = retrieval.neighbour_positions(retrieval.find_references(retrieval.build_index(twice), twice, twice, 5))
+    assert not (twice.token_hashes[found] == twice.token_hashes[:, None]).any()
     last = len(encoded)
     assert all({0, last, last + 1}.isdisjoint(found[row]) for row in (0, last))
 
 
 def test_equal_scores_go_in_their_order_however_many_are_asked() -> None:
     rows = [[7, i % 3] for i in range(60)]
-    index = Index.of(rows)
+    index = BM25Index.of(rows)
     most = index.nearest([7, 1], 40)[0]
     assert most.tolist()[:20] == [i for i in range(60) if i % 3 == 1]
     assert all(index.nearest([7, 1], count)[0].tolist() == most.tolist()[:count] for count in range(1, 40))
 
 
-def test_too_few_others_are_named(encoded: data.Encoded) -> None:
+def test_too_few_others_are_named(encoded: batches.TokenizedDataset) -> None:
     few = encoded.part(np.arange(3))
-    with pytest.raises(references.ReferencesError, match="expected 3 references of each row among 3 training rows"):
-        references.look_up(references.index_of(few), few, few, 3)
+    with pytest.raises(retrieval.RetrievalError, match="expected 3 references of each row among 3 training rows"):
+        retrieval.find_references(retrieval.build_index(few), few, few, 3)
 
 
-def test_text_that_was_trained_on_finds_another(study: Study, encoded: data.Encoded) -> None:
+def test_text_that_was_trained_on_finds_another(study: MethodContext, encoded: batches.TokenizedDataset) -> None:
     """What a row may not do in training, its own text may not do at inference."""
     batch = encoded.batch(np.arange(len(encoded)))
-    wanted = references.nearest(references.read_table(study.references / "train.arrow"))[:, :2]
+    wanted = retrieval.neighbour_positions(retrieval.read_table(study.references / "train.arrow"))[:, :2]
     assert np.array_equal(made(study).store.find(batch.ids, batch.mask), wanted)
 
 
 def test_references_are_training_rows_and_labels_enter_nowhere(
-    study: Study, encoded: data.Encoded, validation: data.Encoded, tmp_path: Path
+    study: MethodContext, encoded: batches.TokenizedDataset, validation: batches.TokenizedDataset, tmp_path: Path
 ) -> None:
     """The store holds the words on the training rows and nothing else, and turning all labels round changes no reference."""
     store = ReferenceStore(made(study).store.folder)
@@ -101,15 +106,15 @@ def test_references_are_training_rows_and_labels_enter_nowhere(
     assert store.find(batch.ids, batch.mask).max() < len(encoded)
     turned = replace(encoded, label=1 - encoded.label)
     for rows in (encoded, validation):
-        before, after = (references.look_up(references.index_of(t), t, rows, 3) for t in (encoded, turned))
+        before, after = (retrieval.find_references(retrieval.build_index(t), t, rows, 3) for t in (encoded, turned))
         assert before.equals(after)
 
 
-def test_new_text_finds_what_was_looked_up_before(study: Study, validation: data.Encoded) -> None:
+def test_new_text_finds_what_was_looked_up_before(study: MethodContext, validation: batches.TokenizedDataset) -> None:
     """The student meets validation rows in training by table, and text at inference by its store: one reference."""
     student, batch = made(study), validation.batch(np.arange(len(validation)))
     memory = ("hidden.0", "hidden.2")
-    table = Referring(study.references, study.cache, study.train, memory, "nearest", CONFIG.references).of(
+    table = ReferenceReader(study.references, study.cache, study.train, memory, "nearest", CONFIG.references).of(
         "validation", validation
     )
     assert np.array_equal(student.store.find(batch.ids, batch.mask), table.at)
@@ -121,23 +126,25 @@ def test_new_text_finds_what_was_looked_up_before(study: Study, validation: data
 
 @pytest.mark.parametrize("method", ["refbert", "refbert_random", "refbert_zero"])
 @pytest.mark.parametrize("store", ["float16", "int8"])
-def test_a_saved_student_reads_its_store_without_filbert(study: Study, tmp_path: Path, method: str, store: str) -> None:
-    student = made(study, method, replace(CONFIG, references=PickConfig(2, store)))  # type: ignore[arg-type]
-    students.save(student, tiny_tokenizer(), tmp_path / "student")
+def test_a_saved_student_reads_its_store_without_filbert(
+    study: MethodContext, tmp_path: Path, method: str, store: str
+) -> None:
+    student = made(study, method, replace(CONFIG, references=ReferenceSettings(2, store)))  # type: ignore[arg-type]
+    checkpoints.save(student, tiny_tokenizer(), tmp_path / "student")
     said = ask_a_stranger(tmp_path / "student", "trust", tmp_path)
     wanted = torch.tensor(ours(student))
     torch.testing.assert_close(torch.tensor(said["logits"]), wanted)
-    torch.testing.assert_close(torch.tensor(ours(students.load(tmp_path / "student"))), wanted)
-    again = students.load(tmp_path / "student")
+    torch.testing.assert_close(torch.tensor(ours(checkpoints.load_model(tmp_path / "student"))), wanted)
+    again = checkpoints.load_model(tmp_path / "student")
     again.save_pretrained(tmp_path / "again")
-    torch.testing.assert_close(torch.tensor(ours(students.load(tmp_path / "again"))), wanted)
+    torch.testing.assert_close(torch.tensor(ours(checkpoints.load_model(tmp_path / "again"))), wanted)
 
 
-def test_a_student_without_its_store_says_so(study: Study, tmp_path: Path) -> None:
-    students.save(made(study), tiny_tokenizer(), tmp_path / "student")
+def test_a_student_without_its_store_says_so(study: MethodContext, tmp_path: Path) -> None:
+    checkpoints.save(made(study), tiny_tokenizer(), tmp_path / "student")
     (tmp_path / "student" / "references" / "store.json").unlink()
     with pytest.raises(FileNotFoundError, match="no reference store; this student reads its teacher's words"):
-        ours(students.load(tmp_path / "student"))
+        ours(checkpoints.load_model(tmp_path / "student"))
 
 
 @pytest.mark.parametrize("norm", reference_bert.NORMS)
@@ -165,7 +172,7 @@ def test_with_its_reference_masked_it_is_a_plain_bert(norm: str) -> None:
     assert (heard - deaf).abs().max() > 1e-5
 
 
-def test_the_first_layer_is_the_formula(study: Study) -> None:
+def test_the_first_layer_is_the_formula(study: MethodContext) -> None:
     """Equations of reference_bert.py, written out for one row and one head."""
     config = reference_bert.ReferenceConfig(hidden_size=8, num_attention_heads=1, reference_size=6, reference_gate=-0.5)
     torch.manual_seed(0)
@@ -175,7 +182,7 @@ def test_the_first_layer_is_the_formula(study: Study) -> None:
     r_k, r_v = (layer.norm[n](layer.project[n](r)) for n, r in (("key", keys), ("value", values)))
     q = layer.query(x)
     k, v = layer.key(torch.cat([x, r_k], 1)), layer.value(torch.cat([x, r_v], 1))
-    gate = -0.5 + math.log(4 / 2)  # the reference as a whole, of two pieces, against four of its own
+    gate = -0.5 + math.log(4 / 2)  # the reference as a whole, of two tokens, against four of its own
     scores = (q @ k.transpose(1, 2) / 8**0.5)[..., :6] + torch.tensor([0.0, 0.0, 0.0, 0.0, gate, gate])
     wanted = scores.softmax(-1) @ v[:, :6]
     torch.testing.assert_close(layer(x, torch.ones(1, 1, 1, 4, dtype=torch.bool), keys, values, held), wanted)
@@ -198,7 +205,7 @@ def test_the_shape_of_the_paper_on_bert_base() -> None:
     assert round(109_483_778 / size, 2) == 7.38
 
 
-def test_the_reference_is_what_the_student_learns_from(study: Study) -> None:
+def test_the_reference_is_what_the_student_learns_from(study: MethodContext) -> None:
     """The controls train the same parameters from the same start; only what they read differs."""
     names = ("refbert", "refbert_random", "refbert_zero")
     found = [made(replace(study, scratch=study.scratch / name), name).state_dict() for name in names]
@@ -207,27 +214,27 @@ def test_the_reference_is_what_the_student_learns_from(study: Study) -> None:
     assert not torch.equal(found[0][name], found[1][name])
 
 
-def test_references_of_other_rows_are_refused(study: Study, prepared: prepare.Prepared) -> None:
-    table = references.read_table(study.references / "train.arrow")
+def test_references_of_other_rows_are_refused(study: MethodContext, prepared: prepare.Prepared) -> None:
+    table = retrieval.read_table(study.references / "train.arrow")
     write_table(table.slice(1), study.references / "train.arrow")
-    with pytest.raises(references.ReferencesError, match=r"train.arrow: looked up for other rows; run `dvc repro`"):
+    with pytest.raises(retrieval.RetrievalError, match=r"train.arrow: looked up for other rows; run `dvc repro`"):
         made(study)
     write_table(table, study.references / "train.arrow")
     with pytest.raises(
-        references.ReferencesError, match=r"expected 9 references of each row, found 3; raise references.most"
+        retrieval.RetrievalError, match=r"expected 9 references of each row, found 3; raise references.most"
     ):
-        made(study, config=replace(CONFIG, references=PickConfig(9, "int8")))
+        made(study, config=replace(CONFIG, references=ReferenceSettings(9, "int8")))
 
 
 def test_the_neighbours_label_is_a_control() -> None:
     labels = np.array([0, 1, 1])
-    assert references.neighbours_score(SST2, np.array([[0, 1], [2, 0]]), labels, np.array([0, 0])) == 0.5
+    assert retrieval.nearest_label_score(SST2, np.array([[0, 1], [2, 0]]), labels, np.array([0, 0])) == 0.5
     stsb = tasks.find("stsb")
     scores = np.array([1.0, 3.0, 5.0], np.float32)
-    assert references.neighbours_score(stsb, np.array([[0], [1], [2]]), scores, scores) == pytest.approx(1.0)
+    assert retrieval.nearest_label_score(stsb, np.array([[0], [1], [2]]), scores, scores) == pytest.approx(1.0)
 
 
-def test_what_the_reference_tells_is_recorded(study: Study) -> None:
+def test_what_the_reference_tells_is_recorded(study: MethodContext) -> None:
     made(study)
     said = next(line for line in study.recorder.history.read_text().splitlines() if '"information"' in line)
     assert all(name in said for name in ("without", "gain_nearest", "gain_random"))

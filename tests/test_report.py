@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from scipy.stats import ttest_ind
 
-from filbert import FilbertError, report, tasks
-from filbert import figures as figures_of
-from filbert.files import write_json
-from filbert.report import ReportConfig
+from filbert import FilbertError
+from filbert.data import tasks
+from filbert.evaluation import results as figures_of
+from filbert.evaluation import statistics, tables
+from filbert.evaluation.statistics import ReportConfig
+from filbert.runtime.files import write_json
 
 CONFIG = ReportConfig(
     "finetune", {"refbert": ("kd", "finetune")}, same_size=0.05, same_steps=0.005, margin=0.5, confidence=0.95
@@ -32,13 +34,13 @@ CONFIG = ReportConfig(
     ],
 )
 def test_verdicts(ours: list[float], theirs: list[float], expected: str) -> None:
-    assert report.verdict(ours, theirs, CONFIG) == expected
+    assert statistics.verdict(ours, theirs, CONFIG) == expected
 
 
 def test_the_interval_is_welchs() -> None:
     ours, theirs = [80.0, 81.5, 79.0, 80.2], [77.0, 78.5, 78.0]
     wanted = ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.9)
-    assert report.interval(ours, theirs, 0.9) == pytest.approx((wanted.low, wanted.high))
+    assert statistics.welch_interval(ours, theirs, 0.9) == pytest.approx((wanted.low, wanted.high))
 
 
 def figures(score: float, size: int) -> dict:
@@ -51,11 +53,11 @@ def details(**more: object) -> dict:
     machine = {"processor": "P", "flags": "avx2"}
     return {"shape": {"layers": 3, "hidden": 16}, "tokens": 9, "threads": 1, "machine": machine,
             "curve": [{"phase": "p", "step": 5, "score": 0.5}], "teacher": "abc",
-            "made_with": {"fit/epochs": 2, "rows": "r1", "seed": "7"}} | more  # fmt: skip
+            "provenance": {"fit/epochs": 2, "rows": "r1", "seed": "7"}} | more  # fmt: skip
 
 
 @pytest.fixture
-def lines(tmp_path: Path) -> list[figures_of.Line]:
+def lines(tmp_path: Path) -> list[figures_of.StudentResults]:
     scores = {"teacher": [0.9], "finetune": [0.80, 0.81, 0.805], "kd": [0.85, 0.86, 0.855]}
     for student, values in scores.items():
         for seed, score in enumerate(values, 1):
@@ -65,21 +67,23 @@ def lines(tmp_path: Path) -> list[figures_of.Line]:
             )
             write_json(tmp_path / "d" / "sst2" / student / f"{seed}.json", details())
     write_json(tmp_path / "m" / "sst2" / "rows.json", {"train": 5})
-    return figures_of.gather(tmp_path / "m", tmp_path / "d")
+    return figures_of.load_results(tmp_path / "m", tmp_path / "d")
 
 
-def test_the_table_says_what_the_files_say(lines: list[figures_of.Line]) -> None:
+def test_the_table_says_what_the_files_say(lines: list[figures_of.StudentResults]) -> None:
     assert [line.student for line in lines] == ["teacher", "finetune", "kd"]
     rows = [
         line.split(" | ")
-        for line in report.markdown(report.sections(lines, CONFIG, {})).splitlines()
+        for line in tables.to_markdown(tables.build_sections(lines, CONFIG, {})).splitlines()
         if line.startswith("| kd")
     ]
     assert rows[0][:8] == ["| kd", "3 × 16", "85.5 ± 0.5", "95.0 %", "0.50 M", "2.00×", "2.00× / 3.00×", "10"]
     assert rows[0][8].startswith("BEATS `finetune` (+3.")
 
 
-def test_a_student_that_reads_references_says_what_that_takes(lines: list[figures_of.Line], tmp_path: Path) -> None:
+def test_a_student_that_reads_references_says_what_that_takes(
+    lines: list[figures_of.StudentResults], tmp_path: Path
+) -> None:
     times = {"teacher": {"median": 9.0}, "student": {"median": 5.5}, "reference at hand": {"median": 5.0}}
     told = {"without": 2.0, "gain_nearest": 0.25, "gain_random": 0.0}
     for seed in (1, 2, 3):
@@ -91,8 +95,10 @@ def test_a_student_that_reads_references_says_what_that_takes(lines: list[figure
     write_json(
         tmp_path / "m" / "sst2" / "references.json", {"rows": "r1", "neighbours": {"validation": 0.1, "test": 0.625}}
     )
-    gathered = figures_of.gather(tmp_path / "m", tmp_path / "d")
-    said = report.markdown(report.sections(gathered, CONFIG, figures_of.neighbours(tmp_path / "m", gathered)))
+    gathered = figures_of.load_results(tmp_path / "m", tmp_path / "d")
+    said = tables.to_markdown(
+        tables.build_sections(gathered, CONFIG, figures_of.nearest_label_scores(tmp_path / "m", gathered))
+    )
     row = next(line for line in said.splitlines() if line.startswith("| refbert"))
     assert "BEATS `finetune` (" in row  # 2 % more parameters are one size
     assert "`kd` (" in row
@@ -103,32 +109,34 @@ def test_a_student_that_reads_references_says_what_that_takes(lines: list[figure
     assert "the nearest reference adds 0.25 ± 0.00, a random one 0.00 ± 0.00" in said
     write_json(tmp_path / "m" / "sst2" / "references.json", {"rows": "r0", "neighbours": {"test": 0.625}})
     with pytest.raises(FilbertError, match="made with rows = r0"):
-        figures_of.neighbours(tmp_path / "m", gathered)
+        figures_of.nearest_label_scores(tmp_path / "m", gathered)
     assert "The label of the nearest training row alone would score 62.5." in said
 
 
 @pytest.mark.parametrize(("name", "value"), [("parameters", 400_000), ("steps", 99)])
 def test_a_verdict_needs_equal_size_and_steps(
-    lines: list[figures_of.Line], tmp_path: Path, name: str, value: int
+    lines: list[figures_of.StudentResults], tmp_path: Path, name: str, value: int
 ) -> None:
     for seed in (1, 2, 3):
         write_json(tmp_path / "m" / "sst2" / "kd" / f"{seed}.json", figures(0.85, 500_000) | {name: value})
-    table = report.markdown(report.sections(figures_of.gather(tmp_path / "m", tmp_path / "d"), CONFIG, {}))
+    table = tables.to_markdown(
+        tables.build_sections(figures_of.load_results(tmp_path / "m", tmp_path / "d"), CONFIG, {})
+    )
     assert f"not comparable to `finetune`: {name} differ" in table
     assert "BEATS" not in table
 
 
-def test_points_and_curves_are_tables(lines: list[figures_of.Line]) -> None:
-    points = list(csv.DictReader(io.StringIO(figures_of.as_csv(figures_of.points(lines)))))
+def test_points_and_curves_are_tables(lines: list[figures_of.StudentResults]) -> None:
+    points = list(csv.DictReader(io.StringIO(figures_of.to_csv(figures_of.pareto_points(lines)))))
     assert len(points) == 7
     assert points[-1] == {"task": "sst2", "student": "kd", "seed": "3", "score": "85.5", "parameters": "500000",
                           "multiply_adds": "1000000", "milliseconds": "5.0"}  # fmt: skip
-    assert {row["run"] for row in figures_of.curves(lines)} >= {"sst2/teacher/1", "sst2/kd/3"}
+    assert {row["run"] for row in figures_of.validation_curves(lines)} >= {"sst2/teacher/1", "sst2/kd/3"}
 
 
-def test_the_picture_is_the_same_each_time(lines: list[figures_of.Line], tmp_path: Path) -> None:
+def test_the_picture_is_the_same_each_time(lines: list[figures_of.StudentResults], tmp_path: Path) -> None:
     for name in ("one.svg", "two.svg"):
-        report.draw(lines, tmp_path / name)
+        tables.draw_pareto(lines, tmp_path / name)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
 
 
@@ -136,31 +144,33 @@ def test_the_picture_is_the_same_each_time(lines: list[figures_of.Line], tmp_pat
     ("stale", "said"),
     [
         (
-            {"made_with": {"fit/epochs": 3, "rows": "r1"}},
+            {"provenance": {"fit/epochs": 3, "rows": "r1"}},
             "sst2/kd, seed 2: made with fit/epochs = 3, seed 1 with 2",
         ),
-        ({"made_with": {"fit/epochs": 2, "rows": "r0"}}, "made with rows = r0"),
+        ({"provenance": {"fit/epochs": 2, "rows": "r0"}}, "made with rows = r0"),
         ({"teacher": "old"}, "made with teacher = old"),
     ],
 )
 def test_figures_that_do_not_belong_together_are_refused(
-    lines: list[figures_of.Line], tmp_path: Path, stale: dict, said: str
+    lines: list[figures_of.StudentResults], tmp_path: Path, stale: dict, said: str
 ) -> None:
     write_json(tmp_path / "d" / "sst2" / "kd" / "2.json", details(**stale))
     with pytest.raises(FilbertError) as error:
-        figures_of.gather(tmp_path / "m", tmp_path / "d")
+        figures_of.load_results(tmp_path / "m", tmp_path / "d")
     assert said in str(error.value)
 
 
 def test_seeds_of_a_recipe_have_each_their_start_and_the_shape_is_told(
-    lines: list[figures_of.Line], tmp_path: Path
+    lines: list[figures_of.StudentResults], tmp_path: Path
 ) -> None:
     shape = {"layers": 2, "hidden": 16, "heads": [2, 1], "intermediate": [8, 8], "rank": 4}
     for seed in (1, 2, 3):
         made = {"fit/epochs": 2, "rows": "r1", "seed": str(seed), "start": f"s{seed}"}
-        write_json(tmp_path / "d" / "sst2" / "kd" / f"{seed}.json", details(made_with=made, shape=shape))
+        write_json(tmp_path / "d" / "sst2" / "kd" / f"{seed}.json", details(provenance=made, shape=shape))
         write_json(tmp_path / "m" / "sst2" / "kd" / f"{seed}.json", figures(0.85, 500_000) | {"smaller_prunable": 7.5})
-    said = report.markdown(report.sections(figures_of.gather(tmp_path / "m", tmp_path / "d"), CONFIG, {}))
+    said = tables.to_markdown(
+        tables.build_sections(figures_of.load_results(tmp_path / "m", tmp_path / "d"), CONFIG, {})
+    )
     assert "`kd`: heads 2 1, neurons 8, rank 4, 7.50× fewer parameters in what can be pruned" in said
     assert "`finetune`: heads" not in said
 
@@ -173,17 +183,19 @@ def test_each_language_has_its_score_and_a_bilstm_its_shape(tmp_path: Path) -> N
             of_languages = {name: {"score": 0.5 + 0.1 * i} for i, name in enumerate(tasks.find("wikiann").tests)}
             write_json(tmp_path / "m" / "wikiann" / student / f"{seed}.json", cost | of_languages)
             write_json(tmp_path / "d" / "wikiann" / student / f"{seed}.json", details(**more))
-    said = report.markdown(report.sections(figures_of.gather(tmp_path / "m", tmp_path / "d"), CONFIG, {}))
+    said = tables.to_markdown(
+        tables.build_sections(figures_of.load_results(tmp_path / "m", tmp_path / "d"), CONFIG, {})
+    )
     assert "| student | en | de | fr | nl | pt |" in said
     assert "| bilstm | 50.0 ± 0.0 | 60.0 ± 0.0 | 70.0 ± 0.0 | 80.0 ± 0.0 | 90.0 ± 0.0 |" in said
     assert "| bilstm | 50, 2 × 200 | 70.0 ± 0.0 |" in said  # the mean over languages
 
 
-@pytest.mark.parametrize("stale", [{"teacher": "old"}, {"made_with": {"fit/epochs": 2, "rows": "r0"}}])
+@pytest.mark.parametrize("stale", [{"teacher": "old"}, {"provenance": {"fit/epochs": 2, "rows": "r0"}}])
 def test_a_line_of_another_teacher_or_other_rows_is_left_out_and_named(
-    lines: list[figures_of.Line], tmp_path: Path, stale: dict, capsys: pytest.CaptureFixture[str]
+    lines: list[figures_of.StudentResults], tmp_path: Path, stale: dict, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for seed in (1, 2, 3):
         write_json(tmp_path / "d" / "sst2" / "kd" / f"{seed}.json", details(**stale))
-    assert {line.student for line in figures_of.gather(tmp_path / "m", tmp_path / "d")} == {"teacher", "finetune"}
+    assert {line.student for line in figures_of.load_results(tmp_path / "m", tmp_path / "d")} == {"teacher", "finetune"}
     assert "sst2/kd is left out of the table: made with another" in capsys.readouterr().err

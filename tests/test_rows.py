@@ -10,8 +10,8 @@ import pytest
 from conftest import ROOT
 
 import stages.prepare
-from filbert import prepare, rows, tables, tasks
-from filbert.tasks import Kind, Task
+from filbert.data import arrow, prepare, readers, tasks
+from filbert.data.tasks import Task, TaskKind
 
 CONFIG = prepare.PrepareConfig(validation=0.2, test=0.2, most=1000, labels={}, seed=0)
 SST2, COLA, STSB = tasks.find("sst2"), tasks.find("cola"), tasks.find("stsb")
@@ -40,36 +40,36 @@ def sst2(folder: Path, train: list[str], dev: list[str] | None = None) -> Path:
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, bad: str, said: str) -> None:
-    with pytest.raises(tables.RowError) as error:
+    with pytest.raises(readers.RowError) as error:
         prepare.prepare(sst2(tmp_path, ["good\t1", bad]), SST2, CONFIG)
     assert said in str(error.value)
 
 
 def test_other_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(
-        tables.RowError, match=r"no table train \(.tsv, .csv, .jsonl, .parquet, .txt, .conll\) for task sst2"
+        readers.RowError, match=r"no table train \(.tsv, .csv, .jsonl, .parquet, .txt, .conll\) for task sst2"
     ):
-        list(tables.read(tmp_path, "train", SST2))
+        list(readers.read_rows(tmp_path, "train", SST2))
     table(tmp_path, "train.tsv", b"sentence\tlabel\ngood\t1\n" + b"\xff\xfe\t0\n")
-    with pytest.raises(tables.RowError, match="expected UTF-8"):
-        list(tables.read(tmp_path, "train", SST2))
+    with pytest.raises(readers.RowError, match="expected UTF-8"):
+        list(readers.read_rows(tmp_path, "train", SST2))
     table(tmp_path, "train.tsv", "text\tlabel\ngood\t1\n")
-    with pytest.raises(tables.RowError, match="no column sentence for task sst2; found text, label"):
-        list(tables.read(tmp_path, "train", SST2))
-    with pytest.raises(tables.RowError, match="no row is left for validation"):
+    with pytest.raises(readers.RowError, match="no column sentence for task sst2; found text, label"):
+        list(readers.read_rows(tmp_path, "train", SST2))
+    with pytest.raises(readers.RowError, match="no row is left for validation"):
         prepare.prepare(sst2(tmp_path, ["good\t1"]), SST2, CONFIG)
 
 
 def test_a_regression_label_has_a_range(tmp_path: Path) -> None:
     head = "\t".join(["sentence1", "sentence2", "score"])
     table(tmp_path, "train.tsv", f"{head}\na\tb\t5.1\n")
-    with pytest.raises(tables.RowError, match=r"line 2: expected a label between 0.0 and 5.0, got '5.1'"):
-        list(tables.read(tmp_path, "train", STSB))
+    with pytest.raises(readers.RowError, match=r"line 2: expected a label between 0.0 and 5.0, got '5.1'"):
+        list(readers.read_rows(tmp_path, "train", STSB))
 
 
 def test_glue_quotes_are_plain_and_cola_has_no_header_nor_last_newline(tmp_path: Path) -> None:
     table(tmp_path, "train.tsv", 'gj04\t1\t\tHe said "go.\nks08\t0\t*\tIt " is.')
-    read = list(tables.read(tmp_path, "train", COLA))
+    read = list(readers.read_rows(tmp_path, "train", COLA))
     assert [(row["idx"], row["sentence"], row["label"]) for row in read] == [(0, 'He said "go.', 1), (1, 'It " is.', 0)]
 
 
@@ -82,7 +82,7 @@ def test_the_same_rows_in_every_format(tmp_path: Path) -> None:
     columns = {"sentence": [text for text, _ in wanted], "label": [label for _, label in wanted]}
     pq.write_table(pa.table(columns), tmp_path / "parquet" / "train.parquet")
     for kind in ("csv", "jsonl", "parquet"):
-        read = list(tables.read(tmp_path / kind, "train", SST2))
+        read = list(readers.read_rows(tmp_path / kind, "train", SST2))
         assert [(row["sentence"], row["label"]) for row in read] == wanted, kind
 
 
@@ -92,7 +92,8 @@ def test_duplicates_conflicts_and_leaks_go_and_are_counted(tmp_path: Path) -> No
     prepared = prepare.prepare(sst2(tmp_path, train, ["Held OUT\t1", "other\t0", "other\t0"]), SST2, CONFIG)
     assert prepared.counts == {"duplicate": 1, "conflicting": 2, "leaking": 1, "train": 8, "validation": 2, "test": 3}
     texts = {
-        name: {tables.normalised(t) for t in split["sentence"].to_pylist()} for name, split in prepared.tables.items()
+        name: {readers.normalize_text(t) for t in split["sentence"].to_pylist()}
+        for name, split in prepared.tables.items()
     }
     assert not texts["train"] & texts["validation"]
     assert not (texts["train"] | texts["validation"]) & texts["test"]
@@ -116,16 +117,16 @@ def test_the_known_flaws_of_qqp_are_dropped_and_counted_up_to_a_bound(tmp_path: 
     table(tmp_path, "train.tsv", "\n".join([head, *lines, *flawed]))
     assert prepare.prepare(tmp_path, qqp, CONFIG).counts["flawed"] == 2
     table(tmp_path, "train.tsv", "\n".join([head, *lines, *flawed * 11]))
-    with pytest.raises(tables.RowError, match="expected text in column question2, got ''"):
+    with pytest.raises(readers.RowError, match="expected text in column question2, got ''"):
         prepare.prepare(tmp_path, qqp, CONFIG)
 
 
 def test_a_byte_order_mark_and_windows_lines_do_no_harm(tmp_path: Path) -> None:
     table(tmp_path, "train.tsv", "\ufeffsentence\tlabel\r\ngood\t1\r\n")
-    assert [(row["sentence"], row["label"]) for row in tables.read(tmp_path, "train", SST2)] == [("good", 1)]
+    assert [(row["sentence"], row["label"]) for row in readers.read_rows(tmp_path, "train", SST2)] == [("good", 1)]
     table(tmp_path, "train.tsv", "sentence\tlabel\ngood\t²\n")
-    with pytest.raises(tables.RowError, match="expected a label out of"):
-        list(tables.read(tmp_path, "train", SST2))
+    with pytest.raises(readers.RowError, match="expected a label out of"):
+        list(readers.read_rows(tmp_path, "train", SST2))
 
 
 def test_the_split_does_not_depend_on_the_order_of_the_rows(tmp_path: Path) -> None:
@@ -137,8 +138,8 @@ def test_the_split_does_not_depend_on_the_order_of_the_rows(tmp_path: Path) -> N
 
 
 def test_rows_that_share_a_passage_stay_together_and_unlabelled_ones_apart(tmp_path: Path) -> None:
-    task = Task("t", Kind.PAIR, ("question", "passage"), ("False", "True"), ("accuracy",), "d",
-                train="combined", together="passage", unlabelled=True)  # fmt: skip
+    task = Task("t", TaskKind.PAIR, ("question", "passage"), ("False", "True"), ("accuracy",), "d",
+                train="combined", group_by="passage", allow_unlabelled=True)  # fmt: skip
     made = [{"question": f"q{i}", "passage": f"p{i // 3}", "label": bool(i % 2)} for i in range(60)]
     made += [{"question": f"u{i}", "passage": "pu", "label": None} for i in range(5)]
     table(tmp_path, "combined.jsonl", "\n".join(map(json.dumps, made)))
@@ -165,28 +166,28 @@ def test_labels_are_kept_of_few_rows_and_forgotten_of_the_others(tmp_path: Path)
     other = prepare.prepare(sst2(tmp_path, lines[::-1]), SST2, config).tables
     again = pa.concat_tables([other["train"], other["validation"]])["sentence"].to_pylist()
     assert set(again) == texts[0]
-    with pytest.raises(tables.RowError, match=r"expected at least 40 rows of each of 2 classes, got .*'negative': 30"):
+    with pytest.raises(readers.RowError, match=r"expected at least 40 rows of each of 2 classes, got .*'negative': 30"):
         prepare.prepare(tmp_path, SST2, prepare.PrepareConfig(0.2, 0.2, 1000, {"sst2": 40}, 0))
 
 
 def test_plain_text_is_a_text_a_line(tmp_path: Path) -> None:
-    task = Task("t", Kind.TEXT, ("sentence",), (), (), "d", train="texts")
+    task = Task("t", TaskKind.TEXT, ("sentence",), (), (), "d", train="texts")
     long = "word " * 10_000
     table(tmp_path, "texts.txt", f"one text\n\n  another \n{long}\n")
-    found = list(tables.read(tmp_path, "texts", task))
+    found = list(readers.read_rows(tmp_path, "texts", task))
     assert [(row["idx"], row["sentence"], row["label"]) for row in found] == [
         (0, "one text", None), (1, "another", None), (2, long.strip(), None)
     ]  # fmt: skip
     table(tmp_path, "texts.txt", b"fine\n\xff\xfe broken\n")
-    with pytest.raises(tables.RowError, match=r"texts.txt, after line \d: expected UTF-8"):
-        list(tables.read(tmp_path, "texts", task))
+    with pytest.raises(readers.RowError, match=r"texts.txt, after line \d: expected UTF-8"):
+        list(readers.read_rows(tmp_path, "texts", task))
 
 
 def test_arrow_files_come_back_as_they_went(tmp_path: Path) -> None:
     prepared = prepare.prepare(sst2(tmp_path, [f"row {i}\t{i % 2}" for i in range(20)]), SST2, CONFIG)
-    rows.write_table(prepared.tables["train"], tmp_path / "train.arrow")
-    assert rows.read_table(tmp_path / "train.arrow").equals(prepared.tables["train"])
-    assert tables.text_hash("a", "b") != tables.text_hash("ab", "")
+    arrow.write_table(prepared.tables["train"], tmp_path / "train.arrow")
+    assert arrow.read_table(tmp_path / "train.arrow").equals(prepared.tables["train"])
+    assert readers.text_hash("a", "b") != readers.text_hash("ab", "")
 
 
 def test_a_corpus_is_every_file_of_a_folder_without_its_empty_texts(tmp_path: Path) -> None:
@@ -194,10 +195,10 @@ def test_a_corpus_is_every_file_of_a_folder_without_its_empty_texts(tmp_path: Pa
     pq.write_table(pa.table({"text": ["two"]}), tmp_path / "second.parquet")
     (tmp_path / "lines.txt").write_text("three\n\nfour\n")
     corpus = tasks.find("corpus")
-    assert [row["text"] for row in tables.read(tmp_path, corpus.train, corpus)] == ["one", "two", "three", "four"]
+    assert [row["text"] for row in readers.read_rows(tmp_path, corpus.train, corpus)] == ["one", "two", "three", "four"]
     pq.write_table(pa.table({"body": ["no column text"]}), tmp_path / "third.parquet")
-    with pytest.raises(tables.RowError, match="no column text for task corpus; found body"):
-        list(tables.read(tmp_path, corpus.train, corpus))
+    with pytest.raises(readers.RowError, match="no column text for task corpus; found body"):
+        list(readers.read_rows(tmp_path, corpus.train, corpus))
 
 
 @pytest.mark.parametrize("place", ["{project}/out", "{project}/../out", "../out", "out", "data/../out"])

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import write_sst2
 
-from filbert import sources, tables, tasks
-from filbert.files import sha256
-from filbert.sources import Source, SourceError
+from filbert.data import readers, sources, tasks
+from filbert.data.sources import Source, SourceError
+from filbert.runtime.files import sha256
 
 SST2 = tasks.find("sst2")
 WHEEL = "tiny_data-1.0-py3-none-any.whl"
@@ -120,5 +120,5 @@ def test_a_hub_data_set_in_nyu_mll_glues_layout(tmp_path: Path, monkeypatch: pyt
     sources.fetch_task(Source("hub", str(hub), None, "", None), tasks.find("mnli"), tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["SOURCE.json", "dev_matched.parquet", "dev_mismatched.parquet", "train.parquet"]
-    read = list(tables.read(tmp_path / "out", "dev_mismatched", tasks.find("mnli")))
+    read = list(readers.read_rows(tmp_path / "out", "dev_mismatched", tasks.find("mnli")))
     assert [(row["hypothesis"], row["label"]) for row in read] == [("validation_mismatched", 2)]

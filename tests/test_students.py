@@ -13,8 +13,9 @@ from conftest import tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, DistilBertConfig, DistilBertModel
 
-from filbert import students, tasks
-from filbert.bert import FilbertConfig, FilbertForSequenceClassification
+from filbert.data import tasks
+from filbert.models import checkpoints
+from filbert.models.bert import FilbertConfig, FilbertForSequenceClassification
 
 SST2 = tasks.find("sst2")
 STRANGER = """
@@ -47,30 +48,32 @@ def ours(model: torch.nn.Module) -> list:
 
 
 def test_a_plain_student_loads_as_bert_without_filbert(checkpoint: Path, tmp_path: Path) -> None:
-    student = students.new_student(checkpoint, SST2, students.StudentConfig((1,)))
-    students.save(student, tiny_tokenizer(), tmp_path)
+    student = checkpoints.new_student(checkpoint, SST2, checkpoints.StudentConfig((1,)))
+    checkpoints.save(student, tiny_tokenizer(), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "bert"
     assert not list(tmp_path.glob("*.py"))
     said = ask_a_stranger(tmp_path, "plain", tmp_path)
     torch.testing.assert_close(torch.tensor(said["logits"]), torch.tensor(ours(student)))
     assert said["label"] in SST2.labels
-    torch.testing.assert_close(torch.tensor(ours(students.load(tmp_path))), torch.tensor(ours(student)))
+    torch.testing.assert_close(torch.tensor(ours(checkpoints.load_model(tmp_path))), torch.tensor(ours(student)))
 
 
 def test_any_other_student_carries_its_code(tmp_path: Path) -> None:
     config = FilbertConfig(hidden_size=16, num_hidden_layers=2, head_size=4, layer_heads=[3, 1], layer_intermediate=[20, 7],
-                           embedding_size=5, vocab_size=40, **students.labels(SST2))  # fmt: skip
+                           embedding_size=5, vocab_size=40, **checkpoints.label_fields(SST2))  # fmt: skip
     student = FilbertForSequenceClassification(config)
-    students.save(student, tiny_tokenizer(), tmp_path / "student")
+    checkpoints.save(student, tiny_tokenizer(), tmp_path / "student")
     assert (tmp_path / "student" / "bert.py").read_text() == Path("filbert/bert.py").read_text()
     said = ask_a_stranger(tmp_path / "student", "trust", tmp_path)
     torch.testing.assert_close(torch.tensor(said["logits"]), torch.tensor(ours(student)))
-    torch.testing.assert_close(torch.tensor(ours(students.load(tmp_path / "student"))), torch.tensor(ours(student)))
+    torch.testing.assert_close(
+        torch.tensor(ours(checkpoints.load_model(tmp_path / "student"))), torch.tensor(ours(student))
+    )
 
 
 def test_a_student_has_the_checkpoints_layers(checkpoint: Path) -> None:
     weights = load_file(checkpoint / "model.safetensors")
-    student = students.new_student(checkpoint, SST2, students.StudentConfig((1, 0, 1))).state_dict()
+    student = checkpoints.new_student(checkpoint, SST2, checkpoints.StudentConfig((1, 0, 1))).state_dict()
     for new, old in enumerate((1, 0, 1)):
         name = "attention.self.key.weight"
         assert torch.equal(student[f"bert.encoder.layer.{new}.{name}"], weights[f"encoder.layer.{old}.{name}"])
@@ -80,19 +83,19 @@ def test_a_student_has_the_checkpoints_layers(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("layers", [(0, 2), (-1,), ()])
 def test_layers_the_checkpoint_lacks_are_refused(checkpoint: Path, layers: tuple[int, ...]) -> None:
-    with pytest.raises(students.ShapeError, match="expected numbers from 0 to 1"):
-        students.new_student(checkpoint, SST2, students.StudentConfig(layers))
+    with pytest.raises(checkpoints.ShapeError, match="expected numbers from 0 to 1"):
+        checkpoints.new_student(checkpoint, SST2, checkpoints.StudentConfig(layers))
 
 
 def test_a_checkpoint_that_is_no_bert_can_teach_but_not_be_cut(tmp_path: Path) -> None:
     shape = DistilBertConfig(dim=16, n_layers=2, n_heads=4, hidden_dim=32, vocab_size=40)
     DistilBertModel(shape).save_pretrained(tmp_path)
-    teacher = students.new_teacher(tmp_path, SST2)
+    teacher = checkpoints.new_teacher(tmp_path, SST2)
     assert teacher.config.num_labels == 2
     with pytest.raises(
-        students.ShapeError, match="expected a BERT-shaped checkpoint to cut a student from, got distilbert"
+        checkpoints.ShapeError, match="expected a BERT-shaped checkpoint to cut a student from, got distilbert"
     ):
-        students.new_student(tmp_path, SST2, students.StudentConfig((0,)))
+        checkpoints.new_student(tmp_path, SST2, checkpoints.StudentConfig((0,)))
 
 
 def test_tensorflows_names_are_understood(checkpoint: Path, tmp_path: Path) -> None:
@@ -102,13 +105,13 @@ def test_tensorflows_names_are_understood(checkpoint: Path, tmp_path: Path) -> N
     renamed = {re.sub(r"LayerNorm\.(\w+)$", lambda m: f"LayerNorm.{names[m[1]]}", n): v for n, v in weights.items()}
     assert renamed.keys() != weights.keys()
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
-    shape = students.StudentConfig((1, 0))
-    one, two = (students.new_student(path, SST2, shape).state_dict() for path in (folder, checkpoint))
+    shape = checkpoints.StudentConfig((1, 0))
+    one, two = (checkpoints.new_student(path, SST2, shape).state_dict() for path in (folder, checkpoint))
     assert all(torch.equal(one[name], two[name]) for name in one if not name.startswith("classifier."))
 
 
 def test_missing_weights_are_refused_not_invented(checkpoint: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(checkpoint, tmp_path / "checkpoint")
     BertConfig.from_pretrained(folder, num_hidden_layers=3).save_pretrained(folder)
-    with pytest.raises(students.ShapeError, match=r"weights lack bert\.encoder\.layer\.0"):
-        students.new_student(folder, SST2, students.StudentConfig((2,)))
+    with pytest.raises(checkpoints.ShapeError, match=r"weights lack bert\.encoder\.layer\.0"):
+        checkpoints.new_student(folder, SST2, checkpoints.StudentConfig((2,)))

@@ -6,10 +6,10 @@ import torch
 from conftest import tiny_config
 from transformers import BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM
 
-from filbert import data
-from filbert.pruning import Kept
-from filbert.students import ShapeError
-from filbert.subclone import Part, strongest_part, subclone
+from filbert.data import batches
+from filbert.models.checkpoints import ShapeError
+from filbert.models.pruning import KeptUnits
+from filbert.models.subcloning import SubcloneSelection, select_units, subclone
 
 
 @pytest.fixture
@@ -19,18 +19,18 @@ def model() -> BertForMaskedLM:
 
 
 @pytest.fixture
-def some(encoded: data.Encoded) -> data.Batch:
+def some(encoded: batches.TokenizedDataset) -> batches.Batch:
     return encoded.batch(np.arange(16))
 
 
-def clone(model: BertForMaskedLM, part: Part) -> BertForMaskedLM:
+def clone(model: BertForMaskedLM, part: SubcloneSelection) -> BertForMaskedLM:
     table, bias = model.get_input_embeddings().weight.detach(), torch.arange(float(model.config.vocab_size))
     return subclone(model, part, table[:, part.states], bias, 0).eval()
 
 
-def test_the_whole_is_the_same_model(model: BertForMaskedLM, some: data.Batch) -> None:
+def test_the_whole_is_the_same_model(model: BertForMaskedLM, some: batches.Batch) -> None:
     shape = model.config
-    part = strongest_part(
+    part = select_units(
         model, shape.num_hidden_layers, shape.hidden_size, shape.num_attention_heads, shape.intermediate_size, some
     )
     assert part.layers == list(range(shape.num_hidden_layers))
@@ -40,7 +40,7 @@ def test_the_whole_is_the_same_model(model: BertForMaskedLM, some: data.Batch) -
         assert torch.allclose(whole, model(some.ids, some.mask).logits, atol=1e-4)
 
 
-def test_heads_and_neurons_that_say_nothing_go(model: BertForMaskedLM, some: data.Batch) -> None:
+def test_heads_and_neurons_that_say_nothing_go(model: BertForMaskedLM, some: batches.Batch) -> None:
     shape = model.config
     size = shape.hidden_size // shape.num_attention_heads
     silent = [i % 2 for i in range(shape.num_hidden_layers)]  # one head of each layer, and every second neuron
@@ -51,7 +51,7 @@ def test_heads_and_neurons_that_say_nothing_go(model: BertForMaskedLM, some: dat
             layer.intermediate.dense.weight[odd::2] = 0
             layer.intermediate.dense.bias[odd::2] = 0
     heads, neurons = shape.num_attention_heads - 1, shape.intermediate_size // 2
-    found = strongest_part(model, shape.num_hidden_layers, heads * size, heads, neurons, some)
+    found = select_units(model, shape.num_hidden_layers, heads * size, heads, neurons, some)
     for kept, odd in zip(found.inner, silent, strict=True):
         assert odd not in kept.heads.tolist()
         assert kept.neurons.tolist() == list(range(1 - odd, shape.intermediate_size, 2))
@@ -62,7 +62,7 @@ def test_what_is_kept_is_copied(model: BertForMaskedLM) -> None:
     size = model.config.hidden_size // model.config.num_attention_heads
     assert size == len(states)
     columns = torch.arange(size, 2 * size)
-    made = clone(model, Part([1], states, [Kept(heads, neurons)]))
+    made = clone(model, SubcloneSelection([1], states, [KeptUnits(heads, neurons)]))
     assert (made.config.hidden_size, made.config.num_attention_heads, made.config.intermediate_size) == (4, 1, 3)
     ours, theirs = made.bert.encoder.layer[0], model.bert.encoder.layer[1]
     for name in ("query", "key", "value"):
@@ -90,11 +90,11 @@ def test_what_is_kept_is_copied(model: BertForMaskedLM) -> None:
         assert torch.equal(a, b)
 
 
-def test_a_part_that_is_not_there_is_refused(model: BertForMaskedLM, some: data.Batch) -> None:
+def test_a_part_that_is_not_there_is_refused(model: BertForMaskedLM, some: batches.Batch) -> None:
     with pytest.raises(ShapeError, match=r"expected a part of the checkpoint: at most .* got 99 layers"):
-        strongest_part(model, 99, 4, 1, 8, some)
+        select_units(model, 99, 4, 1, 8, some)
     with pytest.raises(ShapeError, match=r"in heads of 4 .* a width of 6 in 1 heads"):
-        strongest_part(model, 1, 6, 1, 8, some)
+        select_units(model, 1, 6, 1, 8, some)
     other = DistilBertForMaskedLM(DistilBertConfig(vocab_size=40, dim=8, n_heads=2, n_layers=1, hidden_dim=16))
     with pytest.raises(ShapeError, match="expected a BERT-shaped checkpoint, got distilbert"):
-        strongest_part(other, 1, 4, 1, 8, some)
+        select_units(other, 1, 4, 1, 8, some)

@@ -1,4 +1,4 @@
-"""Tagged rows through the whole chain: CoNLL files, words and their pieces, entity F1, cached words of each piece, students."""
+"""Tagged rows through the whole chain: CoNLL files, words and their tokens, entity F1, cached words of each token, students."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,25 +11,30 @@ from seqeval.metrics import f1_score
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForTokenClassification, BertForTokenClassification, BertModel, PreTrainedTokenizerFast
 
-from filbert import FilbertError, cache, data, fill, metrics, prepare, rows, students, tables, tasks
-from filbert.layerwise import Depth
+from filbert import FilbertError
+from filbert.cache import build, read
+from filbert.data import arrow, batches, prepare, readers, tasks
+from filbert.data.sources import Source, fetch_task
+from filbert.evaluation import metrics
 from filbert.methods import bilstm, bilstm_hard, finetune, kd, rosita, theseus
-from filbert.recurrent import EpochsConfig, ShapeConfig
-from filbert.replacing import Config as TheseusConfig
-from filbert.rounds import RoundsConfig, TargetConfig
-from filbert.sources import Source, fetch_task
-from filbert.study import Study
-from filbert.tracking import Recorder, read_history
-from filbert.train import FitConfig
+from filbert.methods.context import MethodContext
+from filbert.methods.recurrent import EpochsConfig, ShapeConfig
+from filbert.methods.replacing import Config as TheseusConfig
+from filbert.methods.rounds import RoundsConfig, TargetConfig
+from filbert.models import checkpoints
+from filbert.tracking.history import read_history
+from filbert.tracking.recording import RunRecorder
+from filbert.training.layerwise import LayerMap
+from filbert.training.loop import TrainingConfig
 
 TASK = replace(tasks.find("wikiann"), languages=("en", "de"))
 NAMES = {"dog": "B-PER", "cat": "B-PER", "movie": "B-LOC", "plot": "B-LOC"}
-FIT = FitConfig(4, 8, 5e-3, 0.0, "cosine", 0.0, 1.0, validations=2, patience=2)
-ENCODE = data.EncodeConfig(16)
+FIT = TrainingConfig(4, 8, 5e-3, 0.0, "cosine", 0.0, 1.0, validations=2, patience=2)
+ENCODE = batches.TokenizerConfig(16)
 
 
 def write_conll(folder: Path, language: str, count: int, seed: int) -> None:
-    """Sentences in which some words are names; a name may go on with `long`, and `dogs` and `cats` are two pieces."""
+    """Sentences in which some words are names; a name may go on with `long`, and `dogs` and `cats` are two tokens."""
     draw, seen = np.random.default_rng(seed), set()
     (folder / language).mkdir(parents=True, exist_ok=True)
     while len(seen) < count:
@@ -75,17 +80,19 @@ def tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def study(tmp_path: Path, prepared: prepare.Prepared, tagger: Path, checkpoint: Path, recorder: Recorder) -> Study:
-    split = {name: data.encode(table, TASK, tiny_tokenizer(), ENCODE) for name, table in prepared.tables.items()}
-    config = cache.CacheConfig("float16", batch_size=8, shard_mb=1, budget_gb=1, verify_rows=8, tolerance=0.05)
-    key, columns = cache.fingerprint(tagger, ENCODE, config, CPU), ("tags", "tagged", "hidden.0", "hidden.2")
-    fill.fill(tmp_path / "cache", students.load(tagger), prepared.tables["train"],
-              lambda table: data.encode(table, TASK, tiny_tokenizer(), ENCODE), columns, key, config, CPU)  # fmt: skip
-    opened = cache.Cache([tmp_path / "cache"], key)
-    opened.verify(split["train"].part(np.arange(8)), columns, students.load(tagger), config, CPU)
-    return Study(
+def study(
+    tmp_path: Path, prepared: prepare.Prepared, tagger: Path, checkpoint: Path, recorder: RunRecorder
+) -> MethodContext:
+    split = {name: batches.tokenize(table, TASK, tiny_tokenizer(), ENCODE) for name, table in prepared.tables.items()}
+    config = read.CacheConfig("float16", batch_size=8, shard_mb=1, budget_gb=1, verify_rows=8, tolerance=0.05)
+    key, columns = read.cache_fingerprint(tagger, ENCODE, config, CPU), ("tags", "tagged", "hidden.0", "hidden.2")
+    build.build_cache(tmp_path / "cache", checkpoints.load_model(tagger), prepared.tables["train"],
+              lambda table: batches.tokenize(table, TASK, tiny_tokenizer(), ENCODE), columns, key, config, CPU)  # fmt: skip
+    opened = read.TeacherCache([tmp_path / "cache"], key)
+    opened.verify(split["train"].part(np.arange(8)), columns, checkpoints.load_model(tagger), config, CPU)
+    return MethodContext(
         TASK, split["train"], split["validation"], split["train"].part(np.arange(0)), checkpoint, tagger,
-        students.StudentConfig((0,)), Depth(1, 2), opened, config, tmp_path, None, 1, CPU, tmp_path / ".scratch" / "study",
+        checkpoints.StudentConfig((0,)), LayerMap(1, 2), opened, config, tmp_path, None, 1, CPU, tmp_path / ".scratch" / "study",
         recorder,
     )  # fmt: skip
 
@@ -97,7 +104,7 @@ def test_languages_are_one_training_set_and_a_test_each(prepared: prepare.Prepar
     for text, label in zip(train["sentence"].to_pylist(), train["label"].to_pylist(), strict=True):
         assert [TASK.labels[tag] for tag in label] == tags(text.split())
         assert ":" not in text
-    assert rows.digest(train) != rows.digest(train.slice(1))
+    assert arrow.rows_digest(train) != arrow.rows_digest(train.slice(1))
 
 
 @pytest.mark.parametrize(
@@ -112,19 +119,19 @@ def test_languages_are_one_training_set_and_a_test_each(prepared: prepare.Prepar
 )
 def test_a_broken_sentence_is_named(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "train_en.txt").write_text(text)
-    with pytest.raises(tables.RowError, match=said):
-        list(tables.read(tmp_path, "train_en", TASK))
+    with pytest.raises(readers.RowError, match=said):
+        list(readers.read_rows(tmp_path, "train_en", TASK))
 
 
 def test_sentences_are_read_as_conll_has_them(tmp_path: Path) -> None:
     """Empty lines in a row, no last newline, columns by spaces with the tag last, a document mark, a space within a word."""
     text = "-DOCSTART- O\n\n\nthe NN O\ncat NN B-PER\n\n\n\nNew\xa0York\tB-LOC\nlong\tI-LOC"
     (tmp_path / "train.conll").write_text(text)
-    found = list(tables.read(tmp_path, "train", replace(TASK, languages=())))
+    found = list(readers.read_rows(tmp_path, "train", replace(TASK, languages=())))
     assert [(row["sentence"], [TASK.labels[tag] for tag in row["label"]]) for row in found] == [
         ("the cat", ["O", "B-PER"]), ("NewYork long", ["B-LOC", "I-LOC"])
     ]  # fmt: skip
-    assert not list(tables.read(_empty(tmp_path), "train", replace(TASK, languages=())))
+    assert not list(readers.read_rows(_empty(tmp_path), "train", replace(TASK, languages=())))
 
 
 def _empty(folder: Path) -> Path:
@@ -134,16 +141,16 @@ def _empty(folder: Path) -> Path:
 
 def test_lists_of_words_and_tags_are_read_too(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"tokens": ["the", "cat"], "ner_tags": [0, 1]}\n')
-    (row,) = tables.read(tmp_path, "train", replace(TASK, languages=()))
+    (row,) = readers.read_rows(tmp_path, "train", replace(TASK, languages=()))
     assert (row["sentence"], row["label"]) == ("the cat", (0, 1))
     (tmp_path / "train.jsonl").write_text('{"tokens": ["the", "cat"], "ner_tags": [0]}\n')
-    with pytest.raises(tables.RowError, match="expected words and as many tags"):
-        list(tables.read(tmp_path, "train", replace(TASK, languages=())))
+    with pytest.raises(readers.RowError, match="expected words and as many tags"):
+        list(readers.read_rows(tmp_path, "train", replace(TASK, languages=())))
     (tmp_path / "train.jsonl").write_text('{"tokens": [], "ner_tags": []}\n{"tokens": ["a"], "ner_tags": [0]}\n')
-    assert [row["idx"] for row in tables.read(tmp_path, "train", replace(TASK, languages=()))] == [1]
+    assert [row["idx"] for row in readers.read_rows(tmp_path, "train", replace(TASK, languages=()))] == [1]
     (tmp_path / "train.jsonl").write_text('{"tokens": ["the", "cat"], "ner_tags": [5, -1]}\n')
-    with pytest.raises(tables.RowError, match=r"word 2: expected a tag out of .*, got '-1'"):
-        list(tables.read(tmp_path, "train", replace(TASK, languages=())))
+    with pytest.raises(readers.RowError, match=r"word 2: expected a tag out of .*, got '-1'"):
+        list(readers.read_rows(tmp_path, "train", replace(TASK, languages=())))
 
 
 def sentence_piece() -> PreTrainedTokenizerFast:
@@ -163,22 +170,22 @@ def sentence_piece() -> PreTrainedTokenizerFast:
 def test_a_tag_is_at_the_first_piece_of_its_word(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "train.conll").write_text("the\tO\ncats\tB-PER\nlong\tI-PER\nand\tO\ndogs\tB-LOC\n")
     table = _table(tmp_path)
-    encoded = data.encode(table, TASK, make(), ENCODE)
+    encoded = batches.tokenize(table, TASK, make(), ENCODE)
     batch = encoded.batch(np.array([0]))
-    pieces = make().convert_ids_to_tokens(batch.ids[0].tolist())
-    at = {int(label): piece for label, piece in zip(batch.label[0], pieces, strict=True) if label > 0}
-    assert {TASK.labels[tag]: piece.strip("▁#") for tag, piece in at.items()}.keys() == {"B-PER", "I-PER", "B-LOC"}
+    tokens = make().convert_ids_to_tokens(batch.ids[0].tolist())
+    at = {int(label): token for label, token in zip(batch.label[0], tokens, strict=True) if label > 0}
+    assert {TASK.labels[tag]: token.strip("▁#") for tag, token in at.items()}.keys() == {"B-PER", "I-PER", "B-LOC"}
     assert (batch.label >= 0).sum() == 5
     assert batch.label[0, 0] == batch.label[0, -1] == -1
-    cut = data.encode(table, TASK, make(), data.EncodeConfig(5)).batch(np.array([0]))
+    cut = batches.tokenize(table, TASK, make(), batches.TokenizerConfig(5)).batch(np.array([0]))
     assert 1 <= (cut.label >= 0).sum() < 5
 
 
 def _table(folder: Path):  # type: ignore[no-untyped-def]
     import pyarrow as pa
 
-    found = list(tables.read(folder, "train", replace(TASK, languages=())))
-    return pa.Table.from_pylist(found, schema=rows.schema(TASK))
+    found = list(readers.read_rows(folder, "train", replace(TASK, languages=())))
+    return pa.Table.from_pylist(found, schema=arrow.row_schema(TASK))
 
 
 def test_entity_f1_is_seqevals(prepared: prepare.Prepared) -> None:
@@ -186,7 +193,7 @@ def test_entity_f1_is_seqevals(prepared: prepare.Prepared) -> None:
     draw = np.random.default_rng(0)
     table = prepared.tables["train"]
     for length in (16, 6):
-        encoded = data.encode(table, TASK, tiny_tokenizer(), data.EncodeConfig(length))
+        encoded = batches.tokenize(table, TASK, tiny_tokenizer(), batches.TokenizerConfig(length))
         for share in (0.0, 0.3, 1.0):
             guess = np.where(
                 draw.random(len(encoded.label)) < share, draw.integers(0, 7, len(encoded.label)), encoded.label
@@ -207,24 +214,24 @@ def test_entity_f1_is_seqevals(prepared: prepare.Prepared) -> None:
             assert (found["score"] == 1.0) == (share == 0.0 and length == 16)
 
 
-def test_logits_come_back_row_by_row(study: Study) -> None:
-    model = students.load(study.teacher)
-    found = students.logits(model, study.train, 7, CPU)
+def test_logits_come_back_row_by_row(study: MethodContext) -> None:
+    model = checkpoints.load_model(study.teacher)
+    found = checkpoints.predict_logits(model, study.train, 7, CPU)
     assert found.shape == (len(study.train.ids), 7)
     for i in (0, 5, len(study.train) - 1):
-        alone = students.ask(model, study.train.batch(np.array([i]))).logits[0].detach().numpy()
+        alone = checkpoints.forward_batch(model, study.train.batch(np.array([i]))).logits[0].detach().numpy()
         np.testing.assert_allclose(found[study.train.offsets[i] : study.train.offsets[i + 1]], alone, atol=1e-5)
-    said = study.taught(["logits", "pooled"]).batch(np.array([5, 0]))
-    live = students.ask(model, said, states=True)
+    said = study.with_targets(["logits", "pooled"]).batch(np.array([5, 0]))
+    live = checkpoints.forward_batch(model, said, states=True)
     real = said.mask
     assert torch.allclose(said.teacher["logits"][real], live.logits[real].float(), atol=0.2)
     assert torch.allclose(said.teacher["pooled"][real].float(), live.hidden_states[-1][real], atol=0.2)
 
 
-def test_part_and_joined_keep_tags_with_their_rows(study: Study) -> None:
+def test_part_and_joined_keep_tags_with_their_rows(study: MethodContext) -> None:
     order = np.array([7, 2, 11])
     part = study.train.part(order)
-    both = data.joined(part, study.train.part(np.array([3])))
+    both = batches.concatenate(part, study.train.part(np.array([3])))
     for i, row in enumerate([*order, 3]):
         one, other = both.batch(np.array([i])), study.train.batch(np.array([row]))
         assert torch.equal(one.ids, other.ids)
@@ -247,15 +254,15 @@ def test_part_and_joined_keep_tags_with_their_rows(study: Study) -> None:
         ),
     ],
 )
-def test_students_tag_and_load_as_transformers_own(study: Study, tmp_path: Path, method, config) -> None:  # type: ignore[no-untyped-def]
+def test_students_tag_and_load_as_transformers_own(study: MethodContext, tmp_path: Path, method, config) -> None:  # type: ignore[no-untyped-def]
     student = method.compress(study, config).eval()
     best = [line["best"] for line in read_history(study.recorder.history) if "best" in line]
     assert best
-    students.save(student, tiny_tokenizer(), tmp_path / "student")
-    again = students.load(tmp_path / "student")
+    checkpoints.save(student, tiny_tokenizer(), tmp_path / "student")
+    again = checkpoints.load_model(tmp_path / "student")
     batch = study.train.batch(np.arange(3))
     with torch.no_grad():
-        ours, theirs = students.ask(student, batch).logits, students.ask(again, batch).logits
+        ours, theirs = checkpoints.forward_batch(student, batch).logits, checkpoints.forward_batch(again, batch).logits
     assert ours.shape == (*batch.ids.shape, 7)
     assert torch.allclose(ours[batch.mask], theirs[batch.mask], atol=1e-5)
     assert again.config.id2label[1] == "B-PER"
@@ -264,17 +271,17 @@ def test_students_tag_and_load_as_transformers_own(study: Study, tmp_path: Path,
         assert type(plain) is BertForTokenClassification
 
 
-def test_a_student_learns_to_tag(study: Study) -> None:
+def test_a_student_learns_to_tag(study: MethodContext) -> None:
     long = replace(FIT, epochs=40, learning_rate=1e-2)
     student = finetune.compress(study, finetune.Config(long))
-    found = metrics.scores_on(TASK, students.logits(student, study.validation, 8, CPU), study.validation)
+    found = metrics.scores_on(TASK, checkpoints.predict_logits(student, study.validation, 8, CPU), study.validation)
     assert found["entity_f1"] > 0.9
 
 
-def test_the_teacher_is_any_tagger_and_references_are_refused(checkpoint: Path, study: Study) -> None:
-    assert isinstance(students.new_teacher(checkpoint, TASK), BertForTokenClassification)
+def test_the_teacher_is_any_tagger_and_references_are_refused(checkpoint: Path, study: MethodContext) -> None:
+    assert isinstance(checkpoints.new_teacher(checkpoint, TASK), BertForTokenClassification)
     assert isinstance(BertModel.from_pretrained(checkpoint), BertModel)
-    from filbert.reference_bert import ReferenceForSequenceClassification
+    from filbert.models.reference_bert import ReferenceForSequenceClassification
 
     with pytest.raises(FilbertError, match="has no head for rows of kind tagging"):
         study.student_of(ReferenceForSequenceClassification, reference_size=16)

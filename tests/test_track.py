@@ -6,11 +6,12 @@ import mlflow
 import pytest
 from test_report import CONFIG, details, figures
 
-from filbert import compared, records
-from filbert.figures import gather
-from filbert.files import write_json
-from filbert.runs import Runs
-from filbert.tracking import stage_run
+from filbert.evaluation import mlflow_records
+from filbert.evaluation.results import load_results
+from filbert.runtime.files import write_json
+from filbert.tracking import run_fields
+from filbert.tracking.mlflow_store import MlflowStore
+from filbert.tracking.recording import stage_run
 from stages.track import track
 
 SCORES = {"teacher": (0.9,), "finetune": (0.80, 0.81, 0.805), "kd": (0.85, 0.86, 0.855)}
@@ -24,11 +25,11 @@ def folder(tmp_path: Path, store: Path) -> Path:
             stage = {"stage": "teach", "task": "sst2"} if student == "teacher" else {
                 "stage": "distill", "task": "sst2", "method": student, "seed": str(seed)}  # fmt: skip
             phase = {"last/batch_size": 8, "last/learning_rate": 1e-3} if student == "kd" else {}
-            made_with = {**stage, "rows": "r", "first/batch_size": 4, "first/learning_rate": 1e-4, **phase}
+            provenance = {**stage, "rows": "r", "first/batch_size": 4, "first/learning_rate": 1e-4, **phase}
             write_json(tmp_path / f"m/sst2/{student}/{seed}.json", figures(score, 500_000))
-            write_json(tmp_path / f"d/sst2/{student}/{seed}.json", details(made_with=made_with))
+            write_json(tmp_path / f"d/sst2/{student}/{seed}.json", details(provenance=provenance))
             if student == "kd":
-                write_json(tmp_path / f"s/kd/{seed}/made_with.json", made_with)
+                write_json(tmp_path / f"s/kd/{seed}/provenance.json", provenance)
                 line = f'{{"phase": "last", "step": 10, "time": {1.7e9 + seed}, "loss": {seed / 2}}}\n'
                 (tmp_path / f"s/kd/{seed}/history.jsonl").write_text(line)
     (tmp_path / "params.yaml").write_text(
@@ -85,15 +86,15 @@ def test_an_aggregate_is_the_mean_over_seeds_and_runs_of_all_methods_bear_the_sa
 
 
 def test_what_a_stage_logged_is_found_again_and_told_its_share_of_the_teacher(folder: Path) -> None:
-    lines = gather(folder / "m", folder / "d")
+    lines = load_results(folder / "m", folder / "d")
     kd = next(line for line in lines if line.student == "kd")
-    tags, made_with = {"task": "sst2", "method": "kd", "seed": "1"}, kd.details[0]["made_with"]
-    with stage_run("evaluate", params={}, tags=tags, hashes={}, scratch=Path(".scratch"), of=made_with) as recorder:
-        shown = {"score": compared.score(kd.figures[0]), **compared.costs(kd.figures[0])}
+    tags, provenance = {"task": "sst2", "method": "kd", "seed": "1"}, kd.details[0]["provenance"]
+    with stage_run("evaluate", params={}, tags=tags, hashes={}, scratch=Path(".scratch"), of=provenance) as recorder:
+        shown = {"score": run_fields.test_score(kd.figures[0]), **run_fields.cost_fields(kd.figures[0])}
         recorder.student({"embedding": 4, "lstm": 8, "hidden": 16}, shown)
     for _ in range(2):
-        for record in records.aggregates(lines, folder / "m", CONFIG):
-            Runs().write(record)
+        for record in mlflow_records.aggregates(lines, folder / "m", CONFIG):
+            MlflowStore().write(record)
         found = everything()
         assert len(found) == 1 + 1 + 3  # evaluations that are not there are not made
         metrics = found["evaluate/sst2/kd/1"].data.metrics

@@ -13,10 +13,11 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from filbert import records
-from filbert.files import write_json
-from filbert.runs import Runs
-from filbert.tracking import curve, flat, read_history, stage_run, steps
+from filbert.evaluation import mlflow_records
+from filbert.runtime.files import write_json
+from filbert.tracking.history import count_steps, read_history, validation_curve
+from filbert.tracking.mlflow_store import MlflowStore
+from filbert.tracking.recording import flatten, stage_run
 
 
 def runs() -> dict[str, mlflow.entities.Run]:
@@ -70,7 +71,7 @@ def test_stages_are_nested_runs_with_params_tags_and_points(
 
 
 def test_pipeline_runs_that_two_machines_make_at_once_are_one(monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
-    one, other = Runs(), Runs()
+    one, other = MlflowStore(), MlflowStore()
     create, first = one.client.create_run, []
 
     def late(*words, **named):  # type: ignore[no-untyped-def]
@@ -209,10 +210,10 @@ def test_a_server_killed_while_a_stage_runs_loses_nothing(
     assert (runs()["distill/sst2/kd/1"].info.status, len(runs())) == ("RUNNING", 2)
     student = tmp_path / "students" / "1"
     student.mkdir(parents=True)
-    write_json(student / "made_with.json", recorder.made_with)
+    write_json(student / "provenance.json", recorder.provenance)
     (student / "history.jsonl").write_text(recorder.history.read_text())
-    (record,) = records.trainings([tmp_path / "students"], [])
-    assert not Runs().write(record)
+    (record,) = mlflow_records.trainings([tmp_path / "students"], [])
+    assert not MlflowStore().write(record)
     run = runs()["distill/sst2/kd/1"]
     assert (run.info.status, len(runs())) == ("FINISHED", 2)
     assert points(run.info.run_id, "train/loss") == said(student / "history.jsonl", "loss")
@@ -251,10 +252,10 @@ def test_histories_are_rewound_summed_and_survive_a_cut_line(tmp_path: Path, rec
     ]
     with recorder.history.open("a") as stream:
         stream.write('{"phase": "tw')
-    assert steps(recorder.history) == 15
-    assert curve(recorder.history)[-1] == {"phase": "two", "step": 5, "score": 0.5}
+    assert count_steps(recorder.history) == 15
+    assert validation_curve(recorder.history)[-1] == {"phase": "two", "step": 5, "score": 0.5}
 
 
 def test_flat() -> None:
-    assert flat({"a": {"b": {"c": 1}}, "d": [2]}) == {"a/b/c": 1, "d": [2]}
-    assert json.dumps(flat({})) == "{}"
+    assert flatten({"a": {"b": {"c": 1}}, "d": [2]}) == {"a/b/c": 1, "d": [2]}
+    assert json.dumps(flatten({})) == "{}"

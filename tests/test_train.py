@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from filbert import data, losses, students, tasks
-from filbert.tracking import Recorder, read_history, steps
-from filbert.train import FitConfig, Fitted, TrainingError, fit, validate
+from filbert.data import batches, tasks
+from filbert.models import checkpoints
+from filbert.tracking.history import count_steps, read_history
+from filbert.tracking.recording import RunRecorder
+from filbert.training import losses
+from filbert.training.loop import TrainingConfig, TrainingError, TrainingResult, fit, validate
 
 SST2, CPU = tasks.find("sst2"), torch.device("cpu")
-CONFIG = FitConfig(epochs=3, batch_size=8, learning_rate=1e-3, warmup=0.1, decay="linear", weight_decay=0.01, clip=1.0,
+CONFIG = TrainingConfig(epochs=3, batch_size=8, learning_rate=1e-3, warmup=0.1, decay="linear", weight_decay=0.01, clip=1.0,
                    validations=6, patience=6)  # fmt: skip
 
 
@@ -22,18 +25,18 @@ class Killed(BaseException):
 
 
 def train(
-    checkpoint: Path, train: data.Encoded, validation: data.Encoded, recorder: Recorder, config: FitConfig = CONFIG,
+    checkpoint: Path, train: batches.TokenizedDataset, validation: batches.TokenizedDataset, recorder: RunRecorder, config: TrainingConfig = CONFIG,
     seed: int = 1, die_at: int = -1, every: float = 1e9, scratch: str = "scratch",
-) -> tuple[nn.Module, Fitted]:  # fmt: skip
+) -> tuple[nn.Module, TrainingResult]:  # fmt: skip
     torch.manual_seed(seed)
-    model, step = students.new_student(checkpoint, SST2, students.StudentConfig((0, 1))), 0
+    model, step = checkpoints.new_student(checkpoint, SST2, checkpoints.StudentConfig((0, 1))), 0
 
-    def loss(batch: data.Batch) -> Tensor:
+    def loss(batch: batches.Batch) -> Tensor:
         nonlocal step
         step += 1
         if step == die_at:
             raise Killed
-        return losses.classification(students.ask(model, batch).logits, batch.label)
+        return losses.cross_entropy(checkpoints.forward_batch(model, batch).logits, batch.label)
 
     score: Callable[[], dict[str, float]] = lambda: validate(model, SST2, validation, CPU)  # noqa: E731
     fitted = fit(model, loss, train, score, config, phase="p", seed=seed, device=CPU, scratch=Path(scratch),
@@ -45,7 +48,7 @@ def same(one: nn.Module, two: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
 
 
-def curve(recorder: Recorder) -> list[tuple[int, float | None, float | None]]:
+def curve(recorder: RunRecorder) -> list[tuple[int, float | None, float | None]]:
     return [(line["step"], line.get("loss"), line.get("validation_score")) for line in read_history(recorder.history)]
 
 
@@ -87,9 +90,9 @@ def test_a_checkpoint_of_other_settings_is_not_resumed(checkpoint, encoded, vali
 def test_a_checkpoint_of_a_stage_with_other_settings_is_not_resumed(
     checkpoint, encoded, validation, recorder, capsys
 ) -> None:  # type: ignore[no-untyped-def]
-    """What a loss closes over (a temperature, the teacher's words) is in the recorder's `made_with`."""
+    """What a loss closes over (a temperature, the teacher's words) is in the recorder's `provenance`."""
     for soft in (0.9, 0.1):
-        recorder.made_with = {"soft": soft, "teacher": "abc"}
+        recorder.provenance = {"soft": soft, "teacher": "abc"}
         with pytest.raises(Killed):
             train(checkpoint, encoded, validation, recorder, die_at=9, every=0)
     assert "made with other settings, data or start; beginning anew" in capsys.readouterr().err
@@ -100,11 +103,11 @@ def test_windows_go_on_with_the_rows_and_learning_rates_of_the_whole(checkpoint,
 
     def run(name: str, *windows: tuple[int, int] | None) -> list[tuple[int, ...]]:
         seen.clear()
-        model = students.new_student(checkpoint, SST2, students.StudentConfig((0,)))
+        model = checkpoints.new_student(checkpoint, SST2, checkpoints.StudentConfig((0,)))
 
-        def loss(batch: data.Batch) -> Tensor:
+        def loss(batch: batches.Batch) -> Tensor:
             seen.append(tuple(batch.ids.sum(1).tolist()))
-            return losses.classification(students.ask(model, batch).logits, batch.label)
+            return losses.cross_entropy(checkpoints.forward_batch(model, batch).logits, batch.label)
 
         for window in windows:
             fit(model, loss, encoded, dict, replace(CONFIG, validations=0), phase=name, seed=1, device=CPU, scratch=Path("w"),
@@ -117,7 +120,7 @@ def test_windows_go_on_with_the_rows_and_learning_rates_of_the_whole(checkpoint,
         p: {line["step"]: line["learning_rate"] for line in lines if line["phase"] == p} for p in ("whole", "parts")
     }
     assert rates["whole"].items() <= rates["parts"].items()
-    assert steps(recorder.history) == 2 * 27
+    assert count_steps(recorder.history) == 2 * 27
 
 
 def test_it_learns_and_keeps_the_best_weights(checkpoint, encoded, validation, recorder) -> None:  # type: ignore[no-untyped-def]

@@ -8,12 +8,24 @@ import pyarrow as pa
 import pytest
 from conftest import tiny_tokenizer
 
-from filbert import FilbertError, data, fill, rows, students, tasks
-from filbert.study import Study
-from filbert.tables import low_bits, text_hash
-from filbert.transfer import HeldOut, KeepConfig, Kept, Texts, TransferConfig, as_rows, sentences, texts_of
+from filbert import FilbertError
+from filbert.cache import build
+from filbert.data import arrow, batches, tasks
+from filbert.data.readers import low_bits, text_hash
+from filbert.methods.context import MethodContext
+from filbert.models import checkpoints
+from filbert.text.transfer import (
+    FilterConfig,
+    HeldOutRows,
+    Texts,
+    TransferConfig,
+    TransferFilter,
+    row_texts,
+    split_sentences,
+    to_rows,
+)
 
-CONFIG = KeepConfig(least_words=3, most_words=12, shingle=3, overlap=0.5, quoted=0.5, most=100)
+CONFIG = FilterConfig(min_words=3, max_words=12, shingle=3, overlap=0.5, quoted=0.5, most=100)
 FAR = ["The plot is thin but I liked the songs and the dog.", "A great deal of fun for all."]
 
 
@@ -23,7 +35,7 @@ def one(*texts: str) -> list[Texts]:
 
 def test_sentences_end_where_they_end() -> None:
     text = 'A fine film. "Really?" Yes!<br /><br />It cost 3.5 million\nand more'
-    assert list(sentences(text)) == ["A fine film.", '"Really?', "Yes!", "It cost 3.5 million", "and more"]
+    assert list(split_sentences(text)) == ["A fine film.", '"Really?', "Yes!", "It cost 3.5 million", "and more"]
 
 
 def test_nothing_held_out_gets_in() -> None:
@@ -36,10 +48,10 @@ def test_nothing_held_out_gets_in() -> None:
         "GREAT FUN",
     ]
     every = one(*close, *FAR, *held)
-    kept = Kept([], HeldOut(one(*held), 3), CONFIG)
+    kept = TransferFilter([], HeldOutRows(one(*held), 3), CONFIG)
     assert set(kept.sample("texts", lambda: every)) == set(one(*FAR))
     assert kept.counts == {"held out": 4, "of another length": 2, "kept texts": 2, "not drawn": 0}
-    kept = Kept([], HeldOut(one(*held), 3), CONFIG)
+    kept = TransferFilter([], HeldOutRows(one(*held), 3), CONFIG)
     assert list(kept.of("own", every)) == one(*FAR)
     assert kept.counts == {"held out": 6, "kept own": 2}
 
@@ -47,21 +59,25 @@ def test_nothing_held_out_gets_in() -> None:
 def test_a_text_that_quotes_a_held_out_row_tells_of_it() -> None:
     row = "The plot is thin and the cast is wasted on it."
     long = f"As my neighbour said to me yesterday on the stairs of our house, {row.lower()} But I for one did like the dog in it."
-    kept = Kept([], HeldOut(one(row), 3), CONFIG)
+    kept = TransferFilter([], HeldOutRows(one(row), 3), CONFIG)
     assert not list(kept.of("own", one(long)))
-    assert list(Kept([], HeldOut(one(row), 3), replace(CONFIG, quoted=1.0)).of("own", one(long))) == one(long)
+    assert list(TransferFilter([], HeldOutRows(one(row), 3), replace(CONFIG, quoted=1.0)).of("own", one(long))) == one(
+        long
+    )
 
 
 def test_a_held_out_pair_is_held_out_both_ways_where_the_task_is_symmetric() -> None:
     pair = ("the dog sleeps here", "a cat runs there now")
-    assert not list(Kept([], HeldOut([pair], 3, symmetric=True), CONFIG).of("own", [pair[::-1]]))
-    assert list(Kept([], HeldOut([pair], 3), CONFIG).of("own", [pair[::-1]])) == []  # its shingles give it away
-    assert list(Kept([], HeldOut([pair], 9), CONFIG).of("own", [pair[::-1]])) == [pair[::-1]]
+    assert not list(TransferFilter([], HeldOutRows([pair], 3, symmetric=True), CONFIG).of("own", [pair[::-1]]))
+    assert (
+        list(TransferFilter([], HeldOutRows([pair], 3), CONFIG).of("own", [pair[::-1]])) == []
+    )  # its shingles give it away
+    assert list(TransferFilter([], HeldOutRows([pair], 9), CONFIG).of("own", [pair[::-1]])) == [pair[::-1]]
 
 
 def test_each_text_is_kept_once_and_no_training_row_is() -> None:
     texts = [f"film number {i} was good" for i in (1, 2, 1, 3, 4)]
-    kept = Kept(one("Film number 4 was good!"), HeldOut([], 3), CONFIG)
+    kept = TransferFilter(one("Film number 4 was good!"), HeldOutRows([], 3), CONFIG)
     assert list(kept.of("own", one(*texts))) == one(texts[0], texts[1], texts[3])
     assert kept.counts["seen before"] == 2
 
@@ -69,8 +85,8 @@ def test_each_text_is_kept_once_and_no_training_row_is() -> None:
 def test_a_sample_is_drawn_from_all_of_a_text_whatever_its_order() -> None:
     texts = one(*(f"film number {i} was good" for i in range(200)))
     few = replace(CONFIG, most=20)
-    drawn = list(Kept([], HeldOut([], 3), few).sample("texts", lambda: texts))
-    other = list(Kept([], HeldOut([], 3), few).sample("texts", lambda: texts[::-1]))
+    drawn = list(TransferFilter([], HeldOutRows([], 3), few).sample("texts", lambda: texts))
+    other = list(TransferFilter([], HeldOutRows([], 3), few).sample("texts", lambda: texts[::-1]))
     assert len(drawn) == 20
     assert set(drawn) == set(other)
     assert 60 < np.mean([texts.index(text) for text in drawn]) < 140
@@ -80,10 +96,10 @@ def test_a_sample_is_drawn_from_all_of_a_text_whatever_its_order() -> None:
 def test_rows_are_the_tasks_without_a_label(name: str, none: int | None) -> None:
     task = tasks.find(name)
     texts = [tuple(f"text {i} of {column}" for column in task.columns) for i in range(3)]
-    table = pa.Table.from_pylist(list(as_rows(texts, task)), schema=rows.schema(task))
+    table = pa.Table.from_pylist(list(to_rows(texts, task)), schema=arrow.row_schema(task))
     assert table["idx"].to_pylist() == [low_bits(text_hash(*each), 31) for each in texts]
     assert table["hash"].to_pylist() == [text_hash(*each) for each in texts]
-    assert list(texts_of(table, task)) == texts
+    assert list(row_texts(table, task)) == texts
     label = table["label"].to_numpy()
     assert (label == none).all() if none else np.isnan(label).all()
 
@@ -100,7 +116,7 @@ def test_what_cannot_be_a_text_is_named() -> None:
         TransferConfig({"mrpc": ("imdb_reviews",)}, **keep).of(tasks.find("mrpc"))
 
 
-def test_rows_that_stay_are_asked_about_once(study: Study) -> None:
+def test_rows_that_stay_are_asked_about_once(study: MethodContext) -> None:
     """When more texts are taken, the teacher is asked about the new ones alone."""
     texts = one(
         *(
@@ -111,10 +127,10 @@ def test_rows_that_stay_are_asked_about_once(study: Study) -> None:
     )
 
     def asked(chosen: list[Texts]) -> int:
-        table = pa.Table.from_pylist(list(as_rows(chosen, study.task)), schema=rows.schema(study.task))
-        return fill.fill(
-            study.cache.folder, students.load(study.teacher), table,
-            lambda part: data.encode(part, study.task, tiny_tokenizer(), data.EncodeConfig(16)), ("logits",), study.cache.expected,
+        table = pa.Table.from_pylist(list(to_rows(chosen, study.task)), schema=arrow.row_schema(study.task))
+        return build.build_cache(
+            study.cache.folder, checkpoints.load_model(study.teacher), table,
+            lambda part: batches.tokenize(part, study.task, tiny_tokenizer(), batches.TokenizerConfig(16)), ("logits",), study.cache.expected,
             study.asking, study.device,
         )  # fmt: skip
 
@@ -122,6 +138,6 @@ def test_rows_that_stay_are_asked_about_once(study: Study) -> None:
 
 
 def test_why_rows_are_not_kept_is_counted() -> None:
-    kept = Kept([], HeldOut([], 3), CONFIG)
+    kept = TransferFilter([], HeldOutRows([], 3), CONFIG)
     list(kept.sample("texts", lambda: one("too short", "long " * 13, *FAR)))
     assert kept.counts == Counter({"of another length": 2, "kept texts": 2, "not drawn": 0})

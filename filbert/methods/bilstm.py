@@ -12,15 +12,15 @@ error too). Against it stand `bilstm_finetune`, the same shape without a teacher
 less of the teacher, `bilstm_stages` without unfreezing, and `bilstm_joint`.
 """
 
-from filbert.bilstm import BiLstmForSequenceClassification
-from filbert.recurrent import StagesConfig as Config
-from filbert.recurrent import columns, in_stages
-from filbert.study import Study
+from filbert.methods.context import MethodContext
+from filbert.methods.recurrent import StagesConfig as Config
+from filbert.methods.recurrent import columns, in_stages
+from filbert.models.bilstm import BiLstmForSequenceClassification
 
 __all__ = ["TRANSFER", "Config", "columns", "compress"]
 TRANSFER = True
 
 
-def compress(study: Study, config: Config) -> BiLstmForSequenceClassification:
+def compress(study: MethodContext, config: Config) -> BiLstmForSequenceClassification:
     """Representation, logits, labels."""
     return in_stages(study, config)

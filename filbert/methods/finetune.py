@@ -6,24 +6,24 @@ arXiv 2002.02925, table 2).
 
 from dataclasses import dataclass
 
-from filbert.bert import FilbertForSequenceClassification
-from filbert.layerwise import Depth
-from filbert.study import Study
-from filbert.train import FitConfig
+from filbert.methods.context import MethodContext
+from filbert.models.bert import FilbertForSequenceClassification
+from filbert.training.layerwise import LayerMap
+from filbert.training.loop import TrainingConfig
 
 
 @dataclass(frozen=True)
 class Config:
-    fit: FitConfig
+    fit: TrainingConfig
 
 
-def columns(depth: Depth) -> tuple[str, ...]:
+def columns(depth: LayerMap) -> tuple[str, ...]:
     """What the teacher must be asked: nothing."""
     return ()
 
 
-def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
+def compress(study: MethodContext, config: Config) -> FilbertForSequenceClassification:
     """Train a fresh student on the labels."""
     student = study.student()
-    study.fit(student, study.learn_labels(student), study.train, config.fit, phase="train")
+    study.fit(student, study.label_loss(student), study.train, config.fit, phase="train")
     return student

@@ -4,13 +4,13 @@ Soft targets are the teacher's logits at temperature T; their KL divergence, tim
 labels. The teacher's logits come from the cache: no teacher runs here.
 """
 
-from filbert.bert import FilbertForSequenceClassification
-from filbert.distilled import Config, columns, distil
-from filbert.study import Study
+from filbert.methods.context import MethodContext
+from filbert.methods.distilled import Config, columns, distil
+from filbert.models.bert import FilbertForSequenceClassification
 
 __all__ = ["Config", "columns", "compress"]
 
 
-def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
+def compress(study: MethodContext, config: Config) -> FilbertForSequenceClassification:
     """Learn labels and cached logits."""
     return distil(study, config)

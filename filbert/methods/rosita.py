@@ -7,15 +7,15 @@ there. Not the paper's: no augmentation yet. Against it stand `rosita_s1` to `ro
 `rosita_finetune`, the same shape without distillation; `rosita_transfer` learns from transfer rows too, as the paper's does.
 """
 
-from filbert.bert import FilbertForSequenceClassification
-from filbert.rounds import ThreeStagesConfig as Config
-from filbert.rounds import of_prediction as columns
-from filbert.rounds import three_stages
-from filbert.study import Study
+from filbert.methods.context import MethodContext
+from filbert.methods.rounds import ThreeStagesConfig as Config
+from filbert.methods.rounds import logits_only as columns
+from filbert.methods.rounds import three_stages
+from filbert.models.bert import FilbertForSequenceClassification
 
 __all__ = ["Config", "columns", "compress"]
 
 
-def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
+def compress(study: MethodContext, config: Config) -> FilbertForSequenceClassification:
     """Distil, shorten, narrow."""
     return three_stages(study, config)

@@ -2,27 +2,27 @@
 
 from dataclasses import dataclass
 
-from filbert.bert import FilbertForSequenceClassification
-from filbert.layerwise import Depth
-from filbert.rounds import TargetConfig, pruned_at_once, whole
-from filbert.study import Study
-from filbert.train import FitConfig
+from filbert.methods.context import MethodContext
+from filbert.methods.rounds import TargetConfig, pruned_at_once, teacher_as_student
+from filbert.models.bert import FilbertForSequenceClassification
+from filbert.training.layerwise import LayerMap
+from filbert.training.loop import TrainingConfig
 
 
 @dataclass(frozen=True)
 class Config:
     target: TargetConfig
-    importance: FitConfig
-    fit: FitConfig
+    importance: TrainingConfig
+    fit: TrainingConfig
 
 
-def columns(depth: Depth) -> tuple[str, ...]:
+def columns(depth: LayerMap) -> tuple[str, ...]:
     """Nothing of what the teacher says is used."""
     return ()
 
 
-def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
+def compress(study: MethodContext, config: Config) -> FilbertForSequenceClassification:
     """Cut at once, fine-tune."""
-    pruned = pruned_at_once(study, whole(study, config.target), config.target, config.importance)
-    study.fit(pruned, study.learn_labels(pruned), study.train, config.fit, "train")
+    pruned = pruned_at_once(study, teacher_as_student(study, config.target), config.target, config.importance)
+    study.fit(pruned, study.label_loss(pruned), study.train, config.fit, "train")
     return pruned

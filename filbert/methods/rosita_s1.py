@@ -2,28 +2,28 @@
 
 from dataclasses import dataclass
 
-from filbert.bert import FilbertForSequenceClassification
-from filbert.layerwise import Depth
-from filbert.rounds import TargetConfig, learn_states, pruned_at_once, states_of, whole
-from filbert.study import Study
-from filbert.train import FitConfig
+from filbert.methods.context import MethodContext
+from filbert.methods.rounds import TargetConfig, followed_states, pruned_at_once, state_loss, teacher_as_student
+from filbert.models.bert import FilbertForSequenceClassification
+from filbert.training.layerwise import LayerMap
+from filbert.training.loop import TrainingConfig
 
 
 @dataclass(frozen=True)
 class Config:
     target: TargetConfig
-    importance: FitConfig
-    fit: FitConfig
+    importance: TrainingConfig
+    fit: TrainingConfig
 
 
-def columns(depth: Depth) -> tuple[str, ...]:
+def columns(depth: LayerMap) -> tuple[str, ...]:
     """What the teacher must be asked: all states, for the target's depth says which."""
     return ("logits", *(f"hidden.{layer}" for layer in range(depth.teacher + 1)))
 
 
-def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
+def compress(study: MethodContext, config: Config) -> FilbertForSequenceClassification:
     """Cut at once, distil from the teacher."""
-    pruned = pruned_at_once(study, whole(study, config.target), config.target, config.importance)
-    rows = study.taught(["logits", *states_of(pruned.config.num_hidden_layers, study.depth.teacher)])
-    study.fit(pruned, learn_states(study, pruned, study.depth.teacher), rows, config.fit, "distil")
+    pruned = pruned_at_once(study, teacher_as_student(study, config.target), config.target, config.importance)
+    rows = study.with_targets(["logits", *followed_states(pruned.config.num_hidden_layers, study.depth.teacher)])
+    study.fit(pruned, state_loss(study, pruned, study.depth.teacher), rows, config.fit, "distil")
     return pruned

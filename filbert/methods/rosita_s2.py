@@ -2,30 +2,30 @@
 
 from dataclasses import dataclass
 
-from filbert.bert import FilbertForSequenceClassification
-from filbert.layerwise import Depth
-from filbert.rounds import TargetConfig, from_teacher, learn_states, pruned_at_once, second_teacher
-from filbert.study import Study
-from filbert.train import FitConfig
+from filbert.methods.context import MethodContext
+from filbert.methods.rounds import TargetConfig, from_teacher, pruned_at_once, second_teacher, state_loss
+from filbert.models.bert import FilbertForSequenceClassification
+from filbert.training.layerwise import LayerMap
+from filbert.training.loop import TrainingConfig
 
 
 @dataclass(frozen=True)
 class Config:
     target: TargetConfig
-    second_teacher: FitConfig
-    importance: FitConfig
-    fit: FitConfig
+    second_teacher: TrainingConfig
+    importance: TrainingConfig
+    fit: TrainingConfig
 
 
-def columns(depth: Depth) -> tuple[str, ...]:
+def columns(depth: LayerMap) -> tuple[str, ...]:
     """What the teacher must be asked; later stages ask earlier students."""
     return ("logits",)
 
 
-def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
+def compress(study: MethodContext, config: Config) -> FilbertForSequenceClassification:
     """Distil, cut at once, distil from the one that was cut."""
     student, layers = second_teacher(study, config.target, config.second_teacher), study.depth.teacher
     rows = from_teacher(study, student, config.target.layers or layers)
     pruned = pruned_at_once(study, student, config.target, config.importance)
-    study.fit(pruned, learn_states(study, pruned, layers), rows, config.fit, "distil")
+    study.fit(pruned, state_loss(study, pruned, layers), rows, config.fit, "distil")
     return pruned

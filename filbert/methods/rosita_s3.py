@@ -2,28 +2,28 @@
 
 from dataclasses import dataclass
 
-from filbert.bert import FilbertForSequenceClassification
-from filbert.layerwise import Depth
-from filbert.pruning import cut, everything
-from filbert.rounds import RoundsConfig, TargetConfig, pruned_in_width, second_teacher
-from filbert.study import Study
-from filbert.train import FitConfig
+from filbert.methods.context import MethodContext
+from filbert.methods.rounds import RoundsConfig, TargetConfig, pruned_in_width, second_teacher
+from filbert.models.bert import FilbertForSequenceClassification
+from filbert.models.pruning import keep_all, prune
+from filbert.training.layerwise import LayerMap
+from filbert.training.loop import TrainingConfig
 
 
 @dataclass(frozen=True)
 class Config:
     target: TargetConfig
-    second_teacher: FitConfig
+    second_teacher: TrainingConfig
     width: RoundsConfig
 
 
-def columns(depth: Depth) -> tuple[str, ...]:
+def columns(depth: LayerMap) -> tuple[str, ...]:
     """What the teacher must be asked; later stages ask earlier students."""
     return ("logits",)
 
 
-def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
+def compress(study: MethodContext, config: Config) -> FilbertForSequenceClassification:
     """Distil, shorten at once, narrow in rounds."""
     student = second_teacher(study, config.target, config.second_teacher)
-    shorter = cut(student, everything(student, config.target.layers))
+    shorter = prune(student, keep_all(student, config.target.layers))
     return pruned_in_width(study, shorter, student, config.target, config.width)

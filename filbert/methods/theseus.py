@@ -6,13 +6,13 @@ is said in replacing.py. Against it stand `finetune`, `kd` and `pkd` of the same
 `theseus_anti`, which differ in the schedule alone.
 """
 
-from filbert.bert import FilbertForSequenceClassification
-from filbert.replacing import Config, columns, replace_modules
-from filbert.study import Study
+from filbert.methods.context import MethodContext
+from filbert.methods.replacing import Config, columns, replace_modules
+from filbert.models.bert import FilbertForSequenceClassification
 
 __all__ = ["Config", "columns", "compress"]
 
 
-def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
+def compress(study: MethodContext, config: Config) -> FilbertForSequenceClassification:
     """Train the successors of the teacher's modules."""
     return replace_modules(study, config)

@@ -8,38 +8,38 @@ a share of the prediction loss.
 
 from dataclasses import dataclass
 
-from filbert.bert import FilbertForSequenceClassification
-from filbert.layerwise import Depth, Following
-from filbert.study import Study
-from filbert.train import FitConfig
+from filbert.methods.context import MethodContext
+from filbert.models.bert import FilbertForSequenceClassification
+from filbert.training.layerwise import LayerMap, LayerwiseLoss
+from filbert.training.loop import TrainingConfig
 
 
 @dataclass(frozen=True)
 class Config:
     attention: float  # weight of the attention terms; the paper's is 1
-    intermediate: FitConfig
+    intermediate: TrainingConfig
     temperature: float
-    soft: float  # weight of the teacher in the prediction phase; the labels have 1 - soft
-    prediction: FitConfig
+    teacher_weight: float  # weight of the teacher in the prediction phase; the labels have 1 - soft
+    prediction: TrainingConfig
 
 
-def columns(depth: Depth) -> tuple[str, ...]:
+def columns(depth: LayerMap) -> tuple[str, ...]:
     """What the teacher must be asked."""
     return depth.columns
 
 
-def compress(study: Study, config: Config) -> FilbertForSequenceClassification:
+def compress(study: MethodContext, config: Config) -> FilbertForSequenceClassification:
     """Train a fresh student on the teacher's states and attention, then on its logits."""
     student = study.student()
-    with Following(student, study.depth, study.cache.width("hidden.0"), config.attention) as following:
+    with LayerwiseLoss(student, study.depth, study.cache.width("hidden.0"), config.attention) as following:
         study.fit(
             student,
             following.loss,
-            study.taught(following.columns),
+            study.with_targets(following.columns),
             config.intermediate,
             "intermediate",
             beside=following,
         )
-    predict = study.learn_distilled(student, config.temperature, config.soft)
-    study.fit(student, predict, study.taught(["logits"]), config.prediction, "prediction")
+    predict = study.kd_loss(student, config.temperature, config.teacher_weight)
+    study.fit(student, predict, study.with_targets(["logits"]), config.prediction, "prediction")
     return student

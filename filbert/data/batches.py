@@ -1,0 +1,261 @@
+"""Arrow rows become batches: tokenised once, grouped by length, padded to the longest of their batch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import torch
+from tokenizers import Encoding
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from filbert.data.arrow import read_table
+from filbert.data.tasks import Task, TaskKind
+from filbert.models.reference_store import hash_terms
+
+BUCKET = 50  # batches whose rows are sorted by length together
+ROWS_AT_A_TIME = 16384  # rows whose tokens are Python lists at one time
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """How text becomes tokens."""
+
+    max_length: int  # tokens, special ones included; longer rows are cut
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows, padded. Masks are bool and false on padding."""
+
+    ids: Tensor  # [B, T] int64
+    types: Tensor  # [B, T] int64
+    mask: Tensor  # [B, T] bool
+    label: Tensor  # [B] int64, or float32 for regression; of tags [B, T] int64, -1 where a token begins no word
+    word: Tensor | None = None  # [B, T] int64: the number of the word a token begins, -1 where it begins none
+    targets: Mapping[str, Tensor] = field(default_factory=dict)  # what the cache holds on these rows, [B, …]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device) -> "Batch":
+        targets = {name: value.to(device, non_blocking=True) for name, value in self.targets.items()}
+        ids, types, mask, label = (
+            t.to(device, non_blocking=True) for t in (self.ids, self.types, self.mask, self.label)
+        )
+        word = None if self.word is None else self.word.to(device, non_blocking=True)
+        return Batch(ids, types, mask, label, word, targets)
+
+
+class TargetSource(Protocol):
+    """The teacher's words on the rows of one split: something that can be asked for the rows of a batch."""
+
+    def take(self, rows: np.ndarray, /) -> Mapping[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class TargetSubset:
+    """What a teacher says of some of the rows it was asked about."""
+
+    teacher: TargetSource
+    rows: np.ndarray
+
+    def take(self, at: np.ndarray) -> Mapping[str, Tensor]:
+        return self.teacher.take(self.rows[at])
+
+
+@dataclass(frozen=True)
+class TokenizedDataset:
+    """The rows of one split as tokens, ragged: row i is `ids[offsets[i]:offsets[i + 1]]`."""
+
+    ids: np.ndarray  # [tokens] uint32
+    types: np.ndarray  # [tokens] uint8
+    offsets: np.ndarray  # [N + 1] int64
+    label: np.ndarray  # [N] int64 or float32; of tags [words] int64, ragged: row i is `label[tags[i]:tags[i + 1]]`
+    idx: np.ndarray  # [N] int32
+    hash: np.ndarray  # [N] int64
+    pad: int
+    word: np.ndarray | None = None  # [tokens] int32, see Batch; None unless asked for
+    tags: np.ndarray | None = None  # [N + 1] int64; None unless rows are tagged
+    target_sources: tuple[TargetSource, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.idx)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def with_targets(self, *teachers: TargetSource) -> "TokenizedDataset":
+        """The same rows, whose batches also carry what the teachers say of them."""
+        return replace(self, target_sources=teachers)
+
+    def part(self, rows: np.ndarray) -> "TokenizedDataset":
+        """Some rows alone, in the order of `rows`, with what the teachers say of them."""
+        offsets, at = _ragged(self.offsets, rows)
+        tokens = {name: getattr(self, name)[at] for name in ("ids", "types")}
+        whole = {name: getattr(self, name)[rows] for name in ("idx", "hash")}
+        tags, labelled = (None, rows) if self.tags is None else _ragged(self.tags, rows)
+        word = None if self.word is None else self.word[at]
+        teachers = tuple(TargetSubset(teacher, rows) for teacher in self.target_sources)
+        return replace(
+            self,
+            **tokens,
+            **whole,
+            label=self.label[labelled],
+            offsets=offsets,
+            word=word,
+            tags=tags,
+            target_sources=teachers,
+        )
+
+    @property
+    def token_hashes(self) -> np.ndarray:
+        """[N] uint64, a hash of each row's tokens: two tokenizers that cut a row alike agree on it."""
+        place = np.arange(len(self.ids)) - np.repeat(self.offsets[:-1], self.lengths)
+        return np.add.reduceat(hash_terms(self.ids, place), self.offsets[:-1])
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """The rows with these positions, padded to the longest of them."""
+        lengths = self.lengths[rows]
+        column = np.arange(lengths.max())
+        mask = column < lengths[:, None]
+        at = np.where(mask, self.offsets[rows][:, None] + column, 0)
+        ids = np.where(mask, self.ids[at], self.pad).astype(np.int64)
+        types = np.where(mask, self.types[at], 0).astype(np.int64)
+        tensor = torch.from_numpy
+        word = None if self.word is None else tensor(np.where(mask, self.word[at], -1).astype(np.int64))
+        label = self.label[rows] if self.tags is None else self.labels_by_token(rows, mask, at)
+        targets = {name: value for teacher in self.target_sources for name, value in teacher.take(rows).items()}
+        return Batch(tensor(ids), tensor(types), tensor(mask), tensor(label), word, targets)
+
+    def labels_by_token(self, rows: np.ndarray, mask: np.ndarray, at: np.ndarray) -> np.ndarray:
+        """The tags of rows at the tokens `at` [B, T] that begin their words; -1 at others, on padding, and where there are none."""
+        assert self.tags is not None
+        assert self.word is not None
+        if not len(self.label):
+            return np.full(at.shape, -1)
+        word, first = self.word[at], self.tags[rows][:, None]
+        begins = mask & (word >= 0) & (first + word < self.tags[rows + 1][:, None])
+        return np.where(begins, self.label[np.where(begins, first + word, 0)], -1)
+
+
+def _ragged(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of some ragged rows: their new offsets, and where their values lie."""
+    lengths = np.diff(offsets)[rows]
+    new = np.concatenate([[0], np.cumsum(lengths)])
+    return new, np.arange(new[-1]) + np.repeat(offsets[rows] - new[:-1], lengths)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def tokenize(
+    table: pa.Table, task: Task, tokenizer: PreTrainedTokenizerBase, config: TokenizerConfig, words: bool = False
+) -> TokenizedDataset:
+    """Tokenise the rows of `table`; pairs share `max_length`, the longer text is cut first.
+
+    With `words`, say also which token begins which word of the text: what tokenizers that cut words differently share. Of rows
+    that are tagged it is always said.
+    """
+    words = words or task.kind is TaskKind.TAGGING
+    parts = [
+        _encode(table.slice(start, ROWS_AT_A_TIME), task, tokenizer, config, words)
+        for start in range(0, max(1, len(table)), ROWS_AT_A_TIME)
+    ]
+    return concatenate(*parts)
+
+
+def _encode(
+    table: pa.Table, task: Task, tokenizer: PreTrainedTokenizerBase, config: TokenizerConfig, words: bool
+) -> TokenizedDataset:
+    texts = [table[name].to_pylist() for name in task.columns]
+    tokens: Any = {"input_ids": [], "token_type_ids": []}  # of no rows, which a tokenizer does not take
+    if len(table):
+        tokens = tokenizer(*texts, truncation=True, max_length=config.max_length, return_token_type_ids=True,
+                           return_attention_mask=False, return_offsets_mapping=words)  # fmt: skip
+    lengths = [len(row) for row in tokens["input_ids"]]
+    label, tags = table["label"].combine_chunks(), None
+    if task.kind is TaskKind.TAGGING:
+        counts = pa.compute.fill_null(pa.compute.list_value_length(label), 0)
+        label, tags = label.flatten(), np.cumsum([0, *counts.to_pylist()], dtype=np.int64)
+    return TokenizedDataset(
+        ids=np.fromiter((i for row in tokens["input_ids"] for i in row), np.uint32),
+        types=np.fromiter((t for row in tokens["token_type_ids"] for t in row), np.uint8),
+        offsets=np.cumsum([0, *lengths], dtype=np.int64),
+        label=label.to_numpy(zero_copy_only=False).astype(np.float32 if task.kind is TaskKind.REGRESSION else np.int64),
+        idx=table["idx"].to_numpy(),
+        hash=table["hash"].to_numpy(),
+        pad=tokenizer.pad_token_id or 0,
+        word=np.concatenate(
+            [np.empty(0, np.int32), *(_words(tokens[i], row) for i, row in enumerate(zip(*texts, strict=True)))]
+        )
+        if words
+        else None,
+        tags=tags,
+    )
+
+
+def concatenate(*parts: TokenizedDataset) -> TokenizedDataset:
+    """The rows of several splits one after the other, without what teachers say of them."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def flat(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    def ends(lengths: list[np.ndarray]) -> np.ndarray:
+        return np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64)
+
+    offsets = ends([part.lengths for part in parts])
+    tags = None if parts[0].tags is None else ends([np.diff(part.tags) for part in parts if part.tags is not None])
+    word = None if any(part.word is None for part in parts) else flat("word")
+    return TokenizedDataset(
+        flat("ids"), flat("types"), offsets, flat("label"), flat("idx"), flat("hash"), parts[0].pad, word, tags
+    )
+
+
+def _words(tokens: Encoding, texts: tuple[str, ...]) -> np.ndarray:
+    """For each token of a row the number of the whitespace-separated word it begins, or -1; a pair is counted through."""
+    spaces = [np.fromiter(map(str.isspace, text), bool, len(text)) for text in texts]
+    begins = [~space & np.concatenate([[True], space[:-1]]) for space in spaces]
+    before = np.concatenate([[0], np.cumsum([b.sum() for b in begins])])
+    number = [np.cumsum(b) - 1 + n for b, n in zip(begins, before, strict=False)]  # of the word at each character
+    out, last = np.full(len(tokens.ids), -1, np.int32), -1
+    for at, (text, (start, end)) in enumerate(zip(tokens.sequence_ids, tokens.offsets, strict=True)):
+        if text is not None and end > start:
+            word = number[text][end - 1]
+            out[at], last = (word, word) if word > last else (-1, last)
+    return out
+
+
+def load_split(
+    prepared: Path,
+    name: str,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    config: TokenizerConfig,
+    words: bool = False,
+) -> tuple[pa.Table, TokenizedDataset]:
+    """The rows of one split in the folder `prepared`, as they are and as tokens."""
+    table = read_table(prepared / f"{name}.arrow")
+    return table, tokenize(table, task, tokenizer, config, words)
+
+
+def shuffled_batches(lengths: np.ndarray, size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The batches of one epoch as positions of rows: shuffled, then rows of like length put together.
+
+    Depends on nothing but its arguments, so that a resumed epoch continues where it stopped.
+    """
+    draw = np.random.default_rng((seed, epoch))
+    order = draw.permutation(len(lengths))
+    bucket = size * BUCKET
+    groups = (order[start : start + bucket] for start in range(0, len(order), bucket))
+    ordered = [group[np.argsort(lengths[group], kind="stable")] for group in groups]
+    batches = [group[start : start + size] for group in ordered for start in range(0, len(group), size)]
+    return [batches[i] for i in draw.permutation(len(batches))]

@@ -1,0 +1,145 @@
+"""Valid rows become splits that can be trusted: deduplicated, sliced, checked for leaks; as Arrow tables.
+
+Where GLUE hides its test labels, its dev files are our test rows and a slice of train is our validation: choices are
+made on validation alone. Slices are drawn by a hash of the text, so that they do not depend on the order of the rows.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from filbert.data.arrow import Row, row_schema
+from filbert.data.readers import RowError, normalize_text, read_rows
+from filbert.data.tasks import Task, TaskKind, find
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Fractions of the training rows that become validation rows, and test rows where the task has no test file."""
+
+    validation: float
+    test: float
+    most: int  # no slice is larger than this many rows
+    labels: dict[str, int]  # of a task: how many labelled rows of each class are kept, validation rows among them
+    seed: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The tables of a task by split name, and how many rows were dropped for which reason."""
+
+    tables: dict[str, pa.Table]
+    counts: dict[str, int]
+
+
+def prepare(folder: Path, task: Task, config: PrepareConfig) -> Prepared:
+    """Read the raw tables of `task` in `folder`.
+
+    The tables are `train`, `validation`, `test` (and `test_…` where the task has several test files), and
+    `unlabelled` where there are rows without a label, or whose label is not to be known. A row equal to a test row
+    after normalisation leaves the training rows; test rows that come in a file of their own are never changed.
+
+    Raises:
+        RowError: a file is missing, is not UTF-8, or a row is malformed.
+    """
+    for name in config.labels:
+        find(name)  # a task that does not exist is named
+    counts: Counter[str] = Counter()
+    tests = {name: list(read_rows(folder, stem, task)) for name, stem in task.tests.items()}
+    rows = list(_distinct(_numbered(folder, task, counts), task, counts))
+    unlabelled = [row for row in rows if row["label"] is None]
+    rows = [row for row in rows if row["label"] is not None]
+    if not tests:
+        rows, tests["test"] = _slice(rows, task, config.test, config)
+    rows = list(_without(rows, tests, task, counts))
+    if task.name in config.labels:
+        rows, others = _few_labels(rows, task, config.labels[task.name])
+        unlabelled += others
+    train, validation = _slice(rows, task, config.validation, config)
+    splits = {"train": train, "validation": validation, **tests}
+    if unlabelled := list(_without(unlabelled, {"validation": validation, **tests}, task, counts)):
+        splits["unlabelled"] = unlabelled
+    for name, split in splits.items():
+        if not split:
+            raise RowError(f"{folder}: no row is left for {name} of task {task.name}; its files hold too few rows")
+        counts[name] = len(split)
+    tables = {name: pa.Table.from_pylist(split, schema=row_schema(task)) for name, split in splits.items()}
+    return Prepared(tables, dict(counts))
+
+
+def _numbered(folder: Path, task: Task, counts: Counter[str]) -> Iterator[Row]:
+    """The training rows of all files, numbered through."""
+    start = idx = 0
+    for stem in task.training:
+        for row in read_rows(folder, stem, task, counts):
+            idx = start + row["idx"]
+            yield row | {"idx": idx}
+        start = idx + 1
+
+
+def row_key(row: Row, task: Task) -> str:
+    """What makes two rows the same: their normalised texts, in either order where the task is symmetric."""
+    texts = [normalize_text(row[name]) for name in task.columns]
+    return "\x1f".join(sorted(texts) if task.symmetric else texts)
+
+
+def _distinct(rows: Iterator[Row], task: Task, counts: Counter[str]) -> Iterator[Row]:
+    """The first of each group of equal rows; none of a group whose labels disagree."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row_key(row, task), []).append(row)
+    for group in groups.values():
+        if len({row["label"] for row in group} - {None}) > 1:
+            counts["conflicting"] += len(group)
+            continue
+        counts["duplicate"] += len(group) - 1
+        yield next((row for row in group if row["label"] is not None), group[0])
+
+
+def _without(rows: list[Row], held_out: dict[str, list[Row]], task: Task, counts: Counter[str]) -> Iterator[Row]:
+    seen = {row_key(row, task) for split in held_out.values() for row in split}
+    for row in rows:
+        if row_key(row, task) in seen:
+            counts["leaking"] += 1
+        else:
+            yield row
+
+
+def _slice(rows: list[Row], task: Task, fraction: float, config: PrepareConfig) -> tuple[list[Row], list[Row]]:
+    """The rows without, and the rows of, a slice of about `fraction`; rows that share `together` stay together."""
+    wanted = min(round(fraction * len(rows)), config.most)
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(normalize_text(row[task.group_by]) if task.group_by else row_key(row, task), []).append(row)
+    taken: set[int] = set()
+    for name in sorted(groups, key=lambda name: hashlib.sha256(f"{config.seed}\x1f{name}".encode()).digest()):
+        if len(taken) >= wanted:
+            break
+        taken.update(row["idx"] for row in groups[name])
+    return [row for row in rows if row["idx"] not in taken], [row for row in rows if row["idx"] in taken]
+
+
+def _few_labels(rows: list[Row], task: Task, each: int) -> tuple[list[Row], list[Row]]:
+    """`each` rows of every class, drawn by a hash of the text; and all others, their labels forgotten.
+
+    Raises:
+        RowError: a class has fewer, or a row has no class.
+    """
+    if task.kind not in (TaskKind.SINGLE, TaskKind.PAIR):
+        raise RowError(
+            f"prepare.labels.{task.name}: expected a task whose rows have a class, got one of kind {task.kind}"
+        )
+    drawn = sorted(rows, key=lambda row: hashlib.sha256(row_key(row, task).encode()).digest())
+    taken = {row["idx"] for label in range(task.outputs) for row in [r for r in drawn if r["label"] == label][:each]}
+    if len(taken) < each * task.outputs:
+        raise RowError(
+            f"prepare.labels.{task.name}: expected at least {each} rows of each of {task.outputs} classes, got "
+            f"{dict(Counter(task.labels[row['label']] for row in rows))}"
+        )
+    return [row for row in rows if row["idx"] in taken], [
+        row | {"label": None} for row in rows if row["idx"] not in taken
+    ]

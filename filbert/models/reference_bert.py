@@ -1,0 +1,197 @@
+"""A BERT whose first layer also attends to a reference: the teacher's words on a similar training row.
+
+RefBERT (Wang, Mo, Yang, Zhao 2021, arXiv 2106.08898) changes the key and the value of the first layer's attention; its
+formulae could not be read, so equations and normalisation here are our reconstruction (docs/methods.md). With x the
+embedding output [B, T, D] and, of the reference, E the teacher's embedding output and H its last states [B, R, Dt]:
+
+    r_k = norm(E P_k)    r_v = norm(H P_v)    Q = x W_Q    K = [x; r_k] W_K    V = [x; r_v] W_V
+    softmax(Q Kᵀ / √d + [0; g + log(T / R)]) V
+
+g is trained, one number per head: at equal scores the reference as a whole weighs e^g of what the row itself weighs, however
+long either is. In plain concatenation g would be log(R / T).
+
+This file travels with the student, with bert.py and store.py, and is what `trust_remote_code=True` runs.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import snapshot_download
+from torch import Tensor, nn
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from .bert import Encoder, FilbertConfig, FilbertForSequenceClassification, Layer, SelfAttention
+from .reference_store import FOLDER, ReferenceStore
+
+REFERENCE = ("reference_keys", "reference_values", "reference_mask")  # the inputs a reference fills
+GATE_SCALE = 100.0  # Adam moves a number by about the learning rate a step: too little for a logarithm of odds
+NORMS = ("none", "reference", "joint", "statistics")
+
+
+class ReferenceConfig(FilbertConfig):
+    """The configuration of a student that reads references."""
+
+    model_type = "filbert_reference"
+
+    reference_size: int = 0  # the teacher's width
+    reference_norm: str = "reference"  # one of NORMS
+    reference_gate: float = 0.0  # where g starts; the lower, the less a fresh reference disturbs the first layer
+
+    @property
+    def is_plain(self) -> bool:
+        return False
+
+
+class Statistics(nn.Module):
+    """Shift and scale of a reference to the running mean and variance of the student's own vectors."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.theirs, self.ours = (nn.BatchNorm1d(size, affine=False) for _ in range(2))
+
+    def forward(self, reference: Tensor, held: Tensor, x: Tensor, real: Tensor) -> Tensor:
+        self.ours(x[real].float())
+        out = torch.zeros_like(reference)
+        mean, variance = self.ours.get_buffer("running_mean"), self.ours.get_buffer("running_var")
+        scaled = self.theirs(reference[held].float()) * variance.sqrt() + mean
+        out[held] = scaled.to(out.dtype)
+        return out
+
+
+class ReferenceSelfAttention(SelfAttention):
+    """The first layer's attention: over [itself ; the reference]."""
+
+    def __init__(self, config: ReferenceConfig, heads: int):
+        super().__init__(config, heads)
+        width = config.hidden_size
+        self.project = nn.ModuleDict({part: nn.Linear(config.reference_size, width) for part in ("key", "value")})
+        self.kind = config.reference_norm
+        self.start, self.gate = (
+            config.reference_gate,
+            nn.Parameter(torch.zeros(heads)),
+        )  # g is start + GATE_SCALE * gate
+        self.norm = nn.ModuleDict({part: self._new_norm(config) for part in ("key", "value")})
+
+    def _new_norm(self, config: ReferenceConfig) -> nn.Module:
+        if self.kind in ("none", "statistics"):
+            return nn.Identity() if self.kind == "none" else Statistics(config.hidden_size)
+        return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, mask: Tensor, keys: Tensor, values: Tensor, held: Tensor
+    ) -> Tensor:
+        """x [B, T, D], mask [B, 1, 1, T]; keys, values [B, R, Dt], held [B, R] -> [B, T, heads * head_size]."""
+        real = mask[:, 0, 0]
+        beside = {
+            "key": self._beside("key", x, real, keys, held),
+            "value": self._beside("value", x, real, values, held),
+        }
+        q, k, v = (
+            part.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+            for part in (self.query(x), self.key(beside["key"]), self.value(beside["value"]))
+        )
+        both = torch.cat([real, held], dim=1)[:, None, None, :]
+        share = torch.log(real.sum(1) / held.sum(1).clamp(min=1))[:, None]  # log(T / R), [B, 1]
+        gate = self.start + GATE_SCALE * self.gate + share  # [B, h]
+        gates = F.pad(gate[..., None].expand(-1, -1, held.shape[1]), (real.shape[1], 0))[
+            :, :, None, :
+        ]  # [B, h, 1, T + R]
+        bias = gates.to(q.dtype).masked_fill(~both, -torch.inf)
+        dropout = self.dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout).transpose(1, 2).flatten(2)
+
+    def _beside(self, part: str, x: Tensor, real: Tensor, reference: Tensor, held: Tensor) -> Tensor:
+        projected = self.project[part](reference.to(x.dtype))
+        if self.kind == "joint":
+            return self.norm[part](torch.cat([x, projected], dim=1))
+        if self.kind == "statistics":
+            return torch.cat([x, self.norm[part](projected, held, x, real)], dim=1)
+        return torch.cat([x, self.norm[part](projected)], dim=1)
+
+
+class ReferenceLayer(Layer):
+    def __init__(self, config: ReferenceConfig, heads: int, width: int):
+        super().__init__(config, heads, width)
+        self.attention["self"] = ReferenceSelfAttention(config, heads)
+
+    def forward(self, x: Tensor, mask: Tensor, *reference: Tensor) -> Tensor:
+        x = self.attention["output"](self.attention["self"](x, mask, *reference), x)
+        return self.output(self.activation(self.intermediate["dense"](x)), x)
+
+
+class ReferenceEncoder(Encoder):
+    def __init__(self, config: ReferenceConfig):
+        super().__init__(config)
+        self.layer[0] = ReferenceLayer(config, config.layer_heads[0], config.layer_intermediate[0])
+
+    def forward(self, x: Tensor, mask: Tensor, *reference: Tensor) -> tuple[Tensor, ...]:
+        states = [x, self.layer[0](x, mask, *reference)]
+        for layer in self.layer[1:]:
+            states.append(layer(states[-1], mask))
+        return tuple(states)
+
+
+class ReferenceForSequenceClassification(FilbertForSequenceClassification):
+    """The classifier; inputs that bring no reference get theirs from the store beside the weights."""
+
+    config_class = ReferenceConfig
+
+    def __init__(self, config: ReferenceConfig):
+        super().__init__(config)
+        self.bert.encoder = ReferenceEncoder(config)
+        self.store: ReferenceStore | None = None
+        name = str(self.name_or_path or "")
+        self.home = str(Path(name).absolute()) if name and Path(name).is_dir() else name  # a folder, or a hub's name
+        self.post_init()
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        reference_keys: Tensor | None = None,
+        reference_values: Tensor | None = None,
+        reference_mask: Tensor | None = None,
+        **_: object,
+    ) -> SequenceClassifierOutput:
+        """Logits [B, C] and all hidden states, from ids, mask and segments [B, T], and the teacher's words on the
+        references: keys and values [B, R, Dt], mask [B, R]."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        if reference_keys is None or reference_values is None or reference_mask is None:
+            reference_keys, reference_values, reference_mask = self.references(input_ids, mask)
+        reference = (reference_keys, reference_values, reference_mask)
+        pooled, states = self.bert(input_ids, types, mask.bool(), *reference)
+        return SequenceClassifierOutput(logits=self.classifier(self.dropout(pooled)), hidden_states=states)
+
+    @property
+    def projections(self) -> list[nn.Linear]:
+        """P_k and P_v."""
+        project: Any = self.get_submodule("bert.encoder.layer.0.attention.self.project")
+        return [project["key"], project["value"]]
+
+    def references(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the store holds for these inputs; it is opened when first needed.
+
+        Raises:
+            FileNotFoundError: there is no store beside the weights.
+        """
+        self.store = self.store or ReferenceStore(self._folder())
+        return self.store(ids, mask)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As transformers does, and the store beside it."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if self.store is None and self.home and self._folder().exists():
+            self.store = ReferenceStore(self._folder())
+        if self.store is not None:
+            self.store.copy_to(Path(save_directory) / FOLDER)
+
+    def _folder(self) -> Path:
+        """Where the store lies: beside the weights, in a folder or on a hub."""
+        if self.home and not Path(self.home).is_absolute():
+            revision = getattr(self.config, "_commit_hash", None)
+            return Path(snapshot_download(self.home, revision=revision, allow_patterns=f"{FOLDER}/*")) / FOLDER
+        return Path(self.home or "this student was never saved") / FOLDER

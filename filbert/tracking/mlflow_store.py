@@ -1,0 +1,213 @@
+"""MLflow's store: reached, asked, and written from what the files say. A run is found by its key, or made."""
+
+import logging
+import math
+import os
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filbert import FilbertError
+from filbert.tracking.history import Point
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # seconds; MLflow's own 120 and 7 retries hold a stage up
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+
+EXPERIMENT = "filbert"
+STORE = Path("mlflow.db")
+KEY_TAG = "filbert.key"
+PIPELINE_TAG = "filbert.pipeline"
+MAX_BATCH = 1000  # points that a store takes at once
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as the files tell it."""
+
+    name: str
+    key: str
+    tags: dict[str, str]
+    params: dict[str, Any]
+    figures: dict[str, float]  # final ones
+    start: int  # milliseconds since 1970
+    end: int
+    points: list[Point] = field(default_factory=list)
+    rows: tuple[str, str] | None = None  # the task and the digest of the rows it was trained on
+    folder: str = ""  # of the model it made
+    of: tuple[str, ...] = ()  # the keys of the runs whose models it is about
+    seeds: dict[str, "RunRecord"] = field(default_factory=dict)  # of an aggregate: what it gathers
+
+
+class MlflowStore:
+    """The runs of the experiment, in the store that MLFLOW_TRACKING_URI names."""
+
+    def __init__(self) -> None:
+        """Reach the store; make it and the experiment where there are none.
+
+        Raises:
+            FilbertError: it cannot be reached.
+        """
+        import mlflow
+
+        for noisy in ("alembic", "mlflow.transformers"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+        uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{STORE.resolve()}")
+        mlflow.set_tracking_uri(uri)
+        try:
+            if uri.startswith("sqlite:///") and mlflow.get_experiment_by_name(EXPERIMENT) is None:
+                beside = Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlruns"  # wherever this stage runs
+                mlflow.create_experiment(EXPERIMENT, artifact_location=str(beside / EXPERIMENT))
+            self.experiment = mlflow.set_experiment(EXPERIMENT).experiment_id
+        except Exception as error:
+            raise FilbertError(
+                f"expected an MLflow store at MLFLOW_TRACKING_URI or in {STORE}; it cannot be reached: {without_password(error)}"
+            ) from None
+        self.client = mlflow.MlflowClient()
+
+    def find(self, key: str, at: int | None = None) -> "Run | None":
+        """The newest run of a key, or of those the one that was under way `at` a time."""
+        under_way = (
+            r for r in self._of(KEY_TAG, key) if at is None or r.info.start_time <= at <= (r.info.end_time or at)
+        )
+        return next(under_way, None)
+
+    def _of(self, tag: str, key: str) -> "list[Run]":
+        """The runs of a key, the newest first."""
+        order = ["attributes.start_time DESC", "attributes.run_id"]
+        return list(self.client.search_runs([self.experiment], f"tags.`{tag}` = '{key}'", order_by=order))
+
+    def has(self, run: str) -> bool:
+        """Whether the store knows a run by its number."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(self.client.get_run(run))
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+
+    def model_of(self, key: str) -> str:
+        """The model that the run of a key made; empty where there is none."""
+        run = self.find(key)
+        return run.outputs.model_outputs[-1].model_id if run and run.outputs and run.outputs.model_outputs else ""
+
+    def pipeline(self, key: str, name: str) -> str:
+        """The run that stands for a pipeline run: found by its key, or made; of those that several machines made at once, the
+        first."""
+        if found := self._of(PIPELINE_TAG, key):
+            return found[-1].info.run_id
+        tags = {PIPELINE_TAG: key, "stage": "pipeline"}
+        made = self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id
+        first = self._of(PIPELINE_TAG, key)[-1].info.run_id
+        if first != made:
+            self.client.delete_run(made)
+        return first
+
+    def rebuilt(self) -> str:
+        """The run that stands for all pipeline runs of which only the files are left."""
+        run = self.pipeline("files", "from files")
+        self.client.set_terminated(run)
+        return run
+
+    def write(self, record: RunRecord) -> bool:
+        """Bring a run to what its record says; whether it had to be made."""
+        from mlflow.entities import Param, RunTag
+        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+        there = self.find(record.key, record.end if record.points else None)
+        tags = record.tags | self._gathered(record)
+        if there:
+            run, said = there, there.data
+            lacks = [RunTag(name, value) for name, value in tags.items() if said.tags.get(name) != value]
+        else:
+            # an aggregate stands alone: its seeds may be of several pipeline runs
+            parent = {} if record.seeds else {MLFLOW_PARENT_RUN_ID: self.rebuilt()}
+            tags |= {KEY_TAG: record.key} | parent
+            run = self.client.create_run(self.experiment, record.start, tags, record.name)
+            said, lacks = run.data, []
+        params = [Param(name, str(value)) for name, value in record.params.items() if name not in said.params]
+        self.client.log_batch(run.info.run_id, params=params, tags=lacks)
+        self.points(run.info.run_id, finite(record.points))
+        self._link(run, record)
+        self._figures(run, record)
+        if run.info.status != "FINISHED":
+            self.client.set_terminated(run.info.run_id, "FINISHED", record.end)
+        return there is None
+
+    def points(self, run: str, points: list[Point], model: str = "") -> None:
+        """Write points; those that are there already stay as they are."""
+        from mlflow.entities import Metric
+
+        for start in range(0, len(points), MAX_BATCH):
+            part = [Metric(*point, model_id=model or None) for point in points[start : start + MAX_BATCH]]
+            self.client.log_batch(run, metrics=part)
+
+    def _figures(self, run: "Run", record: RunRecord) -> None:
+        known = run.data.metrics
+        points = [(name, value, record.end, 0) for name, value in record.figures.items() if known.get(name) != value]
+        self.points(run.info.run_id, finite(points), self.model_of(record.of[0]) if len(record.of) == 1 else "")
+
+    def _link(self, run: "Run", record: RunRecord) -> None:
+        """Name the rows it read, the model it made, the models it is about."""
+        from mlflow.entities import LoggedModelInput, LoggedModelOutput
+        from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
+
+        read, made = run.inputs, run.outputs
+        if record.rows and not (read and read.dataset_inputs):
+            self.dataset(run.info.run_id, *record.rows, "training")
+        if record.folder and not (made and made.model_outputs):
+            tags = {MLFLOW_MODEL_IS_EXTERNAL: "true", "folder": record.folder}
+            model = self.client.create_logged_model(self.experiment, model_name(record.name), run.info.run_id, tags)
+            self.client.finalize_logged_model(model.model_id, "READY")
+            self.client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, 0)])
+        models = list(filter(None, map(self.model_of, record.of)))
+        if models:
+            self.client.log_inputs(run.info.run_id, models=list(map(LoggedModelInput, models)))
+
+    def dataset(
+        self, run: str, name: str, digest: str, context: str, source: str = "", schema: str = "", profile: str = ""
+    ) -> None:
+        """Name the rows that a run reads."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+        rows = Dataset(name, digest, "local", f'{{"uri": "{source}"}}', schema or None, profile or None)
+        self.client.log_inputs(run, [DatasetInput(rows, [InputTag(MLFLOW_DATASET_CONTEXT, context)])])
+
+    def _gathered(self, record: RunRecord) -> dict[str, str]:
+        """A note that links the runs of an aggregate's seeds; they are told their figures, which one seed does not know."""
+        from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
+        links = []
+        for seed, each in record.seeds.items():
+            if run := self.find(each.key):
+                self._figures(run, each)
+                links.append(f"[{seed}](#/experiments/{self.experiment}/runs/{run.info.run_id})")
+        return {MLFLOW_RUN_NOTE: "Seeds: " + ", ".join(links)} if links else {}
+
+
+def model_name(run: str) -> str:
+    """MLflow's models have no slashes in their names."""
+    return run.replace("/", "-")
+
+
+def without_password(error: Exception) -> str:
+    """What an error says, less the user and password of an address."""
+    return re.sub(r"//[^/@\s]+@", "//", str(error))
+
+
+def finite(points: list[Point]) -> list[Point]:
+    return [point for point in points if math.isfinite(point[1])]
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return int(time.time() * 1000)
