@@ -1,4 +1,4 @@
-"""A tiny world: a 2-layer BERT of width 16 with real classes, thirty words, a folder of GLUE-like tables."""
+"""Fixtures that tests of several rooms use; what they are made of is in tiny.py."""
 
 import os
 
@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+from tiny import CPU, ROOT, tiny_config, tiny_tokenizer, write_sst2
+from transformers import BertForSequenceClassification, BertModel
 
 from filbert.cache import build, read, retrieval
 from filbert.data import batches, prepare, tasks
@@ -22,55 +22,6 @@ from filbert.models import checkpoints
 from filbert.tracking.mlflow_store import STORE
 from filbert.tracking.recording import RunRecorder, stage_run
 from filbert.training.layerwise import LayerMap
-
-WORDS = (
-    "the a film movie plot is was good bad great awful fine dull and but very not so long short warm cold cat dog "
-    "runs sleeps here there ##s ##ly"
-).split()
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-ROOT = Path(__file__).parent.parent
-CPU = torch.device("cpu")
-GOOD, BAD = ("good", "great", "fine", "warm"), ("bad", "awful", "dull", "cold")
-
-
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {word: i for i, word in enumerate(SPECIAL + WORDS)}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS]:0 $A:0 [SEP]:0",
-        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
-
-
-def tiny_config(**more: object) -> BertConfig:
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
-    return BertConfig(**shape | more, vocab_size=len(SPECIAL) + len(WORDS), max_position_embeddings=64)
-
-
-def sentences(count: int, seed: int = 0) -> list[tuple[str, int]]:
-    """Distinct sentences whose adjective says the label."""
-    draw, out = np.random.default_rng(seed), {}
-    while len(out) < count:
-        label = int(draw.integers(2))
-        adjective = draw.choice(GOOD if label else BAD)
-        noun, verb, end = draw.choice(["film", "movie", "plot"]), draw.choice(["is", "was"]), draw.choice(WORDS[:-2], 3)
-        out[f"the {noun} {verb} {adjective} and {' '.join(end)}"] = label
-    return list(out.items())
-
-
-def write_sst2(folder: Path, train: int = 96, dev: int = 24) -> Path:
-    """GLUE's SST-2 layout."""
-    found = sentences(train + dev)
-    (folder / "SST-2").mkdir(parents=True)
-    for name, part in (("train", found[:train]), ("dev", found[train:])):
-        lines = ["sentence\tlabel", *(f"{text}\t{label}" for text, label in part)]
-        (folder / "SST-2" / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +36,10 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("store") / STORE
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{file}"}
     subprocess.run(
-        [sys.executable, "-c", "from filbert.runs import Runs; Runs()"], env=environment, check=True, cwd=ROOT
+        [sys.executable, "-c", "from filbert.tracking.mlflow_store import MlflowStore; MlflowStore()"],
+        env=environment,
+        check=True,
+        cwd=ROOT,
     )
     return file
 
@@ -154,7 +108,7 @@ def study(
     key = read.cache_fingerprint(teacher, encode, config, CPU)
     build.build_cache(
         tmp_path / "cache", checkpoints.load_model(teacher), prepared.tables["train"],
-        lambda table: batches.tokenize(table, task, tiny_tokenizer(), encode), depth.columns, key, config, CPU,
+        lambda table: batches.tokenize(table, task, tiny_tokenizer(), encode), depth.columns(), key, config, CPU,
     )  # fmt: skip
     index = retrieval.build_index(encoded)
     splits = {"train": encoded, "validation": validation}

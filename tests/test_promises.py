@@ -7,8 +7,8 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from ruamel.yaml import YAML
+from tiny import ROOT
 
 from filbert.methods import pretraining, recipes
 from filbert.runtime import config

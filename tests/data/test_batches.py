@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conftest import tiny_tokenizer
+from tiny import tiny_tokenizer
 
 from filbert.data import arrow, batches, prepare, tasks
 

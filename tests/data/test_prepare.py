@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT
+from tiny import ROOT
 
 import stages.prepare
 from filbert.data import arrow, prepare, readers, tasks

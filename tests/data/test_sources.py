@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import write_sst2
+from tiny import write_sst2
 
 from filbert.data import readers, sources, tasks
 from filbert.data.sources import Source, SourceError

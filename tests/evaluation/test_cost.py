@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from conftest import tiny_config
+from tiny import tiny_config
 from transformers import BertForSequenceClassification
 
 from filbert.data import batches

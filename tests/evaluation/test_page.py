@@ -4,7 +4,7 @@ import json
 from html.parser import HTMLParser
 
 import pytest
-from test_report import CONFIG, details, figures
+from result_files import CONFIG, details, figures
 
 from filbert.data import tasks
 from filbert.evaluation import page, tables

@@ -5,18 +5,14 @@ import io
 from pathlib import Path
 
 import pytest
+from result_files import CONFIG, details, figures
 from scipy.stats import ttest_ind
 
 from filbert import FilbertError
 from filbert.data import tasks
 from filbert.evaluation import results as figures_of
 from filbert.evaluation import statistics, tables
-from filbert.evaluation.statistics import ReportConfig
 from filbert.runtime.files import write_json
-
-CONFIG = ReportConfig(
-    "finetune", {"refbert": ("kd", "finetune")}, same_size=0.05, same_steps=0.005, margin=0.5, confidence=0.95
-)
 
 
 @pytest.mark.parametrize(
@@ -41,19 +37,6 @@ def test_the_interval_is_welchs() -> None:
     ours, theirs = [80.0, 81.5, 79.0, 80.2], [77.0, 78.5, 78.0]
     wanted = ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.9)
     assert statistics.welch_interval(ours, theirs, 0.9) == pytest.approx((wanted.low, wanted.high))
-
-
-def figures(score: float, size: int) -> dict:
-    return {"test": {"score": score, "accuracy": score}, "validation": {"score": 0.1}, "parameters": size, "bytes": 4 * size,
-            "multiply_adds": 2 * size, "smaller": 1e6 / size, "faster": {"batch_1": 2.0, "batch_32": 3.0},
-            "milliseconds": {"batch_1": 5.0, "batch_32": 50.0}, "steps": 10}  # fmt: skip
-
-
-def details(**more: object) -> dict:
-    machine = {"processor": "P", "flags": "avx2"}
-    return {"shape": {"layers": 3, "hidden": 16}, "tokens": 9, "threads": 1, "machine": machine,
-            "curve": [{"phase": "p", "step": 5, "score": 0.5}], "teacher": "abc",
-            "provenance": {"fit/epochs": 2, "rows": "r1", "seed": "7"}} | more  # fmt: skip
 
 
 @pytest.fixture

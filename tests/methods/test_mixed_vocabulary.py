@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CPU, WORDS, sentences, tiny_config, tiny_tokenizer
+from tiny import CPU, WORDS, sentences, tiny_config, tiny_tokenizer
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -259,7 +259,7 @@ def test_shapes_of_the_paper(layers: int, width: int, millions: float) -> None:
 
 
 def test_another_kind_of_tokenizer_is_refused(tmp_path: Path) -> None:
-    from test_tagging import sentence_piece
+    from tiny import sentence_piece
 
     with pytest.raises(CorpusError, match=r"expected a WordPiece tokenizer.* got Unigram"):
         corpus.write_corpus(iter(["a"]), sentence_piece(), tmp_path / "corpus.arrow")

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_tokenizer
-from test_students import ask_a_stranger, ours
+from tiny import load_without_filbert, student_logits, tiny_tokenizer
 
 from filbert.cache import retrieval
 from filbert.cache.retrieval import ReferenceReader, ReferenceSettings
@@ -131,20 +130,20 @@ def test_a_saved_student_reads_its_store_without_filbert(
 ) -> None:
     student = made(study, method, replace(CONFIG, references=ReferenceSettings(2, store)))  # type: ignore[arg-type]
     checkpoints.save(student, tiny_tokenizer(), tmp_path / "student")
-    said = ask_a_stranger(tmp_path / "student", "trust", tmp_path)
-    wanted = torch.tensor(ours(student))
+    said = load_without_filbert(tmp_path / "student", "trust", tmp_path)
+    wanted = torch.tensor(student_logits(student))
     torch.testing.assert_close(torch.tensor(said["logits"]), wanted)
-    torch.testing.assert_close(torch.tensor(ours(checkpoints.load_model(tmp_path / "student"))), wanted)
+    torch.testing.assert_close(torch.tensor(student_logits(checkpoints.load_model(tmp_path / "student"))), wanted)
     again = checkpoints.load_model(tmp_path / "student")
     again.save_pretrained(tmp_path / "again")
-    torch.testing.assert_close(torch.tensor(ours(checkpoints.load_model(tmp_path / "again"))), wanted)
+    torch.testing.assert_close(torch.tensor(student_logits(checkpoints.load_model(tmp_path / "again"))), wanted)
 
 
 def test_a_student_without_its_store_says_so(study: MethodContext, tmp_path: Path) -> None:
     checkpoints.save(made(study), tiny_tokenizer(), tmp_path / "student")
     (tmp_path / "student" / "references" / "store.json").unlink()
     with pytest.raises(FileNotFoundError, match="no reference store; this student reads its teacher's words"):
-        ours(checkpoints.load_model(tmp_path / "student"))
+        student_logits(checkpoints.load_model(tmp_path / "student"))
 
 
 @pytest.mark.parametrize("norm", reference_bert.NORMS)

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_tokenizer
 from test_references import made
-from test_students import ask_a_stranger, ours
+from tiny import load_without_filbert, student_logits, tiny_tokenizer
 
 from filbert.cache.shards import ShardFolder
 from filbert.data import batches
@@ -149,8 +148,8 @@ def test_every_setting_ends_in_the_target_shape_and_loads_anywhere(
     )
     checkpoints.save(student, tiny_tokenizer(), tmp_path / "student")
     if method is rosita:  # the others save the same kind
-        said = ask_a_stranger(tmp_path / "student", "trust", tmp_path)
-        torch.testing.assert_close(torch.tensor(said["logits"]), torch.tensor(ours(student)))
+        said = load_without_filbert(tmp_path / "student", "trust", tmp_path)
+        torch.testing.assert_close(torch.tensor(said["logits"]), torch.tensor(student_logits(student)))
 
 
 def test_a_budget_holds_for_layers_of_several_kinds(study: MethodContext) -> None:
@@ -214,7 +213,9 @@ def test_any_student_can_be_cut_further(study: MethodContext, tmp_path: Path, st
     )
     assert type(student) is (type(begun) if start != "theseus" else FilbertForSequenceClassification)
     checkpoints.save(student, tiny_tokenizer(), tmp_path / "end")
-    assert ours(checkpoints.load_model(tmp_path / "end")) == pytest.approx(np.array(ours(student)), abs=1e-5)
+    assert student_logits(checkpoints.load_model(tmp_path / "end")) == pytest.approx(
+        np.array(student_logits(student)), abs=1e-5
+    )
     assert (tmp_path / "end" / "references").exists() == (start == "refbert")
 
 

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, WORDS, tiny_config, tiny_tokenizer
 from seqeval.metrics import f1_score
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoModelForTokenClassification, BertForTokenClassification, BertModel, PreTrainedTokenizerFast
+from tiny import CPU, sentence_piece, tiny_config, tiny_tokenizer, word_tags, write_conll
+from transformers import AutoModelForTokenClassification, BertForTokenClassification, BertModel
 
 from filbert import FilbertError
 from filbert.cache import build, read
@@ -28,33 +27,8 @@ from filbert.training.layerwise import LayerMap
 from filbert.training.loop import TrainingConfig
 
 TASK = replace(tasks.find("wikiann"), languages=("en", "de"))
-NAMES = {"dog": "B-PER", "cat": "B-PER", "movie": "B-LOC", "plot": "B-LOC"}
 FIT = TrainingConfig(4, 8, 5e-3, 0.0, "cosine", 0.0, 1.0, validations=2, patience=2)
 ENCODE = batches.TokenizerConfig(16)
-
-
-def write_conll(folder: Path, language: str, count: int, seed: int) -> None:
-    """Sentences in which some words are names; a name may go on with `long`, and `dogs` and `cats` are two tokens."""
-    draw, seen = np.random.default_rng(seed), set()
-    (folder / language).mkdir(parents=True, exist_ok=True)
-    while len(seen) < count:
-        words = [str(word) for word in draw.choice(WORDS[:-2], int(draw.integers(3, 9)))]
-        seen.add(" ".join(words))
-    sentences = [text.split() for text in sorted(seen)]
-    for name, part in (("train", sentences[8:]), ("dev", sentences[:8])):
-        blocks = [
-            "\n".join(f"{language}:{word}\t{tag}" for word, tag in zip(words, tags(words), strict=True))
-            for words in part
-        ]
-        (folder / language / f"{name}.txt").write_text("\n\n".join(blocks) + "\n")
-
-
-def tags(words: list[str]) -> list[str]:
-    out: list[str] = []
-    for word in words:
-        goes_on = word == "long" and out and out[-1] != "O"
-        out.append(f"I-{out[-1][2:]}" if goes_on else NAMES.get(word, "O"))
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +76,7 @@ def test_languages_are_one_training_set_and_a_test_each(prepared: prepare.Prepar
     train = prepared.tables["train"]
     assert len(set(train["idx"].to_pylist())) == len(train) > 70
     for text, label in zip(train["sentence"].to_pylist(), train["label"].to_pylist(), strict=True):
-        assert [TASK.labels[tag] for tag in label] == tags(text.split())
+        assert [TASK.labels[tag] for tag in label] == word_tags(text.split())
         assert ":" not in text
     assert arrow.rows_digest(train) != arrow.rows_digest(train.slice(1))
 
@@ -151,19 +125,6 @@ def test_lists_of_words_and_tags_are_read_too(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"tokens": ["the", "cat"], "ner_tags": [5, -1]}\n')
     with pytest.raises(readers.RowError, match=r"word 2: expected a tag out of .*, got '-1'"):
         list(readers.read_rows(tmp_path, "train", replace(TASK, languages=())))
-
-
-def sentence_piece() -> PreTrainedTokenizerFast:
-    """A tokenizer that marks where words begin, as SentencePiece does."""
-    words = ["<pad>", "<unk>", "<s>", "</s>", "▁", *(f"▁{word}" for word in WORDS if word.isalpha()), "s", "cat", "dog"]
-    tokenizer = Tokenizer(models.Unigram([(word, -float(i)) for i, word in enumerate(words)], unk_id=1))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)]
-    )
-    names = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
 @pytest.mark.parametrize("make", [tiny_tokenizer, sentence_piece])

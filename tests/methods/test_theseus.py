@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_tokenizer
+from tiny import tiny_tokenizer
 
 from filbert import FilbertError
 from filbert.methods import pkd, theseus

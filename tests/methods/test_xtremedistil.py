@@ -8,8 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conftest import sentences, tiny_tokenizer
-from test_students import ask_a_stranger, ours
+from tiny import load_without_filbert, sentences, student_logits, tiny_tokenizer
 
 from filbert import FilbertError
 from filbert.data import arrow, batches, prepare, tasks
@@ -126,9 +125,11 @@ def test_stages_come_in_order_and_the_student_learns(listened: MethodContext, tm
     best = [line["best"] for line in read_history(listened.recorder.history) if "best" in line]
     assert -best[0] < before
     checkpoints.save(student, tiny_tokenizer(), tmp_path / "student")
-    assert ours(checkpoints.load_model(tmp_path / "student")) == pytest.approx(np.array(ours(student)), abs=1e-6)
-    said = ask_a_stranger(tmp_path / "student", "trust", tmp_path)
-    torch.testing.assert_close(torch.tensor(said["logits"]), torch.tensor(ours(student)))
+    assert student_logits(checkpoints.load_model(tmp_path / "student")) == pytest.approx(
+        np.array(student_logits(student)), abs=1e-6
+    )
+    said = load_without_filbert(tmp_path / "student", "trust", tmp_path)
+    torch.testing.assert_close(torch.tensor(said["logits"]), torch.tensor(student_logits(student)))
 
 
 def test_the_head_of_stage_three_is_new(listened: MethodContext) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny_config
+from tiny import tiny_config
 from transformers import BertForSequenceClassification
 
 from filbert.models.bert import FilbertConfig, FilbertForSequenceClassification

@@ -3,14 +3,12 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_tokenizer
 from safetensors.torch import load_file, save_file
+from tiny import load_without_filbert, student_logits, tiny_tokenizer
 from transformers import BertConfig, DistilBertConfig, DistilBertModel
 
 from filbert.data import tasks
@@ -18,33 +16,6 @@ from filbert.models import checkpoints
 from filbert.models.bert import FilbertConfig, FilbertForSequenceClassification
 
 SST2 = tasks.find("sst2")
-STRANGER = """
-import sys, json, torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
-trust = {"trust_remote_code": True} if sys.argv[2] == "trust" else {}
-model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], **trust).eval()
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], **trust)
-with torch.inference_mode():
-    logits = model(**tokenizer(["the film was great", "dull"], padding=True, return_tensors="pt")).logits
-answer = pipeline("text-classification", model=model, tokenizer=tokenizer, **trust)("the film was great")
-assert not [name for name in sys.modules if name.split(".")[0] == "filbert"], "filbert was imported"
-print(json.dumps({"logits": logits.tolist(), "label": answer[0]["label"]}))
-"""
-
-
-def ask_a_stranger(folder: Path, trust: str, tmp_path: Path) -> dict:
-    """What a fresh process outside this repository, without filbert on its path, makes of the folder."""
-    command = [sys.executable, "-P", "-c", STRANGER, str(folder), trust]
-    env = {"PATH": "", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    done = subprocess.run(command, cwd=tmp_path, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def ours(model: torch.nn.Module) -> list:
-    inputs = tiny_tokenizer()(["the film was great", "dull"], padding=True, return_tensors="pt")
-    with torch.inference_mode():
-        return model.eval()(inputs["input_ids"], inputs["attention_mask"]).logits.tolist()
 
 
 def test_a_plain_student_loads_as_bert_without_filbert(checkpoint: Path, tmp_path: Path) -> None:
@@ -52,10 +23,12 @@ def test_a_plain_student_loads_as_bert_without_filbert(checkpoint: Path, tmp_pat
     checkpoints.save(student, tiny_tokenizer(), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "bert"
     assert not list(tmp_path.glob("*.py"))
-    said = ask_a_stranger(tmp_path, "plain", tmp_path)
-    torch.testing.assert_close(torch.tensor(said["logits"]), torch.tensor(ours(student)))
+    said = load_without_filbert(tmp_path, "plain", tmp_path)
+    torch.testing.assert_close(torch.tensor(said["logits"]), torch.tensor(student_logits(student)))
     assert said["label"] in SST2.labels
-    torch.testing.assert_close(torch.tensor(ours(checkpoints.load_model(tmp_path))), torch.tensor(ours(student)))
+    torch.testing.assert_close(
+        torch.tensor(student_logits(checkpoints.load_model(tmp_path))), torch.tensor(student_logits(student))
+    )
 
 
 def test_any_other_student_carries_its_code(tmp_path: Path) -> None:
@@ -64,10 +37,11 @@ def test_any_other_student_carries_its_code(tmp_path: Path) -> None:
     student = FilbertForSequenceClassification(config)
     checkpoints.save(student, tiny_tokenizer(), tmp_path / "student")
     assert (tmp_path / "student" / "bert.py").read_text() == Path("filbert/bert.py").read_text()
-    said = ask_a_stranger(tmp_path / "student", "trust", tmp_path)
-    torch.testing.assert_close(torch.tensor(said["logits"]), torch.tensor(ours(student)))
+    said = load_without_filbert(tmp_path / "student", "trust", tmp_path)
+    torch.testing.assert_close(torch.tensor(said["logits"]), torch.tensor(student_logits(student)))
     torch.testing.assert_close(
-        torch.tensor(ours(checkpoints.load_model(tmp_path / "student"))), torch.tensor(ours(student))
+        torch.tensor(student_logits(checkpoints.load_model(tmp_path / "student"))),
+        torch.tensor(student_logits(student)),
     )
 
 

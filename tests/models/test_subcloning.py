@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from tiny import tiny_config
 from transformers import BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM
 
 from filbert.data import batches

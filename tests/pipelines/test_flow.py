@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 from ruamel.yaml import YAML
+from tiny import ROOT
 
 from pipelines import serve, spread
 from pipelines.flow import refresh, repro, sweep

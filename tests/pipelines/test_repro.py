@@ -12,9 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, sentences, write_sst2
 from ruamel.yaml import YAML
-from test_tagging import write_conll
+from tiny import ROOT, sentences, write_conll, write_sst2
 
 from filbert.data import tasks
 from filbert.data.arrow import read_table

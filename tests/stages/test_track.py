@@ -4,7 +4,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from test_report import CONFIG, details, figures
+from result_files import CONFIG, details, figures
 
 from filbert.evaluation import mlflow_records
 from filbert.evaluation.results import load_results

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import CPU, GOOD, tiny_config, tiny_tokenizer
+from tiny import CPU, GOOD, tiny_config, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 

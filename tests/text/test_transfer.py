@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import tiny_tokenizer
+from tiny import tiny_tokenizer
 
 from filbert import FilbertError
 from filbert.cache import build

@@ -26,8 +26,8 @@ def runs() -> dict[str, mlflow.entities.Run]:
 
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every point be written when it is said, whatever that takes."""
-    monkeypatch.setattr("filbert.view.FLUSH_SECONDS", -1.0)
-    monkeypatch.setattr("filbert.view.SHARE", float("inf"))
+    monkeypatch.setattr("filbert.tracking.mlflow_run.FLUSH_SECONDS", -1.0)
+    monkeypatch.setattr("filbert.tracking.mlflow_run.SHARE", float("inf"))
 
 
 def points(run: str, name: str) -> list[tuple[int, float, int]]:
@@ -162,7 +162,7 @@ def test_a_server_that_never_answers_holds_a_stage_up_for_some_seconds(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr("filbert.view.FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr("filbert.tracking.mlflow_run.FLUSH_SECONDS", 0.0)
     began = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as server:  # it takes connections and says nothing
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")

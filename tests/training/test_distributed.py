@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, tiny_config, tiny_tokenizer
 from ruamel.yaml import YAML
 from test_pipeline import environment
+from tiny import ROOT, tiny_config, tiny_tokenizer
 from transformers import BertModel
 
 from filbert.data import arrow, prepare, tasks

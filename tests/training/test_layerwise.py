@@ -43,7 +43,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_follow(study: MethodContex
     twin = checkpoints.new_student(  # the teacher of conftest, in our own encoder
         study.checkpoint, tasks.find("sst2"), checkpoints.StudentConfig((0, 1))
     ).eval()
-    with activations.ActivationRecorder(twin, depth.columns) as listen, torch.no_grad():
+    with activations.ActivationRecorder(twin, depth.columns()) as listen, torch.no_grad():
         batch = study.train.batch(np.arange(4))
         said = {name: value.half() for name, value in listen(batch)[1].items()}
     batch = batches.replace(batch, targets=said)
@@ -57,7 +57,7 @@ def test_other_heads_cannot_be_followed(study: MethodContext) -> None:
     student = FilbertForSequenceClassification(
         FilbertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=40)
     )
-    batch = study.with_targets(study.depth.columns).batch(np.arange(4))
+    batch = study.with_targets(study.depth.columns()).batch(np.arange(4))
     with (
         LayerwiseLoss(student, study.depth, 16) as following,
         pytest.raises(FilbertError, match="the student has 2 heads, the teacher 4"),
@@ -67,7 +67,7 @@ def test_other_heads_cannot_be_followed(study: MethodContext) -> None:
 
 def test_tinybert_comes_closer_to_its_teacher(study: MethodContext) -> None:
     """The intermediate phase lowers the layer-wise loss, the prediction phase trains on logits, and a plain BERT is left."""
-    batch = study.with_targets(study.depth.columns).batch(np.arange(32))
+    batch = study.with_targets(study.depth.columns()).batch(np.arange(32))
 
     def distance(student: torch.nn.Module) -> float:
         with LayerwiseLoss(student.eval(), study.depth, 16) as following, torch.no_grad():
