@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import load_without_filbert, student_logits, tiny_tokenizer
+from tiny import ROOT, load_without_filbert, student_logits, tiny_tokenizer
 from transformers import BertConfig, DistilBertConfig, DistilBertModel
 
 from filbert.data import tasks
@@ -36,7 +36,7 @@ def test_any_other_student_carries_its_code(tmp_path: Path) -> None:
                            embedding_size=5, vocab_size=40, **checkpoints.label_fields(SST2))  # fmt: skip
     student = FilbertForSequenceClassification(config)
     checkpoints.save(student, tiny_tokenizer(), tmp_path / "student")
-    assert (tmp_path / "student" / "bert.py").read_text() == Path("filbert/bert.py").read_text()
+    assert (tmp_path / "student" / "bert.py").read_text() == (ROOT / "filbert" / "models" / "bert.py").read_text()
     said = load_without_filbert(tmp_path / "student", "trust", tmp_path)
     torch.testing.assert_close(torch.tensor(said["logits"]), torch.tensor(student_logits(student)))
     torch.testing.assert_close(
