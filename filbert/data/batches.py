@@ -15,7 +15,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from filbert.data.arrow import read_table
 from filbert.data.tasks import Task, TaskKind
-from filbert.models.reference_store import hash_terms
 
 BUCKET = 50  # batches whose rows are sorted by length together
 ROWS_AT_A_TIME = 16384  # rows whose tokens are Python lists at one time
@@ -115,7 +114,7 @@ class TokenizedDataset:
 
     @property
     def token_hashes(self) -> np.ndarray:
-        """[N] uint64, a hash of each row's tokens: two tokenizers that cut a row alike agree on it."""
+        """[N] uint64, a hash of each row's token ids: equal for two tokenizers that cut a row into the same tokens."""
         place = np.arange(len(self.ids)) - np.repeat(self.offsets[:-1], self.lengths)
         return np.add.reduceat(hash_terms(self.ids, place), self.offsets[:-1])
 
@@ -142,6 +141,12 @@ class TokenizedDataset:
         word, first = self.word[at], self.tags[rows][:, None]
         begins = mask & (word >= 0) & (first + word < self.tags[rows + 1][:, None])
         return np.where(begins, self.label[np.where(begins, first + word, 0)], -1)
+
+
+def hash_terms(tokens: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """uint64, one term for each token at its position in its row; the sum of a row's terms is its hash."""
+    powers = np.cumprod(np.full(int(position.max(initial=0)) + 1, 0x9E3779B97F4A7C15, np.uint64))
+    return (tokens.astype(np.uint64) + np.uint64(1)) * powers[position]
 
 
 def _ragged(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
