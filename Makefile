@@ -61,10 +61,10 @@ flow: $(READY) ## the same graph as a Prefect flow, JOBS stages at once
 	@python -m pipelines.flow --workers $(JOBS)
 
 T ?= rotten_tomatoes
-bench: $(READY) ## what cache, transfer rows and pretraining cost, on a quiet machine, after `make repro`: docs/{cache,transfer,pretraining}.md
-	@python -m benchmarks.cache $(T) data/prepared/$(T) data/teachers/$(T) data/raw/checkpoint docs/cache.md
-	@python -m benchmarks.transfer $(T) data/prepared/$(T) data/teachers/$(T) data/raw/checkpoint data/raw/vectors docs/transfer.md
-	@python -m benchmarks.pretrain mixed data/corpus data/raw/checkpoint docs/pretraining.md
+bench: $(READY) ## what cache, transfer rows and pretraining cost, on a quiet machine, after `make repro`: docs/benchmarks/
+	@python -m benchmarks.cache $(T) data/prepared/$(T) data/teachers/$(T) data/checkpoint docs/benchmarks/cache.md
+	@python -m benchmarks.transfer $(T) data/prepared/$(T) data/teachers/$(T) data/checkpoint data/word_vectors docs/benchmarks/transfer.md
+	@python -m benchmarks.pretrain mixed data/corpus data/checkpoint docs/benchmarks/pretraining.md
 
 ui: SHELL := bash
 ui: export PREFECT_UI_API_URL ?= /api
