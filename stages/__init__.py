@@ -1,4 +1,4 @@
-"""From which files to which files: each stage reads, calls the library, writes. DVC calls them; see dvc.yaml."""
+"""From which files to which files: each stage reads, calls the library, writes. DVC runs them; see dvc.yaml."""
 
 import os
 import sys
@@ -24,6 +24,6 @@ def run(stage: Callable[..., None]) -> None:
 
 
 def scratch_of(out: Path) -> Path:
-    """Where the stage that makes `out` keeps what must survive a kill: within SCRATCH, wherever `out` is."""
+    """Where the stage that makes `out` keeps its state between a kill and the next start: within SCRATCH, wherever `out` is."""
     path, here = Path(os.path.abspath(out)), Path.cwd()
     return SCRATCH / (path.relative_to(here) if path.is_relative_to(here) else Path("elsewhere", *path.parts[1:]))

@@ -1,15 +1,14 @@
-"""Make one student: one task, one method, one seed."""
+"""Train one student: one task, one method or variant, one seed."""
 
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from filbert.methods.context import learns_from_transfer
+from filbert.methods import load_method
 from filbert.runtime import config
 from stages import run
-from stages.studying import Folders, make
+from stages.method_run import Folders, run_method
 
 
 def distill(
@@ -18,35 +17,44 @@ def distill(
     seed: int,
     prepared: Path,
     transfer: Path,
-    words: Path,
+    cache: Path,
     references: Path,
     teacher: Path,
     checkpoint: Path,
-    vectors: Path,
+    word_vectors: Path,
     out: Path,
-    pretrained: Annotated[
-        Path | None, typer.Option(help="a pretrained student, trained whole instead of layers of CHECKPOINT")
+    variant: Annotated[str, typer.Option(help="the student's name, whose settings are merged over the method's")] = "",
+    start: Annotated[
+        Path | None, typer.Option(help="a pretrained student, trained whole, instead of CHECKPOINT")
     ] = None,
-    by: Annotated[str, typer.Option(help="the method, where METHOD_NAME is that of a start")] = "",
 ) -> None:
-    """Compress by METHOD_NAME: from the layers of CHECKPOINT or word VECTORS, the rows in PREPARED and TRANSFER, the TEACHER's
-    WORDS on them and their REFERENCES, make a student of the task TASK_NAME in the folder OUT."""
-    method = import_module(f"filbert.methods.{by or method_name}")
-    settings = config.section(f"distill.{method_name}", method.Config)
+    """Train a student of the task TASK_NAME by METHOD_NAME in the folder OUT: from layers of CHECKPOINT or WORD_VECTORS, with
+    the rows in PREPARED and TRANSFER, the CACHE of the TEACHER's outputs on them and their REFERENCES."""
+    method, name = load_method(method_name), variant or method_name
+    settings = config.section([f"settings.{method_name}", f"settings.{name}"], method.Config)
+    learns_from_transfer = getattr(settings, "transfer", False)
     folders = Folders(
         prepared,
-        words,
+        cache,
         references,
         teacher,
         checkpoint,
-        transfer if learns_from_transfer(method) else None,
-        vectors,
-        pretrained,
+        transfer if learns_from_transfer else None,
+        word_vectors,
+        None if start == checkpoint else start,
     )
-    make(
-        "distill", task_name, method_name, seed, folders, out, settings, method.columns,
-        compress=lambda study: method.compress(study, settings), hashes={},
-    )  # fmt: skip
+    run_method(
+        "distill",
+        task_name,
+        name,
+        seed,
+        folders,
+        out,
+        settings,
+        columns=lambda layer_map: method.columns(layer_map, settings),
+        compress=lambda context: method.compress(context, settings),
+        hashes={},
+    )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def evaluate(
     """Score the model in FOLDER on the test rows of PREPARED; figures to OUT, all that was measured to DETAILS."""
     task, settings = tasks.find(task_name), config.section("evaluate", EvaluateConfig)
     encoding, tokenizer, model = (
-        config.section("encode", batches.TokenizerConfig),
+        config.section("tokenizer", batches.TokenizerConfig),
         batches.load_tokenizer(folder),
         checkpoints.load_model(folder),
     )
@@ -34,7 +34,7 @@ def evaluate(
     test = splits[min(name for name in names if name.startswith("test"))]  # the one whose rows are timed
     with recording.stage_run(
         "evaluate",
-        params={"evaluate": settings, "encode": encoding},
+        params={"evaluate": settings, "tokenizer": encoding},
         tags={"task": task_name, "method": student_name, "seed": str(seed)},
         hashes={"rows": arrow.rows_digest(test[0]), "model": files.weights_hash(folder)},
         scratch=scratch_of(out),

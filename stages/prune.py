@@ -1,34 +1,41 @@
-"""Make a smaller student of a student: one task, one recipe, one seed."""
+"""Prune a student further: one task, one chain, one seed."""
 
-from functools import partial
 from pathlib import Path
 
-from filbert.methods.recipes import Config, columns, cut_further
+from filbert.methods.rosita import ChainConfig, chain_columns, prune_further
 from filbert.runtime import config, files
 from stages import run
-from stages.studying import Folders, make
+from stages.method_run import Folders, run_method
 
 
 def prune(
     task_name: str,
-    recipe_name: str,
+    chain_name: str,
     seed: int,
     prepared: Path,
-    words: Path,
+    cache: Path,
     references: Path,
     teacher: Path,
     checkpoint: Path,
     start: Path,
     out: Path,
 ) -> None:
-    """Cut the student in START by the recipe RECIPE_NAME: with the rows in PREPARED, the TEACHER's WORDS on them and their
-    REFERENCES, make a smaller student of the task TASK_NAME in the folder OUT. CHECKPOINT is what all students start from."""
-    settings = config.section(f"prune.{recipe_name}", Config)
-    folders = Folders(prepared, words, references, teacher, checkpoint)
-    make(
-        "prune", task_name, recipe_name, seed, folders, out, settings, partial(columns, start),
-        compress=lambda study: cut_further(study, start, settings), hashes={"start": files.weights_hash(start)[:12]},
-    )  # fmt: skip
+    """Prune the student in START by the settings of the chain CHAIN_NAME: with the rows in PREPARED, the CACHE of the TEACHER's
+    outputs and their REFERENCES, make a smaller student of the task TASK_NAME in the folder OUT. CHECKPOINT is what all
+    students start from."""
+    settings = config.section(f"settings.{chain_name}", ChainConfig)
+    run_method(
+        "prune",
+        task_name,
+        chain_name,
+        seed,
+        Folders(prepared, cache, references, teacher, checkpoint),
+        out,
+        settings,
+        columns=lambda layer_map: chain_columns(start, layer_map),
+        compress=lambda context: prune_further(context, start, settings),
+        hashes={"start": files.weights_hash(start)[:12]},
+    )
 
 
 if __name__ == "__main__":

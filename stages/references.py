@@ -1,4 +1,4 @@
-"""Find for every training and validation row the training rows most like it."""
+"""Find for every training and validation row the training rows that are most similar to it."""
 
 from pathlib import Path
 
@@ -9,29 +9,31 @@ from filbert.tracking import recording
 from stages import run, scratch_of
 
 
-def look_up(task_name: str, prepared: Path, checkpoint: Path, out: Path, control: Path) -> None:
+def references(task_name: str, prepared: Path, checkpoint: Path, out: Path, control: Path) -> None:
     """Index the training rows in PREPARED by the tokens of CHECKPOINT's tokenizer; write the index and the references of
-    training and validation rows to OUT, and what a reference's label alone would score on the test rows to CONTROL."""
+    training and validation rows to OUT, and the score that the nearest row's label alone has on the test rows to CONTROL."""
     task, settings = tasks.find(task_name), config.section("references", retrieval.RetrievalConfig)
-    encoding, tokenizer = config.section("encode", batches.TokenizerConfig), batches.load_tokenizer(checkpoint)
+    encoding, tokenizer = config.section("tokenizer", batches.TokenizerConfig), batches.load_tokenizer(checkpoint)
     names = sorted(file.stem for file in prepared.glob("*.arrow") if file.stem != "unlabelled")
     splits = {name: batches.load_split(prepared, name, task, tokenizer, encoding) for name in names}
-    encoded, digest = {name: split[1] for name, split in splits.items()}, arrow.rows_digest(splits["train"][0])
-    train = encoded["train"]
+    rows, digest = {name: split[1] for name, split in splits.items()}, arrow.rows_digest(splits["train"][0])
     with recording.stage_run(
         "references",
-        params={"references": settings, "encode": encoding},
+        params={"references": settings, "tokenizer": encoding},
         tags={"task": task_name},
         hashes={"rows": digest},
         scratch=scratch_of(out),
     ) as recorder:
-        index = retrieval.build_index(train)
-        found = {name: retrieval.find_references(index, train, each, settings.most) for name, each in encoded.items()}
+        index = retrieval.build_index(rows["train"])
+        found = {
+            n: retrieval.find_references(index, rows["train"], split, settings.max_references)
+            for n, split in rows.items()
+        }
         scores = {
             name: retrieval.nearest_label_score(
-                task, retrieval.neighbour_positions(found[name]), train.label, each.label
+                task, retrieval.neighbour_positions(found[name]), rows["train"].label, split.label
             )
-            for name, each in encoded.items()
+            for name, split in rows.items()
             if name != "train" and task.kind is not tasks.TaskKind.TAGGING
         }
         recorder.metrics({"neighbours": scores})
@@ -42,4 +44,4 @@ def look_up(task_name: str, prepared: Path, checkpoint: Path, out: Path, control
 
 
 if __name__ == "__main__":
-    run(look_up)
+    run(references)

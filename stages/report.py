@@ -1,23 +1,18 @@
-"""The result table with its verdicts, the points and curves for `dvc plots`, the Pareto picture, and the page."""
+"""The result tables with their verdicts, the points and curves for `dvc plots`, the Pareto picture, and the page."""
 
 import statistics
 from pathlib import Path
 
-from filbert.evaluation import mlflow_records, page, results
-from filbert.evaluation import tables as says
+from filbert.evaluation import mlflow_records, page, results, tables
 from filbert.evaluation.statistics import ReportConfig
 from filbert.runtime import config, files
 from filbert.tracking import recording
 from stages import run, scratch_of
 
-RULE = """A verdict is on the difference of mean scores and its {confidence:.0%} Welch interval: TIES if the interval lies within
-± {margin} points, else BEATS or LOSES if it excludes 0, else INCONCLUSIVE."""
-
 HEAD = """# Results
 
-Written by the `report` stage from `data/metrics` and `data/details`; every figure is of a run, none is typed in.
-{rule} Which command made which task, and
-what was tried: [runs.md](runs.md).
+Written by the `report` stage from the figures of this run (`data/metrics`, `data/details`); none is typed in. Results over several
+seeds, with their baselines and intervals, are in [studies](../studies).
 
 ![score against size and latency](pareto.svg)
 
@@ -25,22 +20,24 @@ what was tried: [runs.md](runs.md).
 
 
 def report(metrics: Path, details: Path, table: Path, picture: Path, folder: Path) -> None:
-    """Write TABLE, PICTURE, and the page and CSV files in FOLDER from all figures under METRICS and DETAILS."""
-    settings = config.section("report", ReportConfig)
-    lines = results.load_results(metrics, details)
-    sections = says.build_sections(lines, settings, results.nearest_label_scores(metrics, lines))
-    rule = RULE.format(confidence=settings.confidence, margin=settings.margin)
+    """Write TABLE, PICTURE, and the page, the terminal table and the CSV files in FOLDER from the figures under METRICS and
+    DETAILS of the students that params.yaml lists."""
+    settings, params = config.section("report", ReportConfig), config.read_params()
+    found = results.load_results(metrics, details, results.selected(params))
+    sections = tables.build_sections(found, settings, results.nearest_label_scores(metrics, found))
+    rule = tables.verdict_rule(settings)
     with recording.stage_run(
         "report", params={"report": settings}, tags={}, hashes={}, scratch=scratch_of(table)
     ) as recorder:
-        files.write_text(table, HEAD.format(rule=rule) + says.to_markdown(sections) + "\n")
+        files.write_text(table, HEAD + tables.to_markdown(sections) + "\n")
         files.write_text(folder / "index.html", page.render_page(sections, rule))
-        files.write_text(folder / "pareto.csv", results.to_csv(results.pareto_points(lines)))
-        files.write_text(folder / "curves.csv", results.to_csv(list(results.validation_curves(lines))))
+        files.write_text(folder / "table.txt", tables.to_terminal(sections) + "\n")
+        files.write_text(folder / "pareto.csv", results.to_csv(results.pareto_points(found)))
+        files.write_text(folder / "curves.csv", results.to_csv(list(results.validation_curves(found))))
         with files.atomic_file(picture) as making:
-            says.draw_pareto(lines, making)
-        recorder.runs(mlflow_records.aggregates(lines, metrics, settings))
-        recorder.metrics({f"{line.task}/{line.student}": statistics.mean(line.scores) for line in lines})
+            tables.draw_pareto(found, making)
+        recorder.runs(mlflow_records.aggregates(found, metrics, settings))
+        recorder.metrics({f"{result.task}/{result.student}": statistics.mean(result.scores) for result in found})
     files.clear_scratch(scratch_of(table))
 
 

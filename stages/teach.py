@@ -1,5 +1,6 @@
 """Fine-tune the teacher of a task: an ordinary Hugging Face folder."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -15,10 +16,15 @@ from stages import run, scratch_of
 SEED = 0  # one teacher per task: seeds are a dimension of students
 
 
+@dataclass(frozen=True)
+class TeacherConfig:
+    training: TrainingConfig
+
+
 def teach(task_name: str, prepared: Path, checkpoint: Path, out: Path) -> None:
     """Fine-tune CHECKPOINT on the task TASK_NAME with the rows in PREPARED; write the teacher to the folder OUT."""
-    task, settings = tasks.find(task_name), config.section("teach", TrainingConfig)
-    encoding = config.section("encode", batches.TokenizerConfig)
+    task, settings = tasks.find(task_name), config.section("teacher", TeacherConfig).training
+    encoding = config.section("tokenizer", batches.TokenizerConfig)
     scratch, on = scratch_of(out), device.select_device()
     tokenizer = batches.load_tokenizer(checkpoint)
     table, train = batches.load_split(prepared, "train", task, tokenizer, encoding)
@@ -31,7 +37,7 @@ def teach(task_name: str, prepared: Path, checkpoint: Path, out: Path) -> None:
 
     with recording.stage_run(
         "teach",
-        params={"fit": settings, "encode": encoding},
+        params={"training": settings, "tokenizer": encoding},
         tags={"task": task_name},
         hashes={"rows": arrow.rows_digest(table)},
         scratch=scratch,

@@ -8,9 +8,9 @@ from pathlib import Path
 from filbert.data import arrow, readers, tasks
 from filbert.runtime import config, files
 from filbert.text.transfer import (
+    FilterConfig,
     HeldOutRows,
     Texts,
-    TransferConfig,
     TransferFilter,
     row_texts,
     split_sentences,
@@ -24,19 +24,19 @@ def transfer(task_name: str, prepared: Path, texts: Path, augmented: Path, out: 
     """Collect the transfer rows of the task TASK_NAME into the folder OUT: its own rows without labels in PREPARED, sentences of
     its TEXTS, and the variants of its training rows in AUGMENTED. Write how many rows were kept, and why others were not, to
     COUNTS."""
-    task, settings = tasks.find(task_name), config.section("transfer", TransferConfig)
-    variants_in = config.section("parts", arrow.Partition).folders(augmented)
+    task, settings = tasks.find(task_name), config.section("transfer", FilterConfig)
+    variants_in = config.section("partitions", arrow.Partition).folders(augmented)
     table, given = arrow.read_table(prepared / "train.arrow"), prepared / "unlabelled.arrow"
     held = [file for file in sorted(prepared.glob("*.arrow")) if file.stem not in ("train", "unlabelled")]
     held_out = HeldOutRows(
         chain.from_iterable(row_texts(arrow.read_table(file), task) for file in held),
-        settings.keep.shingle,
+        settings.shingle,
         task.symmetric,
     )
-    kept = TransferFilter(row_texts(table, task), held_out, settings.keep)
+    kept = TransferFilter(row_texts(table, task), held_out, settings)
     with recording.stage_run(
         "transfer",
-        params={"transfer": settings.keep},
+        params={"transfer": settings},
         tags={"task": task_name},
         hashes={"rows": arrow.rows_digest(table)},
         scratch=scratch_of(out),
@@ -45,7 +45,7 @@ def transfer(task_name: str, prepared: Path, texts: Path, augmented: Path, out: 
         def collected() -> Iterator[Texts]:
             if given.exists():
                 yield from kept.sample("unlabelled", lambda: row_texts(arrow.read_table(given), task), any_length=True)
-            for text in settings.of(task):
+            for text in tasks.transfer_texts(task):
                 yield from kept.sample(text.name, partial(_sentences, texts / text.name, text))
             for folder in variants_in:
                 yield from kept.of("augmented", row_texts(arrow.read_table(folder / "variants.arrow"), task))

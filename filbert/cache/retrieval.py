@@ -39,7 +39,7 @@ class RetrievalError(FilbertError):
 class RetrievalConfig:
     """How references are found."""
 
-    most: int  # references of each row, nearest first
+    max_references: int  # of each row, nearest first
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def find_references(index: BM25Index, train: TokenizedDataset, rows: TokenizedDa
     if nearest.shape[1] < most or np.isneginf(scores).any():
         raise RetrievalError(
             f"expected {most} references of each row among {len(train)} training rows, without the row itself and rows with the "
-            "same tokens; some rows have fewer: lower references.most in params.yaml"
+            "same tokens; some rows have fewer: lower references.max_references in params.yaml"
         )
     columns = {"nearest": _fixed_size(nearest.astype(np.int32)), "score": _fixed_size(scores)}
     return pa.table({"idx": rows.idx, "tokens": rows.token_hashes, **columns})
@@ -172,7 +172,7 @@ class ReferenceReader:
         if nearest.shape[1] < self.config.count:
             raise RetrievalError(
                 f"{self.folder}: expected {self.config.count} references of each row, found {nearest.shape[1]}; raise "
-                "references.most in params.yaml"
+                "references.max_references in params.yaml"
             )
         return nearest
 

@@ -1,6 +1,6 @@
-"""Fine-tuning: the student learns from the labels alone, no teacher. The baseline every compression method must beat.
+"""Fine-tuning: the student learns from the labels alone. The baseline that every compression method must beat.
 
-The student of bottom layers fine-tuned on the task is the "Fine-tuning" row of Xu et al. 2020 (BERT-of-Theseus,
+The student of some of BERT's layers fine-tuned on the task is the "Fine-tuning" row of Xu et al. 2020 (BERT-of-Theseus,
 arXiv 2002.02925, table 2).
 """
 
@@ -14,16 +14,16 @@ from filbert.training.loop import TrainingConfig
 
 @dataclass(frozen=True)
 class Config:
-    fit: TrainingConfig
+    training: TrainingConfig
 
 
-def columns(depth: LayerMap) -> tuple[str, ...]:
-    """What the teacher must be asked: nothing."""
+def columns(layer_map: LayerMap, config: Config) -> tuple[str, ...]:
+    """No output of the teacher is used."""
     return ()
 
 
-def compress(study: MethodContext, config: Config) -> FilbertForSequenceClassification:
+def compress(context: MethodContext, config: Config) -> FilbertForSequenceClassification:
     """Train a fresh student on the labels."""
-    student = study.student()
-    study.fit(student, study.label_loss(student), study.train, config.fit, phase="train")
+    student = context.new_student()
+    context.fit(student, context.label_loss(student), context.train, config.training, "train")
     return student

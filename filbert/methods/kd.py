@@ -1,16 +1,45 @@
-"""Knowledge distillation (Hinton, Vinyals, Dean 2015, arXiv 1503.02531): the student also learns the teacher's logits.
+"""Knowledge distillation (Hinton, Vinyals, Dean 2015, arXiv 1503.02531): the student learns the teacher's logits, too.
 
-Soft targets are the teacher's logits at temperature T; their KL divergence, times T², is mixed with the loss on the
-labels. The teacher's logits come from the cache: no teacher runs here.
+    L = w T² KL(softmax(z_t / T) ‖ softmax(z_s / T)) + (1 - w) CE(z_s, label)
+
+z_t are the teacher's cached logits: no teacher runs here. With `transfer: true` the rows without labels are learnt from as well,
+by the first term alone.
 """
 
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from filbert.data.batches import Batch
 from filbert.methods.context import MethodContext
-from filbert.methods.distilled import Config, columns, distil
 from filbert.models.bert import FilbertForSequenceClassification
+from filbert.models.checkpoints import forward_batch
+from filbert.training.layerwise import LayerMap
+from filbert.training.loop import TrainingConfig
 
-__all__ = ["Config", "columns", "compress"]
+
+@dataclass(frozen=True)
+class Config:
+    temperature: float  # T
+    teacher_weight: float  # w
+    transfer: bool  # whether the student also learns from the transfer rows
+    training: TrainingConfig
 
 
-def compress(study: MethodContext, config: Config) -> FilbertForSequenceClassification:
-    """Learn labels and cached logits."""
-    return distil(study, config)
+def columns(layer_map: LayerMap, config: Config) -> tuple[str, ...]:
+    """The teacher's logits."""
+    return ("logits",)
+
+
+def compress(context: MethodContext, config: Config) -> FilbertForSequenceClassification:
+    """Train a fresh student on cached logits, and on labels where there are any."""
+    if config.transfer:
+        context = context.with_transfer()
+    student = context.new_student()
+
+    def loss(batch: Batch) -> Tensor:
+        logits = forward_batch(student, batch).logits
+        return context.kd_loss(logits, batch, config.temperature, config.teacher_weight)
+
+    context.fit(student, loss, context.with_targets(["logits"]), config.training, "train")
+    return student

@@ -1,9 +1,9 @@
-"""Patient knowledge distillation (Sun et al. 2019, EMNLP, arXiv 1908.09355): the first token's states follow the teacher's.
+"""Patient knowledge distillation (Sun et al. 2019, EMNLP, arXiv 1908.09355): the [CLS] states follow the teacher's, layer by layer.
 
-    L = (1 - a) L_labels + a L_KD(T) + b L_PT    L_PT = mean_j ‖ h_j / ‖h_j‖ - t_I(j) / ‖t_I(j)‖ ‖² / D
+    L = (1 - w) L_CE + w L_KD(T) + b L_PT        L_PT = mean_j ‖ h_j / ‖h_j‖ - t_I(j) / ‖t_I(j)‖ ‖² / D
 
 over the student's layers but the last, I(j) = j N / M ("skip"). The mean over layers and values is the official code's as we
-remember it, not read: our reconstruction. The teacher's words come from the cache.
+remember it, not read: our reconstruction. The teacher's outputs come from the cache.
 """
 
 from dataclasses import dataclass
@@ -22,33 +22,33 @@ from filbert.training.loop import TrainingConfig
 
 @dataclass(frozen=True)
 class Config:
-    temperature: float
-    teacher_weight: float  # weight a of the teacher's logits; the labels have 1 - a
-    patience: float  # weight b of the first token's states
-    fit: TrainingConfig
+    temperature: float  # T
+    teacher_weight: float  # w
+    hidden_weight: float  # b, of the [CLS] states
+    training: TrainingConfig
 
 
-def columns(depth: LayerMap) -> tuple[str, ...]:
-    """What the teacher must be asked."""
-    return ("logits", *_followed(depth))
+def columns(layer_map: LayerMap, config: Config) -> tuple[str, ...]:
+    """The teacher's logits and the states of the followed layers."""
+    return ("logits", *_followed(layer_map))
 
 
-def compress(study: MethodContext, config: Config) -> FilbertForSequenceClassification:
-    """Train a fresh student on labels, cached logits and the cached states of the first token."""
-    student, followed = study.student(), _followed(study.depth)
+def compress(context: MethodContext, config: Config) -> FilbertForSequenceClassification:
+    """Train a fresh student on labels, cached logits and cached [CLS] states."""
+    student, followed = context.new_student(), _followed(context.layer_map)
 
     def loss(batch: Batch) -> Tensor:
-        answer = forward_batch(student, batch, states=True)
-        prediction = study.distillation_loss(answer.logits, batch, config.temperature, config.teacher_weight)
+        output = forward_batch(student, batch, states=True)
+        prediction = context.kd_loss(output.logits, batch, config.temperature, config.teacher_weight)
         if not followed:
             return prediction
-        ours = torch.stack([states[:, 0] for states in answer.hidden_states[1:-1]], dim=1)
-        theirs = torch.stack([batch.targets[column][:, 0].float() for column in followed], dim=1)
-        return prediction + config.patience * losses.normalized_state_mse(ours, theirs)
+        ours = torch.stack([states[:, 0] for states in output.hidden_states[1:-1]], dim=1)
+        teachers = torch.stack([batch.targets[column][:, 0].float() for column in followed], dim=1)
+        return prediction + config.hidden_weight * losses.normalized_state_mse(ours, teachers)
 
-    study.fit(student, loss, study.with_targets(["logits", *followed]), config.fit, phase="train")
+    context.fit(student, loss, context.with_targets(["logits", *followed]), config.training, "train")
     return student
 
 
-def _followed(depth: LayerMap) -> list[str]:
-    return [f"hidden.{depth.teacher_layer(layer)}" for layer in range(1, depth.student)]
+def _followed(layer_map: LayerMap) -> list[str]:
+    return [f"hidden.{layer_map.teacher_layer(layer)}" for layer in range(1, layer_map.student)]

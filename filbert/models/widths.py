@@ -1,14 +1,17 @@
 """Widths from a budget: heads and neurons of all layers compete, by importance for their cost. Ours; ROSITA's widths are even."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from filbert.data.batches import Batch
+from filbert.data.batches import Batch, TokenizedDataset
 from filbert.models.bert import FilbertForSequenceClassification
-from filbert.models.pruning import KeptUnits, PruningError, UnitScores, keep_all, prune
-from filbert.models.size import count_parameters, multiply_adds
+from filbert.models.checkpoints import Student
+from filbert.models.pruning import KeptUnits, PruningError, UnitScores, interpolate, keep_all, prune, top_k
+from filbert.models.size import count_parameters, multiply_adds, representative_batch
 
 KINDS = ("heads", "neurons")
 HEAD = 4  # a head's score is of its output projection alone, a quarter of its weights; a neuron's is of all of them
@@ -83,3 +86,59 @@ def _costs(model: FilbertForSequenceClassification, whole: list[KeptUnits], coun
 def _kept(taken: Iterable[Unit], layer: int) -> KeptUnits:
     heads, neurons = (torch.tensor(sorted(u[4] for u in taken if u[2:4] == (layer, kind))) for kind in KINDS)
     return KeptUnits(heads, neurons)
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """The shape to prune to: the same heads and neurons in every layer, or a budget that importance divides among layers."""
+
+    layers: int | None  # none: as many as there are
+    rank: int  # of the factorised word embedding; 0: it is not factorised
+    heads: int | None  # of each layer
+    intermediate: int | None  # neurons of each layer
+    parameters: int | None  # at most so many
+    multiply_adds: int | None  # at most so many, on the training row of median length
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("heads", "intermediate", "parameters", "multiply_adds") if getattr(self, name)]
+        if given not in (["heads", "intermediate"], ["parameters"], ["multiply_adds"]):
+            raise PruningError(f"a target needs heads and intermediate, or parameters, or multiply_adds; got {given}")
+
+
+def check_target(target: TargetConfig, start: FilbertForSequenceClassification) -> None:
+    """Refuse, before anything is trained, a target that a model cannot be pruned to.
+
+    Raises:
+        PruningError: the target has more of something.
+    """
+    shape: Any = start.config
+    available = {
+        "layers": shape.num_hidden_layers,
+        "rank": shape.embedding_size or shape.hidden_size,
+        "heads": max(shape.layer_heads),
+        "intermediate": max(shape.layer_intermediate),
+    }
+    for name, there in available.items():
+        if (getattr(target, name) or 0) > there:
+            raise PruningError(
+                f"target.{name}: expected at most {there}, what the start has; got {getattr(target, name)}"
+            )
+
+
+def prune_towards(
+    target: TargetConfig, student: Student, scores: Sequence[UnitScores], event: int, events: int, start: Student,
+    rows: TokenizedDataset, device: torch.device,
+) -> Student:  # fmt: skip
+    """The student after one of several pruning events that lead from the widths of `start` to those of the target."""
+    shape, rank = start.config, 0
+    if target.rank:
+        rank = interpolate(shape.embedding_size or shape.hidden_size, target.rank, event, events)
+    if target.heads and target.intermediate:
+        heads = interpolate(max(shape.layer_heads), target.heads, event, events)
+        neurons = interpolate(max(shape.layer_intermediate), target.intermediate, event, events)
+        return prune(student, top_k(scores, heads, neurons), rank)
+    kind = "parameters" if target.parameters else "multiply_adds"
+    count = cost_counter(kind, representative_batch(rows, 1).to(device))
+    budget = interpolate(count(start), getattr(target, kind), event, events)
+    student = prune(student, keep_all(student), rank)  # what is left of the budget depends on the rank
+    return prune(student, allocate_budget(student, scores, count, budget))

@@ -1,8 +1,14 @@
-"""One section of params.yaml becomes one frozen dataclass, strictly: no key too many, none too few, every type checked."""
+"""Sections of params.yaml become frozen dataclasses, strictly: no unknown key, no missing key, every value of its type.
+
+A phase of training is written by what differs: a field whose dataclass names a `DEFAULTS` section is completed first from that
+section of params.yaml, then from the key of the same name in the section it stands in, then from its own keys.
+"""
 
 import dataclasses
 import types
 import typing
+from collections.abc import Sequence
+from enum import EnumType, StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,65 +18,124 @@ from filbert import FilbertError
 
 PARAMS = Path("params.yaml")
 T = TypeVar("T")
+Mapping = dict[str, Any]
 
 
 class ConfigError(FilbertError):
-    """A section of params.yaml does not say what its reader needs."""
+    """A section of params.yaml is not what its reader declares."""
 
 
-def section(name: str, shape: type[T], params: Path = PARAMS) -> T:
-    """The section with the dotted `name` of the file `params` as an instance of `shape`, a dataclass or a dict of them.
+def section(names: str | Sequence[str], shape: type[T], params: Path = PARAMS) -> T:
+    """The section of `params` with a dotted name as an instance of `shape`, a dataclass or a dict or tuple of such.
+
+    Several names are sections that are merged, the later over the earlier: a method's settings and those of its variant. Only
+    the first must exist.
 
     Raises:
-        ConfigError: the section, one of its keys or the type of a value is not what `shape` declares.
+        ConfigError: a section is missing, or a key or the type of a value is not what `shape` declares.
     """
-    found: Any = read_params(params)
-    for depth, key in enumerate(name.split(".")):
-        if not isinstance(found, dict) or key not in found:
-            where = ".".join(name.split(".")[:depth]) or "the top level"
-            raise ConfigError(f"{params}: no `{key}` in {where}; expected a section `{name}` with {_wanted(shape)}")
-        found = found[key]
-    return _build(shape, found, f"{params}: {name}")
+    names = [names] if isinstance(names, str) else list(names)
+    document = read_params(params)
+    found = _find(document, names[0], shape, params)
+    for name in names[1:]:
+        found = merge(found, _find(document, name, shape, params, optional=True))
+    return _build(shape, found, f"{params}: {names[-1]}", document)
 
 
-def read_params(params: Path = PARAMS) -> dict[str, Any]:
+def read_params(params: Path = PARAMS) -> Mapping:
     """The whole of `params`. ruamel reads YAML 1.2 as DVC does: PyYAML would make a string of 2e-5."""
     return YAML(typ="safe").load(params.read_text(encoding="utf-8"))
 
 
-def _wanted(shape: type) -> str:
+def merge(below: Any, above: Any) -> Any:
+    """`above` laid over `below`: mappings key by key, anything else replaced."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    return below | {key: merge(below[key], value) if key in below else value for key, value in above.items()}
+
+
+def _find(document: Mapping, name: str, shape: type, params: Path, optional: bool = False) -> Any:
+    found: Any = document
+    for depth, key in enumerate(name.split(".")):
+        if not isinstance(found, dict) or key not in found:
+            if optional:
+                return {}
+            where = ".".join(name.split(".")[:depth]) or "the top level"
+            raise ConfigError(f"{params}: no `{key}` in {where}; expected a section `{name}` with {_keys(shape)}")
+        found = found[key]
+    return found
+
+
+def _keys(shape: type) -> str:
     return ", ".join(f.name for f in dataclasses.fields(shape)) if dataclasses.is_dataclass(shape) else "entries"
 
 
-def _build(shape: Any, value: Any, where: str) -> Any:
+def _build(shape: Any, value: Any, where: str, defaults: Mapping) -> Any:
+    """`value` as a `shape`; `defaults` are by name the sections that complete a part of it."""
     if dataclasses.is_dataclass(shape):
-        return _build_dataclass(shape, value, where)
+        return _build_dataclass(shape, value, where, defaults)
     origin, inner = typing.get_origin(shape), typing.get_args(shape)
     if origin in (typing.Union, types.UnionType):
-        return None if value is None else _build(next(t for t in inner if t is not type(None)), value, where)
-    if origin is typing.Literal and value in inner:
-        return value
+        kinds = [kind for kind in inner if kind is not type(None)]
+        if value is None and len(kinds) < len(inner):
+            return None
+        return _build(next((k for k in kinds if _fits(k, value)), kinds[-1]), value, where, defaults)
+    if (origin is typing.Literal and value in inner) or (isinstance(shape, type) and value in _values_of(shape)):
+        return value if origin is typing.Literal else shape(value)
     if origin is tuple and isinstance(value, list):
-        return tuple(_build(inner[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        return tuple(_build(inner[0], item, f"{where}[{i}]", defaults) for i, item in enumerate(value))
     if origin is dict and isinstance(value, dict):
-        return {key: _build(inner[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {key: _build(inner[1], item, f"{where}.{key}", defaults) for key, item in value.items()}
     if shape is float and type(value) is int:
         return float(value)
     if isinstance(shape, type) and type(value) is shape:
         return value
-    expected = " or ".join(map(repr, inner)) if origin is typing.Literal else getattr(shape, "__name__", str(shape))
+    choices = inner if origin is typing.Literal else _values_of(shape)
+    expected = " or ".join(map(repr, choices)) if choices else getattr(shape, "__name__", str(shape))
     raise ConfigError(f"{where}: expected {expected}, got {value!r} ({type(value).__name__})")
 
 
-def _build_dataclass(shape: Any, value: Any, where: str) -> Any:
+def _values_of(shape: Any) -> list[str]:
+    """The values of an enumeration of strings; of any other type none."""
+    return [member.value for member in typing.cast(type[StrEnum], shape)] if isinstance(shape, EnumType) else []
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    """Whether a value of a union may be of this kind: mappings are dataclasses or dicts, all else is compared by type."""
+    is_section = dataclasses.is_dataclass(kind) or typing.get_origin(kind) is dict
+    return is_section if isinstance(value, dict) else type(value) is kind
+
+
+def _build_dataclass(shape: Any, value: Any, where: str, defaults: Mapping) -> Any:
     if not isinstance(value, dict):
-        raise ConfigError(f"{where}: expected a section with {_wanted(shape)}, got {value!r}")
-    hints = typing.get_type_hints(shape)
-    names = [field.name for field in dataclasses.fields(shape)]
-    for key in value:
-        if key not in names:
-            raise ConfigError(f"{where}: unknown key `{key}`; known are {', '.join(names)}")
-    for key in names:
-        if key not in value:
+        raise ConfigError(f"{where}: expected a section with {_keys(shape)}, got {value!r}")
+    hints, fields = typing.get_type_hints(shape), {field.name: field for field in dataclasses.fields(shape)}
+    completed = {name: section for name, kind in hints.items() if (section := _defaults_of(kind))}
+    for section in set(completed.values()):
+        if section in value:
+            defaults = defaults | {section: merge(defaults.get(section, {}), value[section])}
+    values = {key: item for key, item in value.items() if key in fields or key not in completed.values()}
+    for key in values:
+        if key not in fields:
+            raise ConfigError(f"{where}: unknown key `{key}`; known are {', '.join(fields)}")
+    for name, section in completed.items():
+        if values.get(name, {}) is not None and (name in values or not _is_optional(hints[name])):
+            values[name] = merge(defaults.get(section, {}), values.get(name, {}))
+    for key, field in fields.items():
+        if key not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{where}: missing key `{key}`")
-    return shape(**{key: _build(hints[key], value[key], f"{where}.{key}") for key in names})
+    built = {key: _build(hints[key], values[key], f"{where}.{key}", defaults) for key in fields if key in values}
+    try:
+        return shape(**built)
+    except FilbertError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _is_optional(kind: Any) -> bool:
+    return type(None) in typing.get_args(kind)
+
+
+def _defaults_of(kind: Any) -> str:
+    """The section that completes a field of this type; empty where none does."""
+    kinds = [k for k in typing.get_args(kind) if k is not type(None)] if _is_optional(kind) else [kind]
+    return getattr(kinds[0], "DEFAULTS", "") if len(kinds) == 1 and dataclasses.is_dataclass(kinds[0]) else ""

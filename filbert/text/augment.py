@@ -18,7 +18,7 @@ import numpy as np
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from filbert.data.readers import low_bits, text_hash
-from filbert.data.sources import Source
+from filbert.data.tasks import Source
 from filbert.text.masked_lm import MaskedCopy, MaskedLanguageModel
 from filbert.text.transfer import Texts
 from filbert.text.word_vectors import WordVectors
@@ -35,8 +35,8 @@ class AugmentConfig:
     candidates: int  # words that may stand for a word
     spacing: int  # words from one mask of a copy to the next; 0: one mask a copy, as the official code has it
     batch_size: int  # masked copies in one forward pass
-    masked_model: Source | None  # none: the checkpoint, its head trained on the task's own text
-    head: TrainingConfig | None  # of that training; if there is neither, word vectors alone say what fits
+    masked_lm: Source | None  # none: the checkpoint, its head trained on the task's own text
+    training: TrainingConfig | None  # of that training; if there is neither, word vectors alone say what fits
 
 
 class Place(NamedTuple):

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 import xxhash
 
-from filbert import FilbertError
 from filbert.data.arrow import Row
 from filbert.data.readers import low_bits, normalize_text, text_hash
-from filbert.data.tasks import Task, TaskKind, find
+from filbert.data.tasks import Task, TaskKind
 
 ENDS = re.compile(r"(?<=[.!?])[\"')\]]*\s+|<br\s*/?>|\n+")  # where a sentence ends
 WORD = re.compile(r"\w+")
@@ -33,35 +32,7 @@ class FilterConfig:
     shingle: int  # words of a shingle
     overlap: float  # share of a text's shingles that may occur in held-out rows
     quoted: float  # share of a held-out row's shingles that may occur in a text
-    most: int  # rows of one source, of the task's own without labels too
-
-
-@dataclass(frozen=True)
-class TransferConfig:
-    texts: dict[str, tuple[str, ...]]  # of a task: the texts of filbert/tasks.py that its sentences are taken from
-    keep: FilterConfig
-
-    def __post_init__(self) -> None:
-        for name in self.texts:
-            find(name)  # a task that does not exist is named
-
-    def of(self, task: Task) -> tuple[Task, ...]:
-        """The texts of a task.
-
-        Raises:
-            FilbertError: one of them is no text, or the task's rows are not single texts.
-        """
-        found = tuple(find(name) for name in self.texts.get(task.name, ()))
-        for text in found:
-            if text.kind is not TaskKind.TEXT:
-                raise FilbertError(
-                    f"transfer.texts.{task.name}: expected rows of kind text, got {text.name} of kind {text.kind}"
-                )
-        if found and len(task.columns) > 1:
-            raise FilbertError(
-                f"transfer.texts.{task.name}: its rows are pairs, which single texts cannot be; augment them instead"
-            )
-        return found
+    max_rows: int  # rows of one source: a text, or the task's own rows without labels
 
 
 def split_sentences(text: str) -> Iterator[str]:
@@ -123,10 +94,10 @@ class TransferFilter:
                 yield texts
 
     def sample(self, name: str, read: Callable[[], Iterable[Texts]], any_length: bool = False) -> Iterator[Texts]:
-        """What is kept of texts called `name`, of fit length, up to `config.most` of them, drawn by a hash of their words; they
+        """What is kept of texts called `name`, of fit length, up to `config.max_rows` of them, drawn by a hash of their words; they
         are read twice."""
         admitted = [found for texts in read() if (found := self._admit(normalized_words(texts), not any_length))]
-        drawn = set(sorted(admitted)[: self.config.most])
+        drawn = set(sorted(admitted)[: self.config.max_rows])
         self.counts["not drawn"] += len(admitted) - len(drawn)
         self.counts[f"kept {name}"] += len(drawn)
         for texts in read():

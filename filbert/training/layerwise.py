@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from filbert import FilbertError
 from filbert.data.batches import Batch
-from filbert.models.activations import ActivationRecorder, parse_column
+from filbert.data.tasks import TaskKind
+from filbert.models.activations import LAYERED, PROJECTIONS, ActivationRecorder, column_for_task, parse_column
 from filbert.training import losses
 
 
@@ -30,11 +31,41 @@ class LayerMap:
         """The teacher's layer that the student's `layer` follows; layer 0 is the embedding (section 4.1, uniform)."""
         return round(layer * self.teacher / self.student)
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """What the teacher must be asked: states and attention of the followed layers, and its logits."""
+    def columns(self, attention: bool = True) -> tuple[str, ...]:
+        """The columns of the teacher's cache that it needs: logits, hidden states and (if wanted) attention scores."""
         pairs = [(m, self.teacher_layer(m)) for m in range(self.student + 1)]
-        return ("logits", *(f"hidden.{n}" for _, n in pairs), *(f"attention.{n}" for m, n in pairs if m))
+        scores = [f"attention.{n}" for m, n in pairs if m and attention]
+        return ("logits", *(f"hidden.{n}" for _, n in pairs), *scores)
+
+
+@dataclass(frozen=True)
+class CacheColumnsConfig:
+    """Which outputs of the teacher are cached: names of columns; `hidden`, `words`, `attention` or `values` without a layer stand for
+    the layers of the layer map (whose last one is the teacher's last)."""
+
+    train: tuple[str, ...]  # for training rows
+    transfer: tuple[str, ...]  # for transfer rows
+
+    def expand(self, layers: LayerMap, kind: TaskKind) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The columns for training and for transfer rows of a task, each once, the logits in any case for training rows.
+
+        Raises:
+            ActivationError: there is no such column.
+        """
+        found = [
+            dict.fromkeys(column_for_task(kind, column) for name in names for column in self._columns(name, layers))
+            for names in (("logits", *self.train), self.transfer)
+        ]
+        return tuple(found[0]), tuple(found[1])
+
+    @staticmethod
+    def _columns(name: str, layers: LayerMap) -> list[str]:
+        if name not in LAYERED:
+            parse_column(name)
+            return [name]
+        first = 1 if name in PROJECTIONS else 0
+        mapped = [layers.teacher_layer(layer) for layer in range(first, layers.student + 1)]
+        return [f"{name}.{layer}" for layer in mapped]
 
 
 class LayerwiseLoss(nn.Module):

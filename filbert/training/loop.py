@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ class TrainingError(FilbertError):
 @dataclass(frozen=True)
 class TrainingConfig:
     """One phase of training: AdamW, linear warm-up, then `decay`; of no epochs, nothing happens."""
+
+    DEFAULTS: ClassVar[str] = "training"  # the section of params.yaml that completes each phase
 
     epochs: float  # the last one may be a part
     batch_size: int

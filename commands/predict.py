@@ -60,7 +60,7 @@ def _labels(model: Any, tokenizer: Any, part: list[str], length: int, on: torch.
 
 def _tags(model: Any, tokenizer: Any, part: list[str], length: int, on: torch.device) -> Iterator[dict[str, Any]]:
     names = tuple(model.config.id2label[i] for i in range(len(model.config.id2label)))
-    task = tasks.Task("text", tasks.TaskKind.TAGGING, ("sentence",), names, (), "")
+    task = tasks.Task(kind=tasks.TaskKind.TAGGING, columns=("sentence",), labels=names, source="")
     unknown = [{"idx": i, "sentence": text, "label": [0] * len(text.split()), "hash": 0} for i, text in enumerate(part)]
     table = pa.Table.from_pylist(unknown, schema=row_schema(task))
     rows = batches.tokenize(table, task, tokenizer, batches.TokenizerConfig(length))

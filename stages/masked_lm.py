@@ -1,26 +1,28 @@
-"""Make the masked language model that says which words fit: fetched, or the checkpoint with a head trained on the task's text."""
+"""Make the masked language model that proposes words for augmentation: fetched, or the checkpoint with a head trained on the
+task's text.
+"""
 
 from pathlib import Path
 
 from filbert.data import arrow, batches, sources, tasks
 from filbert.models import checkpoints
 from filbert.runtime import config, device, files, progress
-from filbert.text import masked_lm
 from filbert.text.augment import AugmentConfig
+from filbert.text.masked_lm import load_masked_lm
 from filbert.tracking import recording
 from stages import run, scratch_of
 
 SEED = 0
 
 
-def masked_model(task_name: str, prepared: Path, checkpoint: Path, out: Path) -> None:
-    """Put the model that params.yaml describes under `augment` into the folder OUT: another one that it names, or CHECKPOINT with
-    a head trained on the training rows in PREPARED; none where nothing is augmented or no head is to be trained."""
+def masked_lm(task_name: str, prepared: Path, checkpoint: Path, out: Path) -> None:
+    """Put the masked language model of the settings `augment` into the folder OUT: another checkpoint that they name, or CHECKPOINT
+    with a head trained on the training rows in PREPARED; none where nothing is augmented or no head is to be trained."""
     task, settings, scratch = tasks.find(task_name), config.section("augment", AugmentConfig), scratch_of(out)
     table = arrow.read_table(prepared / "train.arrow")
     with (
         recording.stage_run(
-            "masked",
+            "masked_lm",
             params={"augment": settings},
             tags={"task": task_name},
             hashes={"rows": arrow.rows_digest(table), "checkpoint": files.weights_hash(checkpoint)[:12]},
@@ -28,20 +30,20 @@ def masked_model(task_name: str, prepared: Path, checkpoint: Path, out: Path) ->
         ) as recorder,
         files.atomic_folder(out) as making,
     ):
-        if settings.variants and settings.masked_model:
-            sources.fetch_files(settings.masked_model, sources.CHECKPOINT, making)
-        elif settings.variants and settings.head:
+        if settings.variants and settings.masked_lm:
+            sources.fetch_files(settings.masked_lm, sources.CHECKPOINT, making)
+        elif settings.variants and settings.training:
             device.seed_everything(SEED)
-            model = masked_lm.load_masked_lm(checkpoint, device.select_device())
-            encoded = batches.tokenize(table, task, model.tokenizer, config.section("encode", batches.TokenizerConfig))
-            model.learn(encoded, settings.head, SEED, scratch, recorder)
+            model = load_masked_lm(checkpoint, device.select_device())
+            rows = batches.tokenize(table, task, model.tokenizer, config.section("tokenizer", batches.TokenizerConfig))
+            model.learn(rows, settings.training, SEED, scratch, recorder)
             checkpoints.save_with_provenance(model.model, model.tokenizer, making, recorder)
         else:
-            why = "word vectors alone say which words fit" if settings.variants else "augment.variants is 0"
+            why = "word vectors alone propose words" if settings.variants else "augment.variants is 0"
             progress.log(f"{task_name}: no masked language model: {why}")
             files.write_text(making / "NONE", f"{why}\n")
     files.clear_scratch(scratch)
 
 
 if __name__ == "__main__":
-    run(masked_model)
+    run(masked_lm)

@@ -1,0 +1,239 @@
+"""XtremeDistil (Mukherjee, Awadallah 2020, ACL, arXiv 2004.05686) and 1910.01769: a BiLSTM distilled in stages from much text.
+
+Algorithm 1 and the official code, on training and transfer rows: stage 1 learns the teacher's representation, end to end; stage
+2 its logits by squared error, the head alone, then the dense layer, the BiLSTM and the embedding, too; stage 3 the labels with
+a new head, unfrozen alike. Each phase has a new optimiser and its own schedule. For classification the representation is what
+the teacher's head reads. The embedding holds the tokens seen in training and transfer rows alone and starts as an SVD of the
+teacher's table.
+
+Ours: the mean squared error in stage 1 (the first version's KLD clips raw vectors to [0, 1]; later versions took the squared
+error, too). Phases without labels keep the weights of the lowest loss on a tenth of the rows, the label stage those of the best
+validation score, where the official code for classification stops on the test set. Controls: `objective: joint` (the paper's
+D2), `hard` (1910.01769, our reconstruction), `labels`; `unfreeze: false` (D4.1); `learn_representation: false`. They take as
+many steps as the stages do.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from filbert import FilbertError
+from filbert.data.batches import Batch, TokenizedDataset, load_tokenizer
+from filbert.data.tasks import TaskKind
+from filbert.methods.context import Loss, MethodContext
+from filbert.models import checkpoints
+from filbert.models.bilstm import BiLstmConfig, BiLstmForSequenceClassification, BiLstmForTokenClassification
+from filbert.models.checkpoints import forward_batch
+from filbert.models.svd import low_rank_factors
+from filbert.runtime.device import seed_everything
+from filbert.text.word_vectors import WordVectors
+from filbert.training import losses
+from filbert.training.layerwise import LayerMap
+from filbert.training.loop import TrainingConfig
+
+HELD_OUT = 10  # one row in so many chooses the best weights of a phase without labels
+PARTS = {"head": "classifier", "dense": "dense", "lstm": "lstm", "embedding": "embedding"}  # in the order of unfreezing
+
+
+@dataclass(frozen=True)
+class ShapeConfig:
+    """The student's sizes; its dense layer is as wide as what the teacher's head reads."""
+
+    embedding: int
+    lstm: int  # units of one direction
+    pooling: Literal[
+        "last", "max"
+    ]  # the last states (the paper's), or the maximum over time (the first version's code)
+    dropout: float
+    embedding_init: Literal[
+        "svd", "checkpoint", "word_vectors", "random"
+    ]  # SVD of the teacher's table, of the checkpoint's, …
+
+
+@dataclass(frozen=True)
+class WeightsConfig:
+    """Of the three losses of the joint objective."""
+
+    labels: float
+    logits: float
+    representation: float
+
+
+@dataclass(frozen=True)
+class Config:
+    shape: ShapeConfig
+    objective: Literal["stages", "joint", "hard", "labels"]
+    unfreeze: bool  # layer by layer from the top, a phase for each; or all at once, as many steps
+    learn_representation: bool  # if not, its steps are the logits'
+    transfer: bool
+    representation: TrainingConfig
+    logits: TrainingConfig  # of each part that is unfrozen
+    labels: TrainingConfig | None  # likewise; none: no label is read
+    weights: WeightsConfig
+
+
+def columns(layer_map: LayerMap, config: Config) -> tuple[str, ...]:
+    """The teacher's logits and what its head reads (of which the control on labels takes the width alone)."""
+    return ("pooled",) if config.objective == "labels" else ("logits", "pooled")
+
+
+def compress(context: MethodContext, config: Config) -> BiLstmForSequenceClassification:
+    """Train a fresh BiLSTM by the objective."""
+    student, texts = new_bilstm(context, config.shape), context.with_transfer()
+    if config.objective == "stages":
+        return _in_stages(context, texts, student, config)
+    rows = (
+        context.train if config.objective == "labels" else texts.with_targets(list(columns(context.layer_map, config)))
+    )
+    loss = {"labels": context.label_loss(student), "hard": hard_loss(student, context),
+            "joint": joint_loss(student, context, config.weights)}[config.objective]  # fmt: skip
+    context.fit(student, loss, rows, _as_long_as_the_stages(context, rows, config), "train")
+    return student
+
+
+def _in_stages(
+    context: MethodContext, texts: MethodContext, student: BiLstmForSequenceClassification, config: Config
+) -> BiLstmForSequenceClassification:
+    """Representation, then logits, then labels (algorithm 1)."""
+    rows, held_out = texts.with_targets(["logits", "pooled"]), _held_out(len(texts.train))
+    train, judge = rows.part(np.flatnonzero(~held_out)), rows.part(np.flatnonzero(held_out))
+    times = 1.0 if config.unfreeze else len(PARTS)
+    logits = replace(config.logits, epochs=config.logits.epochs * times)
+    if config.learn_representation:
+        loss = representation_loss(student, context)
+        context.fit_by_loss(student, loss, train, judge, config.representation, "representation")
+    else:
+        logits = replace(logits, epochs=logits.epochs + config.representation.epochs * times / len(PARTS))
+    for part in unfreeze(student, config.unfreeze):
+        context.fit_by_loss(student, logit_loss(student, context), train, judge, logits, f"logits-{part}")
+    if config.labels:
+        _new_head(student, context.seed)
+        labels = replace(config.labels, epochs=config.labels.epochs * times)
+        for part in unfreeze(student, config.unfreeze):
+            context.fit(student, context.label_loss(student), context.train, labels, f"labels-{part}")
+    return student
+
+
+def unfreeze(student: BiLstmForSequenceClassification, gradually: bool) -> Iterator[str]:
+    """Unfreeze the student from the top, one part more each time, and name the part; or all of it at once."""
+    parts = {name: student.get_submodule(module) for name, module in PARTS.items()}
+    student.requires_grad_(not gradually)
+    for name, part in parts.items() if gradually else [("all", student)]:
+        part.requires_grad_(True)
+        yield name
+
+
+def _new_head(student: BiLstmForSequenceClassification, seed: int) -> None:
+    """Draw the head again, as stage 3 of the official code does."""
+    seed_everything(seed)
+    student.classifier.reset_parameters()
+
+
+def _held_out(rows: int) -> np.ndarray:
+    return np.arange(rows) % HELD_OUT == 0
+
+
+def _as_long_as_the_stages(context: MethodContext, rows: TokenizedDataset, config: Config) -> TrainingConfig:
+    """One phase on `rows` that takes as many steps as the stages do on this context's rows."""
+    phase = config.representation
+    texts = context.with_transfer().train
+    train, labelled = (
+        math.ceil(n / phase.batch_size) for n in (int((~_held_out(len(texts))).sum()), len(context.train))
+    )
+    labels = config.labels.epochs if config.labels else 0.0
+    steps = round(train * phase.epochs) + len(PARTS) * (round(train * config.logits.epochs) + round(labelled * labels))
+    return replace(phase, epochs=1.0 * steps / math.ceil(len(rows) / phase.batch_size))
+
+
+def representation_loss(student: BiLstmForSequenceClassification, context: MethodContext) -> Loss:
+    """The squared error to what the teacher's head reads."""
+    return lambda batch: _representation(context, forward_batch(student, batch), batch)
+
+
+def logit_loss(student: BiLstmForSequenceClassification, context: MethodContext) -> Loss:
+    """Half the squared error of the logits (section 3.3: no temperature)."""
+    return lambda batch: _logits(context, forward_batch(student, batch), batch)
+
+
+def _representation(context: MethodContext, output: Any, batch: Batch) -> Tensor:
+    ours, teachers = (context.drop_padding(v, batch) for v in (output.hidden_states[0], batch.targets["pooled"]))
+    return F.mse_loss(ours.float(), teachers.float())
+
+
+def _logits(context: MethodContext, output: Any, batch: Batch) -> Tensor:
+    ours, teachers = (context.drop_padding(v, batch) for v in (output.logits, batch.targets["logits"]))
+    return F.mse_loss(ours.float(), teachers) / 2
+
+
+def joint_loss(student: BiLstmForSequenceClassification, context: MethodContext, weights: WeightsConfig) -> Loss:
+    """All three losses, weighted; that of the labels over the rows that have one (section 3.3, the joint variant)."""
+
+    def loss(batch: Batch) -> Tensor:
+        output = forward_batch(student, batch)
+        representation, logits = _representation(context, output, batch), _logits(context, output, batch)
+        hard = context.hard_loss(output.logits, batch)
+        return weights.labels * hard + weights.logits * logits + weights.representation * representation
+
+    return loss
+
+
+def hard_loss(student: BiLstmForSequenceClassification, context: MethodContext) -> Loss:
+    """Cross entropy of the labels and, of rows without one, of the teacher's prediction (1910.01769; our reconstruction). Of
+    tagging tasks a word's first token counts."""
+
+    def loss(batch: Batch) -> Tensor:
+        teachers = batch.targets["logits"]
+        predicted = teachers.argmax(-1) if context.task.labels else teachers[:, 0]
+        missing = ~losses.has_label(batch.label) if batch.word is None else (batch.label < 0) & (batch.word >= 0)
+        label = torch.where(missing, predicted.to(batch.label.dtype), batch.label)
+        return losses.task_loss(context.task.kind, forward_batch(student, batch).logits, label)
+
+    return loss
+
+
+def new_bilstm(context: MethodContext, shape: ShapeConfig) -> BiLstmForSequenceClassification:
+    """A fresh student whose embedding has the tokens seen in training and transfer rows; all others share their mean.
+
+    Raises:
+        FilbertError: the embedding is wider than the table that it would start from.
+    """
+    seed_everything(context.seed)
+    seen = torch.from_numpy(np.unique(context.with_transfer().train.ids).astype(np.int64))
+    source = context.checkpoint if shape.embedding_init == "checkpoint" else context.teacher
+    table = checkpoints.load_model(source).get_input_embeddings().weight.detach()  # type: ignore[operator]
+    config = BiLstmConfig(
+        vocab_size=len(table),
+        kept_tokens=len(seen) + 1,
+        embedding_size=shape.embedding,
+        lstm_size=shape.lstm,
+        hidden_size=context.width("pooled"),
+        pooling=shape.pooling,
+        dropout=shape.dropout,
+        **checkpoints.label_fields(context.task),
+    )
+    tags = context.task.kind is TaskKind.TAGGING
+    student = (BiLstmForTokenClassification if tags else BiLstmForSequenceClassification)(config)
+    student.rows[seen] = torch.arange(1, len(seen) + 1, dtype=torch.int32)
+    if shape.embedding_init != "random":
+        known = _word_vectors(context, seen) if shape.embedding_init == "word_vectors" else table[seen].float()
+        start = low_rank_factors(known, shape.embedding)[0]
+        with torch.no_grad():
+            student.embedding.weight.copy_(torch.cat([start.mean(0, keepdim=True), start]))
+    return student
+
+
+def _word_vectors(context: MethodContext, seen: Tensor) -> Tensor:
+    """The word vectors of tokens that are words; of all others their mean: [tokens, width]."""
+    if context.word_vectors is None:
+        raise FilbertError("shape.embedding_init: this stage has no word vectors; take svd or random")
+    vectors = WordVectors(context.word_vectors, most=400_000)
+    tokens = load_tokenizer(context.teacher).convert_ids_to_tokens(seen.tolist())
+    at = [vectors.at.get(token.lstrip("▁Ġ").lower(), -1) for token in tokens]
+    table = torch.from_numpy(np.concatenate([vectors.table, vectors.table.mean(0, keepdims=True)]))
+    return table[at]
