@@ -28,30 +28,32 @@ def row_schema(task: Task) -> pa.Schema:
 
 @dataclass(frozen=True)
 class Partition:
-    """A cache or an augmentation in parts: each is a folder of its own in that of the whole."""
+    """How many partitions the cache and the augmentation of a task are made in, each a stage with a folder of its own."""
 
-    of: int
-    each: tuple[int, ...]  # 0 to `of` - 1, written out because DVC needs them so
+    count: int
+    indices: tuple[int, ...]  # 0 to `count` - 1, written out because a matrix of dvc.yaml needs a list
 
     def __post_init__(self) -> None:
-        if self.of < 1 or self.each != tuple(range(self.of)):
-            raise FilbertError(f"parts: expected of {self.of} each {[*range(max(1, self.of))]}, got {[*self.each]}")
+        if self.count < 1 or self.indices != tuple(range(self.count)):
+            wanted = [*range(max(1, self.count))]
+            raise FilbertError(f"partitions: expected indices {wanted} for count {self.count}, got {[*self.indices]}")
 
-    def share(self, table: pa.Table, part: int) -> pa.Table:
-        """The rows that fall to a part, by their text, so that new rows change no other part's.
+    def share(self, table: pa.Table, index: int) -> pa.Table:
+        """The rows of one partition, drawn by a hash of their text, so that new rows move no other row.
 
         Raises:
-            FilbertError: there is no such part.
+            FilbertError: there is no such partition.
         """
-        if part not in self.each:
-            raise FilbertError(f"expected a part below parts.of = {self.of}, got {part}")
-        if self.of == 1:
+        if index not in self.indices:
+            raise FilbertError(f"expected a partition below partitions.count = {self.count}, got {index}")
+        if self.count == 1:
             return table
-        of = table["hash"].to_numpy().view(np.uint64) % np.uint64(self.of)
-        return table.filter(pa.array(of == part))
+        of_row = table["hash"].to_numpy().view(np.uint64) % np.uint64(self.count)
+        return table.filter(pa.array(of_row == index))
 
-    def folders(self, whole: Path) -> list[Path]:
-        return [whole / str(part) for part in self.each]
+    def folders(self, parent: Path) -> list[Path]:
+        """The folders of all partitions."""
+        return [parent / str(index) for index in self.indices]
 
 
 def rows_digest(table: pa.Table) -> str:

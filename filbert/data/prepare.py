@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from filbert.data.arrow import Row, row_schema
 from filbert.data.readers import RowError, normalize_text, read_rows
-from filbert.data.tasks import Task, TaskKind, find
+from filbert.data.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,7 @@ class PrepareConfig:
 
     validation: float
     test: float
-    most: int  # no slice is larger than this many rows
-    labels: dict[str, int]  # of a task: how many labelled rows of each class are kept, validation rows among them
+    max_rows: int  # no slice is larger
     seed: int
 
 
@@ -46,18 +45,16 @@ def prepare(folder: Path, task: Task, config: PrepareConfig) -> Prepared:
     Raises:
         RowError: a file is missing, is not UTF-8, or a row is malformed.
     """
-    for name in config.labels:
-        find(name)  # a task that does not exist is named
     counts: Counter[str] = Counter()
-    tests = {name: list(read_rows(folder, stem, task)) for name, stem in task.tests.items()}
+    tests = {name: list(read_rows(folder, stem, task)) for name, stem in task.test_files.items()}
     rows = list(_distinct(_numbered(folder, task, counts), task, counts))
     unlabelled = [row for row in rows if row["label"] is None]
     rows = [row for row in rows if row["label"] is not None]
     if not tests:
         rows, tests["test"] = _slice(rows, task, config.test, config)
     rows = list(_without(rows, tests, task, counts))
-    if task.name in config.labels:
-        rows, others = _few_labels(rows, task, config.labels[task.name])
+    if task.labels_per_class is not None:
+        rows, others = _few_labels(rows, task, task.labels_per_class)
         unlabelled += others
     train, validation = _slice(rows, task, config.validation, config)
     splits = {"train": train, "validation": validation, **tests}
@@ -74,7 +71,7 @@ def prepare(folder: Path, task: Task, config: PrepareConfig) -> Prepared:
 def _numbered(folder: Path, task: Task, counts: Counter[str]) -> Iterator[Row]:
     """The training rows of all files, numbered through."""
     start = idx = 0
-    for stem in task.training:
+    for stem in task.train_files:
         for row in read_rows(folder, stem, task, counts):
             idx = start + row["idx"]
             yield row | {"idx": idx}
@@ -111,7 +108,7 @@ def _without(rows: list[Row], held_out: dict[str, list[Row]], task: Task, counts
 
 def _slice(rows: list[Row], task: Task, fraction: float, config: PrepareConfig) -> tuple[list[Row], list[Row]]:
     """The rows without, and the rows of, a slice of about `fraction`; rows that share `together` stay together."""
-    wanted = min(round(fraction * len(rows)), config.most)
+    wanted = min(round(fraction * len(rows)), config.max_rows)
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(normalize_text(row[task.group_by]) if task.group_by else row_key(row, task), []).append(row)
@@ -127,17 +124,13 @@ def _few_labels(rows: list[Row], task: Task, each: int) -> tuple[list[Row], list
     """`each` rows of every class, drawn by a hash of the text; and all others, their labels forgotten.
 
     Raises:
-        RowError: a class has fewer, or a row has no class.
+        RowError: a class has fewer.
     """
-    if task.kind not in (TaskKind.SINGLE, TaskKind.PAIR):
-        raise RowError(
-            f"prepare.labels.{task.name}: expected a task whose rows have a class, got one of kind {task.kind}"
-        )
     drawn = sorted(rows, key=lambda row: hashlib.sha256(row_key(row, task).encode()).digest())
     taken = {row["idx"] for label in range(task.outputs) for row in [r for r in drawn if r["label"] == label][:each]}
     if len(taken) < each * task.outputs:
         raise RowError(
-            f"prepare.labels.{task.name}: expected at least {each} rows of each of {task.outputs} classes, got "
+            f"task_table.{task.name}.labels_per_class: expected at least {each} rows of each of {task.outputs} classes, got "
             f"{dict(Counter(task.labels[row['label']] for row in rows))}"
         )
     return [row for row in rows if row["idx"] in taken], [

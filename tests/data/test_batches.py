@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tiny import tiny_tokenizer
+from tiny import find_task, tiny_tokenizer
 
-from filbert.data import arrow, batches, prepare, tasks
+from filbert.data import arrow, batches, prepare
 
 
 def test_a_batch_equals_the_tokenizers_own(prepared: prepare.Prepared, encoded: batches.TokenizedDataset) -> None:
@@ -26,15 +26,15 @@ def test_a_batch_equals_the_tokenizers_own(prepared: prepare.Prepared, encoded: 
 
 def test_pairs_have_two_segments() -> None:
     row = {"idx": 0, "sentence1": "a cat", "sentence2": "the dog runs", "label": 1, "hash": 5}
-    table = pa.Table.from_pylist([row], schema=arrow.row_schema(tasks.find("mrpc")))
-    batch = batches.tokenize(table, tasks.find("mrpc"), tiny_tokenizer(), batches.TokenizerConfig(16)).batch(
+    table = pa.Table.from_pylist([row], schema=arrow.row_schema(find_task("mrpc")))
+    batch = batches.tokenize(table, find_task("mrpc"), tiny_tokenizer(), batches.TokenizerConfig(16)).batch(
         np.array([0])
     )
     assert batch.types.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]  # [CLS] a cat [SEP] the dog runs [SEP]
 
 
 def test_long_rows_are_cut(prepared: prepare.Prepared) -> None:
-    cut = batches.tokenize(prepared.tables["train"], tasks.find("sst2"), tiny_tokenizer(), batches.TokenizerConfig(6))
+    cut = batches.tokenize(prepared.tables["train"], find_task("sst2"), tiny_tokenizer(), batches.TokenizerConfig(6))
     assert cut.lengths.max() == 6
 
 
@@ -56,8 +56,8 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
 def test_many_rows_are_tokenised_in_parts_and_joined(
     prepared: prepare.Prepared, encoded: batches.TokenizedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "TOKENISED", 7)
-    task = tasks.find("sst2")
+    monkeypatch.setattr(batches, "ROWS_AT_A_TIME", 7)
+    task = find_task("sst2")
     parts = batches.tokenize(prepared.tables["train"], task, tiny_tokenizer(), batches.TokenizerConfig(16), words=True)
     whole = replace(encoded, word=parts.word)
     for name in ("ids", "types", "offsets", "label", "idx", "hash"):
@@ -70,7 +70,7 @@ def test_many_rows_are_tokenised_in_parts_and_joined(
 
 @pytest.mark.parametrize("name", ["sst2", "mrpc", "stsb", "wikiann"])
 def test_no_rows_are_rows_too(name: str) -> None:
-    task = tasks.find(name)
+    task = find_task(name)
     nothing = batches.tokenize(
         arrow.row_schema(task).empty_table(), task, tiny_tokenizer(), batches.TokenizerConfig(16)
     )

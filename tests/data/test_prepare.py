@@ -2,19 +2,20 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny import ROOT
+from tiny import ROOT, find_task
 
 import stages.prepare
-from filbert.data import arrow, prepare, readers, tasks
+from filbert.data import arrow, prepare, readers
 from filbert.data.tasks import Task, TaskKind
 
-CONFIG = prepare.PrepareConfig(validation=0.2, test=0.2, most=1000, labels={}, seed=0)
-SST2, COLA, STSB = tasks.find("sst2"), tasks.find("cola"), tasks.find("stsb")
+CONFIG = prepare.PrepareConfig(validation=0.2, test=0.2, max_rows=1000, seed=0)
+SST2, COLA, STSB = find_task("sst2"), find_task("cola"), find_task("stsb")
 
 
 def table(folder: Path, name: str, text: str | bytes) -> Path:
@@ -110,7 +111,7 @@ def test_a_swapped_pair_is_the_same_row_where_the_task_is_symmetric(tmp_path: Pa
 
 
 def test_the_known_flaws_of_qqp_are_dropped_and_counted_up_to_a_bound(tmp_path: Path) -> None:
-    qqp, head = tasks.find("qqp"), "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
+    qqp, head = find_task("qqp"), "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
     lines = [f"{i}\t1\t2\ta {i}\tb {i}\t{i % 2}" for i in range(30)]
     flawed = ["31\t1\t2\tno second question\t\t0", "a broken\tline"]
     table(tmp_path, "dev.tsv", f"{head}\n0\t1\t2\tc\td\t1\n")
@@ -138,7 +139,7 @@ def test_the_split_does_not_depend_on_the_order_of_the_rows(tmp_path: Path) -> N
 
 
 def test_rows_that_share_a_passage_stay_together_and_unlabelled_ones_apart(tmp_path: Path) -> None:
-    task = Task("t", TaskKind.PAIR, ("question", "passage"), ("False", "True"), ("accuracy",), "d",
+    task = Task(name="t", kind=TaskKind.PAIR, columns=("question", "passage"), labels=("False", "True"), source="d",
                 train="combined", group_by="passage", allow_unlabelled=True)  # fmt: skip
     made = [{"question": f"q{i}", "passage": f"p{i // 3}", "label": bool(i % 2)} for i in range(60)]
     made += [{"question": f"u{i}", "passage": "pu", "label": None} for i in range(5)]
@@ -154,8 +155,8 @@ def test_rows_that_share_a_passage_stay_together_and_unlabelled_ones_apart(tmp_p
 
 def test_labels_are_kept_of_few_rows_and_forgotten_of_the_others(tmp_path: Path) -> None:
     lines = [f"row {i}\t{i % 2}" for i in range(60)]
-    config = prepare.PrepareConfig(0.2, 0.2, 1000, {"sst2": 10}, 0)
-    found = prepare.prepare(sst2(tmp_path, [*lines, "Held  OUT\t1"]), SST2, config)
+    task = replace(SST2, labels_per_class=10)
+    found = prepare.prepare(sst2(tmp_path, [*lines, "Held  OUT\t1"]), task, CONFIG)
     labelled = pa.concat_tables([found.tables["train"], found.tables["validation"]])
     assert sorted(labelled["label"].to_pylist()) == [0] * 10 + [1] * 10  # validation rows are among them
     assert len(found.tables["unlabelled"]) == found.counts["unlabelled"] == 40
@@ -163,15 +164,15 @@ def test_labels_are_kept_of_few_rows_and_forgotten_of_the_others(tmp_path: Path)
     texts = [set(table["sentence"].to_pylist()) for table in (labelled, found.tables["unlabelled"])]
     assert not texts[0] & texts[1]
     assert "Held  OUT" not in texts[0] | texts[1]
-    other = prepare.prepare(sst2(tmp_path, lines[::-1]), SST2, config).tables
+    other = prepare.prepare(sst2(tmp_path, lines[::-1]), task, CONFIG).tables
     again = pa.concat_tables([other["train"], other["validation"]])["sentence"].to_pylist()
     assert set(again) == texts[0]
     with pytest.raises(readers.RowError, match=r"expected at least 40 rows of each of 2 classes, got .*'negative': 30"):
-        prepare.prepare(tmp_path, SST2, prepare.PrepareConfig(0.2, 0.2, 1000, {"sst2": 40}, 0))
+        prepare.prepare(tmp_path, replace(SST2, labels_per_class=40), CONFIG)
 
 
 def test_plain_text_is_a_text_a_line(tmp_path: Path) -> None:
-    task = Task("t", TaskKind.TEXT, ("sentence",), (), (), "d", train="texts")
+    task = Task(name="t", kind=TaskKind.TEXT, columns=("sentence",), source="d", train="texts")
     long = "word " * 10_000
     table(tmp_path, "texts.txt", f"one text\n\n  another \n{long}\n")
     found = list(readers.read_rows(tmp_path, "texts", task))
@@ -194,7 +195,7 @@ def test_a_corpus_is_every_file_of_a_folder_without_its_empty_texts(tmp_path: Pa
     pq.write_table(pa.table({"title": ["a", "b", "c"], "text": ["one", "  ", None]}), tmp_path / "first.parquet")
     pq.write_table(pa.table({"text": ["two"]}), tmp_path / "second.parquet")
     (tmp_path / "lines.txt").write_text("three\n\nfour\n")
-    corpus = tasks.find("corpus")
+    corpus = find_task("corpus")
     assert [row["text"] for row in readers.read_rows(tmp_path, corpus.train, corpus)] == ["one", "two", "three", "four"]
     pq.write_table(pa.table({"body": ["no column text"]}), tmp_path / "third.parquet")
     with pytest.raises(readers.RowError, match="no column text for task corpus; found body"):

@@ -7,13 +7,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny import write_sst2
+from tiny import find_task, write_sst2
 
-from filbert.data import readers, sources, tasks
-from filbert.data.sources import Source, SourceError
+from filbert.data import readers, sources
+from filbert.data.sources import SourceError
+from filbert.data.tasks import Source
 from filbert.runtime.files import sha256
 
-SST2 = tasks.find("sst2")
+SST2 = find_task("sst2")
 WHEEL = "tiny_data-1.0-py3-none-any.whl"
 
 
@@ -117,8 +118,8 @@ def test_a_hub_data_set_in_nyu_mll_glues_layout(tmp_path: Path, monkeypatch: pyt
     files = "".join(f"  - split: {split}\n    path: mnli/{split}.parquet\n" for split in splits)
     (hub / "README.md").write_text(f"---\nconfigs:\n- config_name: mnli\n  data_files:\n{files}---\n")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    sources.fetch_task(Source("hub", str(hub), None, "", None), tasks.find("mnli"), tmp_path / "out")
+    sources.fetch_task(Source("hub", str(hub), None, "", None), find_task("mnli"), tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["SOURCE.json", "dev_matched.parquet", "dev_mismatched.parquet", "train.parquet"]
-    read = list(readers.read_rows(tmp_path / "out", "dev_mismatched", tasks.find("mnli")))
+    read = list(readers.read_rows(tmp_path / "out", "dev_mismatched", find_task("mnli")))
     assert [(row["hypothesis"], row["label"]) for row in read] == [("validation_mismatched", 2)]

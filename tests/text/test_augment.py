@@ -21,7 +21,9 @@ from filbert.text.word_vectors import WordVectors
 from filbert.tracking.recording import RunRecorder
 from filbert.training.loop import TrainingConfig
 
-CONFIG = AugmentConfig(variants=3, probability=0.4, candidates=4, spacing=0, batch_size=5, masked_model=None, head=None)
+CONFIG = AugmentConfig(
+    variants=3, probability=0.4, candidates=4, spacing=0, batch_size=5, masked_lm=None, training=None
+)
 TEXTS = ["The film was great and long", "cats dogs", "a dull Movie, not warm here", "the"]
 
 

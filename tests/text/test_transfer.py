@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
-from tiny import tiny_tokenizer
+from tiny import find_task, tiny_tokenizer
 
 from filbert import FilbertError
 from filbert.cache import build
@@ -18,14 +18,13 @@ from filbert.text.transfer import (
     FilterConfig,
     HeldOutRows,
     Texts,
-    TransferConfig,
     TransferFilter,
     row_texts,
     split_sentences,
     to_rows,
 )
 
-CONFIG = FilterConfig(min_words=3, max_words=12, shingle=3, overlap=0.5, quoted=0.5, most=100)
+CONFIG = FilterConfig(min_words=3, max_words=12, shingle=3, overlap=0.5, quoted=0.5, max_rows=100)
 FAR = ["The plot is thin but I liked the songs and the dog.", "A great deal of fun for all."]
 
 
@@ -84,7 +83,7 @@ def test_each_text_is_kept_once_and_no_training_row_is() -> None:
 
 def test_a_sample_is_drawn_from_all_of_a_text_whatever_its_order() -> None:
     texts = one(*(f"film number {i} was good" for i in range(200)))
-    few = replace(CONFIG, most=20)
+    few = replace(CONFIG, max_rows=20)
     drawn = list(TransferFilter([], HeldOutRows([], 3), few).sample("texts", lambda: texts))
     other = list(TransferFilter([], HeldOutRows([], 3), few).sample("texts", lambda: texts[::-1]))
     assert len(drawn) == 20
@@ -94,7 +93,7 @@ def test_a_sample_is_drawn_from_all_of_a_text_whatever_its_order() -> None:
 
 @pytest.mark.parametrize(("name", "none"), [("sst2", -1), ("stsb", None)])
 def test_rows_are_the_tasks_without_a_label(name: str, none: int | None) -> None:
-    task = tasks.find(name)
+    task = find_task(name)
     texts = [tuple(f"text {i} of {column}" for column in task.columns) for i in range(3)]
     table = pa.Table.from_pylist(list(to_rows(texts, task)), schema=arrow.row_schema(task))
     assert table["idx"].to_pylist() == [low_bits(text_hash(*each), 31) for each in texts]
@@ -105,18 +104,13 @@ def test_rows_are_the_tasks_without_a_label(name: str, none: int | None) -> None
 
 
 def test_what_cannot_be_a_text_is_named() -> None:
-    keep = {"keep": CONFIG}
-    assert [text.name for text in TransferConfig({"sst2": ("imdb_reviews",)}, **keep).of(tasks.find("sst2"))] == [
-        "imdb_reviews"
-    ]
-    assert TransferConfig({"sst2": ("imdb_reviews",)}, **keep).of(tasks.find("mrpc")) == ()
-    with pytest.raises(FilbertError, match="expected rows of kind text, got cola of kind single"):
-        TransferConfig({"sst2": ("cola",)}, **keep).of(tasks.find("sst2"))
-    with pytest.raises(FilbertError, match="its rows are pairs"):
-        TransferConfig({"mrpc": ("imdb_reviews",)}, **keep).of(tasks.find("mrpc"))
+    assert [text.name for text in tasks.transfer_texts(find_task("sst2"))] == ["imdb_reviews"]
+    assert tasks.transfer_texts(find_task("mrpc")) == ()
+    with pytest.raises(FilbertError, match=r"sst2.transfer: expected tasks of kind text, got cola \(single\)"):
+        tasks.transfer_texts(replace(find_task("sst2"), transfer=("cola",)))
 
 
-def test_rows_that_stay_are_asked_about_once(study: MethodContext) -> None:
+def test_rows_that_stay_are_asked_about_once(context: MethodContext) -> None:
     """When more texts are taken, the teacher is asked about the new ones alone."""
     texts = one(
         *(
@@ -127,11 +121,11 @@ def test_rows_that_stay_are_asked_about_once(study: MethodContext) -> None:
     )
 
     def asked(chosen: list[Texts]) -> int:
-        table = pa.Table.from_pylist(list(to_rows(chosen, study.task)), schema=arrow.row_schema(study.task))
+        table = pa.Table.from_pylist(list(to_rows(chosen, context.task)), schema=arrow.row_schema(context.task))
         return build.build_cache(
-            study.cache.folder, checkpoints.load_model(study.teacher), table,
-            lambda part: batches.tokenize(part, study.task, tiny_tokenizer(), batches.TokenizerConfig(16)), ("logits",), study.cache.expected,
-            study.asking, study.device,
+            context.cache.folder, checkpoints.load_model(context.teacher), table,
+            lambda part: batches.tokenize(part, context.task, tiny_tokenizer(), batches.TokenizerConfig(16)),
+            ("logits",), context.cache.expected, context.cache_config, context.device,
         )  # fmt: skip
 
     assert [asked(texts[2:9]), asked(texts), asked(texts[4:])] == [7, 8, 0]
