@@ -1,4 +1,4 @@
-"""What a model costs: parameters, bytes, multiply-adds, latency. Two models are timed side by side, in turn."""
+"""What a model costs: parameters, bytes, multiply-adds, and latency, measured in turn with its teacher's."""
 
 import time
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from filbert.models.size import (
 
 @dataclass(frozen=True)
 class LatencyConfig:
-    """The protocol: every model in turn, `rounds` times after `warmup` rounds, on CPU, float32, `threads` threads."""
+    """The protocol: models in turn, `rounds` times after `warmup` rounds, on CPU, in float32, with `threads` threads."""
 
     batch_sizes: tuple[int, ...]
     warmup: int
@@ -37,11 +37,11 @@ class LatencyConfig:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs beside its teacher: the figures, and all times they come from."""
+    """What a model costs: the figures, and the latencies that they come from."""
 
     figures: dict[str, Any]
-    latency: dict[str, dict[str, dict[str, float]]]  # batch size -> arm -> minimum, median, p95
-    tokens: int  # of the row that is the batch of 1
+    latency: dict[str, dict[str, dict[str, float]]]  # milliseconds by batch size and arm: minimum, median, p95
+    tokens: int  # of the row in the batch of 1
 
 
 def measure_cost(
@@ -49,50 +49,49 @@ def measure_cost(
     folder: Path,
     teacher: nn.Module,
     rows: TokenizedDataset,
-    of_teacher: TokenizedDataset,
+    teacher_rows: TokenizedDataset,
     config: LatencyConfig,
 ) -> Cost:
-    """Measure a model saved in `folder` on `rows`, beside its teacher on the same rows, cut into the teacher's tokens
-    (`of_teacher`). A model that finds references itself is also timed with its reference at hand, so that what finding and
-    reading it takes can be told."""
-    one, timed = representative_batch(rows, 1), {}
+    """Measure a model saved in `folder` on `rows`, and its teacher on `teacher_rows`, the same rows in the teacher's tokens. A
+    model that reads references is also timed with its references given: the difference is the time to find and read them."""
+    one, latency = representative_batch(rows, 1), {}
     for size in config.batch_sizes:
         chosen = spread_rows(rows, size)
         batch = rows.batch(chosen)
-        arms = {"teacher": (teacher, of_teacher.batch(chosen)), "student": (model, batch)}
+        arms = {"teacher": (teacher, teacher_rows.batch(chosen)), "student": (model, batch)}
         if isinstance(model, ReferenceForSequenceClassification):
-            found = dict(zip(REFERENCE, model.references(batch.ids, batch.mask), strict=True))
-            arms["reference at hand"] = (model, replace(batch, targets=found))
-        timed[str(size)] = measure_latency(arms, config)
+            references = dict(zip(REFERENCE, model.references(batch.ids, batch.mask), strict=True))
+            arms["reference at hand"] = (model, replace(batch, targets=references))
+        latency[str(size)] = measure_latency(arms, config)
     count = count_parameters(model)
     figures = {
         "parameters": count,
         "bytes": weight_bytes(folder),
         "multiply_adds": multiply_adds(model, one),
         "smaller": count_parameters(teacher) / count,
-        "faster": {f"batch_{n}": t["teacher"]["median"] / t["student"]["median"] for n, t in timed.items()},
-        "milliseconds": {f"batch_{n}": t["student"]["median"] for n, t in timed.items()},
+        "faster": {f"batch_{n}": t["teacher"]["median"] / t["student"]["median"] for n, t in latency.items()},
+        "milliseconds": {f"batch_{n}": t["student"]["median"] for n, t in latency.items()},
     }
     if count_prunable(model):
         figures["smaller_prunable"] = count_prunable(teacher) / count_prunable(model)
     if (folder / STORE).exists():
         figures["store_bytes"] = sum(file.stat().st_size for file in (folder / STORE).rglob("*") if file.is_file())
-    return Cost(figures, timed, int(one.mask.sum()))
+    return Cost(figures, latency, int(one.mask.sum()))
 
 
 def measure_latency(arms: Mapping[str, tuple[nn.Module, Batch]], config: LatencyConfig) -> dict[str, dict[str, float]]:
-    """Milliseconds of a forward pass by arm: minimum, median and 95th percentile of interleaved rounds."""
-    spent: dict[str, list[float]] = {name: [] for name in arms}
+    """Milliseconds of a forward pass by arm: minimum, median and 95th percentile over interleaved rounds."""
+    times: dict[str, list[float]] = {name: [] for name in arms}
     with _threads(config.threads), torch.inference_mode():
-        for turn in range(config.warmup + config.rounds):
+        for number in range(config.warmup + config.rounds):
             for name, (model, batch) in arms.items():
                 start = time.perf_counter()
                 forward_batch(model.eval(), batch)
-                if turn >= config.warmup:
-                    spent[name].append(1000 * (time.perf_counter() - start))
+                if number >= config.warmup:
+                    times[name].append(1000 * (time.perf_counter() - start))
     return {
-        name: {"minimum": min(times), "median": float(np.median(times)), "p95": float(np.percentile(times, 95))}
-        for name, times in spent.items()
+        name: {"minimum": min(found), "median": float(np.median(found)), "p95": float(np.percentile(found, 95))}
+        for name, found in times.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""GLUE's metrics, by scikit-learn and scipy, and the F1 of entities. All are fractions; higher is better."""
+"""GLUE's metrics, by scikit-learn and scipy, and the F1 of named entities. All are fractions; higher is better."""
 
 import warnings
 from collections.abc import Callable
@@ -15,7 +15,7 @@ def _correlation(statistic: Callable[..., object]) -> Callable[[np.ndarray, np.n
     def correlation(label: np.ndarray, prediction: np.ndarray) -> float:
         with warnings.catch_warnings(category=ConstantInputWarning, action="ignore"):
             value = float(statistic(label, prediction)[0])  # type: ignore[index]
-        return 0.0 if np.isnan(value) else value  # a constant prediction correlates with nothing
+        return 0.0 if np.isnan(value) else value  # of a constant prediction, whose correlation is undefined
 
     return correlation
 
@@ -30,7 +30,7 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 
 def predictions(task: Task, logits: np.ndarray) -> np.ndarray:
-    """Classes [N], or numbers [N] for regression, from logits [N, C]; of tagged rows a class for each token."""
+    """Classes [N], or numbers [N] for a regression, from logits [N, C]; in tagging N counts tokens."""
     return logits[:, 0] if task.kind is TaskKind.REGRESSION else logits.argmax(-1)
 
 
@@ -42,7 +42,7 @@ def scores(task: Task, logits: np.ndarray, label: np.ndarray) -> dict[str, float
 
 
 def scores_on(task: Task, logits: np.ndarray, rows: TokenizedDataset) -> dict[str, float]:
-    """The same of logits [N, C] on rows; of tagged rows, whose logits are [tokens, C], the F1 of their entities."""
+    """The task's scores of logits [N, C] on rows; in tagging, of logits [tokens, C], the F1 of entities."""
     if task.kind is not TaskKind.TAGGING:
         return scores(task, logits, rows.label)
     f1 = entity_f1(task, tags_by_word(predictions(task, logits), rows), rows)
@@ -50,34 +50,34 @@ def scores_on(task: Task, logits: np.ndarray, rows: TokenizedDataset) -> dict[st
 
 
 def tags_by_word(tags: np.ndarray, rows: TokenizedDataset) -> np.ndarray:
-    """The tags of words [words], each read off the first of its tokens; 0, no entity, for a word that was cut off."""
+    """The tags [words] of words, each that of the word's first token; 0, no entity, for a word beyond the maximum length."""
     assert rows.word is not None
     assert rows.tags is not None
     row = np.repeat(np.arange(len(rows)), rows.lengths)
-    at = rows.tags[:-1][row] + rows.word
-    begins = (rows.word >= 0) & (at < rows.tags[1:][row])
+    word = rows.tags[:-1][row] + rows.word
+    begins = (rows.word >= 0) & (word < rows.tags[1:][row])
     out = np.zeros(len(rows.label), tags.dtype)
-    out[at[begins]] = tags[begins]
+    out[word[begins]] = tags[begins]
     return out
 
 
 def entity_f1(task: Task, predicted: np.ndarray, rows: TokenizedDataset) -> float:
-    """The F1 of entities, each right if its type and both its ends are, as CoNLL-2003's evaluation and seqeval count: an I- that
-    follows nothing of its type begins an entity."""
+    """The F1 of entities, correct where type and both ends are, as CoNLL-2003's evaluation and seqeval count: an I- tag that
+    continues no entity of its type begins one."""
     assert rows.tags is not None
-    found, real = (entities(task, tags, rows.tags) for tags in (predicted, rows.label))
-    return 2 * len(found & real) / max(1, len(found) + len(real))
+    found, correct = (entities(task, tags, rows.tags) for tags in (predicted, rows.label))
+    return 2 * len(found & correct) / max(1, len(found) + len(correct))
 
 
 def entities(task: Task, tags: np.ndarray, offsets: np.ndarray) -> set[tuple[int, int, str]]:
-    """First word, the word after the last, and type of every entity in rows of tags, one row after the other."""
+    """First word, word after the last, and type of every entity; `tags` [words] of all rows, row i at offsets[i]:offsets[i + 1]."""
     out, starts = set(), set(offsets.tolist())
     begin, kind = 0, ""
     for at, name in enumerate([task.labels[tag] for tag in tags.tolist()] + ["O"]):
-        place, _, what = name.partition("-")
-        if kind and (place != "I" or what != kind or at in starts):
+        prefix, _, name_kind = name.partition("-")
+        if kind and (prefix != "I" or name_kind != kind or at in starts):
             out.add((begin, at, kind))
             kind = ""
-        if what and not kind:
-            begin, kind = at, what
+        if name_kind and not kind:
+            begin, kind = at, name_kind
     return out

@@ -1,4 +1,4 @@
-"""The page: the tables of the Markdown, sorted and filtered by a click, beside the pictures; one file that opens offline."""
+"""The results page: the tables, sorted by a click and filtered by a search, and interactive pictures; one file that opens offline."""
 
 import html
 import math
@@ -13,7 +13,7 @@ from jinja2 import Environment
 from plotly.offline import get_plotlyjs
 
 from filbert.evaluation.results import TEACHER, StudentResults
-from filbert.evaluation.statistics import mean_and_deviation
+from filbert.evaluation.statistics import mean_and_deviation, standard_deviation
 from filbert.evaluation.tables import TableRow, TaskSection
 
 GREY = "#8b8f94"
@@ -29,7 +29,7 @@ LAYOUT: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class MarkerStyle:
-    """How a student looks in every picture."""
+    """The colour and symbol of a student in every picture."""
 
     color: str
     symbol: str  # a key of SYMBOLS
@@ -37,48 +37,49 @@ class MarkerStyle:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure for plotly.js, and what it shows in a few words."""
+    """A figure for plotly.js and its title."""
 
     title: str
     figure: dict[str, Any]
 
 
 def render_page(sections: list[TaskSection], rule: str) -> str:
-    """The HTML of all tasks; `rule` says how a verdict is found."""
-    look = marker_styles({line.student for section in sections for line in section.lines})
+    """The HTML of all tasks; `rule` explains the verdicts."""
+    styles = marker_styles({result.student for section in sections for result in section.results})
     jinja = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return jinja.from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).render(
-        sections=[(section, list(figures(section, look))) for section in sections],
-        rule=rule, looks=look, symbols=SYMBOLS, plotly=get_plotlyjs(),
+        sections=[(section, list(figures(section, styles))) for section in sections],
+        rule=rule, styles=styles, symbols=SYMBOLS, plotly=get_plotlyjs(),
     )  # fmt: skip
 
 
 def marker_styles(students: set[str]) -> dict[str, MarkerStyle]:
-    """A look for each student: a method and its controls, whose names go on after `_`, share a hue; the teacher is grey."""
+    """A style for each student: a method and its variants, whose names share what comes before `_`, share a hue; the teacher is
+    grey."""
     families: dict[str, list[str]] = {}
     for student in sorted(students - {TEACHER}):
         families.setdefault(student.split("_")[0], []).append(student)
-    found, symbols = {TEACHER: MarkerStyle(GREY, "circle")}, list(SYMBOLS)
-    for turn, members in enumerate(families.values()):
-        again, hue = divmod(turn, len(HUES))
+    styles, symbols = {TEACHER: MarkerStyle(GREY, "circle")}, list(SYMBOLS)
+    for number, members in enumerate(families.values()):
+        cycle, hue = divmod(number, len(HUES))
         for place, student in enumerate(members):
             color = f"hsl({HUES[hue]}, 60%, {46 + 28 * place // len(members)}%)"
-            found[student] = MarkerStyle(color, symbols[(place + again) % len(symbols)])
-    return found
+            styles[student] = MarkerStyle(color, symbols[(place + cycle) % len(symbols)])
+    return styles
 
 
-def figures(section: TaskSection, look: dict[str, MarkerStyle]) -> Iterator[Figure]:
-    """The pictures of a task. Each trace has the name of its student, which the page filters by."""
+def figures(section: TaskSection, styles: dict[str, MarkerStyle]) -> Iterator[Figure]:
+    """The pictures of a task. Each trace has the name of its student, by which the page filters."""
     costs: tuple[tuple[str, str, Callable[[StudentResults], float]], ...] = (
-        ("size", "million parameters", lambda line: line.median("parameters") / 1e6),
-        ("latency", "time for one row, % of the teacher's", lambda line: 100 / line.median("faster", "batch_1")),
-        ("multiply-adds", "million multiply-adds for one row", lambda line: line.median("multiply_adds") / 1e6),
+        ("size", "million parameters", lambda result: result.median("parameters") / 1e6),
+        ("latency", "time for one row, % of the teacher's", lambda result: 100 / result.median("faster", "batch_1")),
+        ("multiply-adds", "million multiply-adds for one row", lambda result: result.median("multiply_adds") / 1e6),
     )
     for name, axis, cost in costs:
-        yield Figure(f"Score against {name}", _pareto(section, look, axis, cost))
-    if any(details["curve"] for line in section.lines for details in line.details):
-        yield Figure("Validation score while training", _curves(section, look))
-    yield Figure("Test score, share of the teacher’s", _bars(section, look))
+        yield Figure(f"Score against {name}", _pareto(section, styles, axis, cost))
+    if any(details["curve"] for result in section.results for details in result.details):
+        yield Figure("Validation score while training", _curves(section, styles))
+    yield Figure("Test score in percent of the teacher’s", _bars(section, styles))
 
 
 def _figure(traces: list[Any], **layout: Any) -> dict[str, Any]:
@@ -86,110 +87,114 @@ def _figure(traces: list[Any], **layout: Any) -> dict[str, Any]:
 
 
 def _pareto(
-    section: TaskSection, look: dict[str, MarkerStyle], axis: str, cost: Callable[[StudentResults], float]
+    section: TaskSection, styles: dict[str, MarkerStyle], axis: str, cost: Callable[[StudentResults], float]
 ) -> dict[str, Any]:
     """Mean scores against a cost; a line joins the students that no cheaper one equals."""
-    points = [(cost(line), statistics.mean(line.scores)) for line in section.lines]
-    front: list[tuple[float, float]] = []
-    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or y > front[-1][1]:
-            front.append((x, y))
+    points = [(cost(result), statistics.mean(result.scores)) for result in section.results]
+    front = pareto_front(points)
     traces = [
         go.Scatter(
             x=[x for x, _ in front], y=[y for _, y in front], mode="lines", hoverinfo="skip",
             line={"color": GREY, "width": 1.2, "dash": "dot", "shape": "hv"},
         )
     ]  # fmt: skip
-    for (x, y), line, row in zip(points, section.lines, section.rows, strict=True):
-        color, symbol = look[line.student].color, look[line.student].symbol
+    for (x, y), result, row in zip(points, section.results, section.rows, strict=True):
+        color, symbol = styles[result.student].color, styles[result.student].symbol
         traces.append(go.Scatter(
-            x=[x], y=[y], mode="markers", name=line.student, hovertext=_told(line, row), hoverinfo="text",
+            x=[x], y=[y], mode="markers", name=result.student, hovertext=_hover_text(result, row), hoverinfo="text",
             marker={"color": color, "symbol": symbol, "size": 10},
-            error_y={"array": [_deviation(line.scores)], "color": color, "thickness": 1, "width": 3},
+            error_y={"array": [standard_deviation(result.scores)], "color": color, "thickness": 1, "width": 3},
         ))  # fmt: skip
     return _figure(traces, xaxis={"title": axis, "rangemode": "tozero"})
 
 
-def _curves(section: TaskSection, look: dict[str, MarkerStyle]) -> dict[str, Any]:
+def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (cost, score) whose score no cheaper point equals, by cost."""
+    front: list[tuple[float, float]] = []
+    for cost, score in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or score > front[-1][1]:
+            front.append((cost, score))
+    return front
+
+
+def _curves(section: TaskSection, styles: dict[str, MarkerStyle]) -> dict[str, Any]:
     """Mean validation scores by step; a trace for each phase, its first point open where another phase came before."""
     traces = []
-    for line in section.lines:
-        color, symbol = look[line.student].color, look[line.student].symbol
-        for turn, (phase, points) in enumerate(curve(line).items()):
-            said = [
-                f"{_bold(line)}, {phase}<br>step {step}: {mean_and_deviation(scores)}"
+    for result in section.results:
+        color, symbol = styles[result.student].color, styles[result.student].symbol
+        for number, (phase, points) in enumerate(validation_curve(result).items()):
+            texts = [
+                f"{_bold(result)}, {phase}<br>step {step}: {mean_and_deviation(scores)}"
                 for step, scores in points.items()
             ]
             traces.append(go.Scatter(
                 x=list(points), y=[statistics.mean(scores) for scores in points.values()], mode="lines+markers",
-                name=line.student, hovertext=said, hoverinfo="text", line={"color": color, "width": 1.5},
-                marker={"size": 6, "symbol": [symbol + "-open" * (turn > 0 and x == min(points)) for x in points]},
+                name=result.student, hovertext=texts, hoverinfo="text", line={"color": color, "width": 1.5},
+                marker={"size": 6, "symbol": [symbol + "-open" * (number > 0 and x == min(points)) for x in points]},
             ))  # fmt: skip
     steps = {"title": "step", "type": "log", "tick0": math.log10(100), "dtick": math.log10(2), "tickformat": "d"}
-    return _figure(traces, xaxis=steps, height=_tall(section))
+    return _figure(traces, xaxis=steps, height=_height(section))
 
 
-def curve(line: StudentResults) -> dict[str, dict[int, list[float]]]:
-    """By phase and step the validation scores of all seeds, in points. Steps are counted over all phases; those that score no
+def validation_curve(result: StudentResults) -> dict[str, dict[int, list[float]]]:
+    """By phase and step the validation scores of all seeds, in points. Steps are counted over all phases; phases that score no
     validation rows come before those that do."""
+    points = [point for details in result.details for point in details["curve"]]
     ends: dict[str, int] = {}
-    for point in (point for details in line.details for point in details["curve"]):
+    for point in points:
         ends[point["phase"]] = max(point["step"], ends.get(point["phase"], 0))
-    found: dict[str, dict[int, list[float]]] = {}
-    begin = max(0, max(figures["steps"] for figures in line.figures) - sum(ends.values()))
+    curve: dict[str, dict[int, list[float]]] = {}
+    begin = max(0, max(figures["steps"] for figures in result.figures) - sum(ends.values()))
     for phase, end in ends.items():
-        for point in (point for details in line.details for point in details["curve"] if point["phase"] == phase):
-            found.setdefault(phase, {}).setdefault(begin + point["step"], []).append(100 * point["score"])
+        for point in (point for point in points if point["phase"] == phase):
+            curve.setdefault(phase, {}).setdefault(begin + point["step"], []).append(100 * point["score"])
         begin += end
-    return found
+    return curve
 
 
-def _bars(section: TaskSection, look: dict[str, MarkerStyle]) -> dict[str, Any]:
+def _bars(section: TaskSection, styles: dict[str, MarkerStyle]) -> dict[str, Any]:
     """Mean scores in percent of the teacher's, the best first, with a line at 100."""
-    whole = statistics.mean(next(line.scores for line in section.lines if line.student == TEACHER)) / 100
-    shares = {line.student: [score / whole for score in line.scores] for line in section.lines}
-    longest = max(statistics.mean(values) + _deviation(values) for values in shares.values())
+    teacher = statistics.mean(next(result.scores for result in section.results if result.student == TEACHER)) / 100
+    shares = {result.student: [score / teacher for score in result.scores] for result in section.results}
+    longest = max(statistics.mean(values) + standard_deviation(values) for values in shares.values())
     traces: list[Any] = []
-    for line, row in sorted(
-        zip(section.lines, section.rows, strict=True), key=lambda pair: -statistics.mean(pair[0].scores)
+    for result, row in sorted(
+        zip(section.results, section.rows, strict=True), key=lambda pair: -statistics.mean(pair[0].scores)
     ):
-        values, said = shares[line.student], {"name": line.student, "hovertext": _told(line, row), "hoverinfo": "text"}
-        y = [html.escape(line.student)]
+        values = shares[result.student]
+        hover = {"name": result.student, "hovertext": _hover_text(result, row), "hoverinfo": "text"}
+        y = [html.escape(result.student)]
         traces += [
             go.Bar(
-                x=[statistics.mean(values)], y=y, orientation="h", **said,
-                marker={"color": look[line.student].color, "opacity": 0.75},
-                error_x={"array": [_deviation(values)], "color": GREY, "thickness": 1.2, "width": 3},
+                x=[statistics.mean(values)], y=y, orientation="h", **hover,
+                marker={"color": styles[result.student].color, "opacity": 0.75},
+                error_x={"array": [standard_deviation(values)], "color": GREY, "thickness": 1.2, "width": 3},
             ),
             go.Scatter(
-                x=[longest], y=y, mode="text", text=f" {row.of_teacher}", textposition="middle right", cliponaxis=False, **said
+                x=[longest], y=y, mode="text", text=f" {row.of_teacher}", textposition="middle right", cliponaxis=False, **hover
             ),
         ]  # fmt: skip
     return _figure(
-        traces, height=_tall(section), barmode="overlay", bargap=0.35, margin={"r": 60},
+        traces, height=_height(section), barmode="overlay", bargap=0.35, margin={"r": 60},
         shapes=[{"x0": 100, "x1": 100, "y0": 0, "y1": 1, "yref": "paper", "type": "line", "line": {"color": GREY, "dash": "dot"}}],
         xaxis={"title": "% of the teacher's score", "rangemode": "tozero"},
         yaxis={"autorange": "reversed", "automargin": True, "ticksuffix": " "},
     )  # fmt: skip
 
 
-def _tall(section: TaskSection) -> int:
-    """The height, in pixels, of pictures with a line for each student."""
-    return max(320, 60 + 24 * len(section.lines))
+def _height(section: TaskSection) -> int:
+    """The height, in pixels, of a picture with a line for each student."""
+    return max(320, 60 + 24 * len(section.results))
 
 
-def _told(line: StudentResults, row: TableRow) -> str:
+def _hover_text(result: StudentResults, row: TableRow) -> str:
     return (
-        f"{_bold(line)}, {row.shape}<br>score {row.score}, {row.of_teacher} of the teacher's<br>"
+        f"{_bold(result)}, {row.shape}<br>score {row.score}, {row.of_teacher} of the teacher's<br>"
         f"{row.parameters} parameters, {row.smaller} smaller<br>"
-        f"{line.median('milliseconds', 'batch_1'):.1f} ms for one row, {row.faster_1} faster<br>"
-        f"{line.median('multiply_adds') / 1e6:.0f} M multiply-adds"
+        f"{result.median('milliseconds', 'batch_1'):.1f} ms for one row, {row.faster_1} faster<br>"
+        f"{result.median('multiply_adds') / 1e6:.0f} M multiply-adds"
     )
 
 
-def _bold(line: StudentResults) -> str:
-    return f"<b>{html.escape(line.student)}</b>"
-
-
-def _deviation(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+def _bold(result: StudentResults) -> str:
+    return f"<b>{html.escape(result.student)}</b>"

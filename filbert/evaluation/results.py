@@ -69,7 +69,9 @@ def load_results(metrics: Path, details: Path, only: set[Key] | None = None) -> 
             )
         _check_seeds(result)
         if different := _difference(result, teachers[result.task]):
-            progress.log(f"{result.task}/{result.student} is left out of the table: made with another {different} than the teacher")
+            progress.log(
+                f"{result.task}/{result.student} is left out of the table: made with another {different} than the teacher"
+            )
         else:
             kept.append(result)
     return sorted(kept, key=lambda result: (order.index(result.task), result.student != TEACHER, result.student))
@@ -77,7 +79,13 @@ def load_results(metrics: Path, details: Path, only: set[Key] | None = None) -> 
 
 def _folders(metrics: Path) -> list[Path]:
     """The folders of all students of all tasks."""
-    return [folder for task in sorted(metrics.iterdir()) if task.is_dir() for folder in sorted(task.iterdir()) if folder.is_dir()]
+    return [
+        folder
+        for task in sorted(metrics.iterdir())
+        if task.is_dir()
+        for folder in sorted(task.iterdir())
+        if folder.is_dir()
+    ]
 
 
 def _read(folder: Path, details: Path, only: set[Key] | None) -> StudentResults | None:

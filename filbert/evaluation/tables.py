@@ -70,7 +70,11 @@ def _section(results: list[StudentResults], config: ReportConfig, nearest_label:
     teacher = next(result for result in results if result.student == TEACHER)
     rows = tuple(_row(result, teacher, compare(result, results, config)) for result in results)
     section = TaskSection(task, tuple(results), rows, _test_sets(results, task), ())
-    notes = (_pruning_note(results), _references_note(results, nearest_label), _protocol_note(task, teacher, section.seeds))
+    notes = (
+        _pruning_note(results),
+        _references_note(results, nearest_label),
+        _protocol_note(task, teacher, section.seeds),
+    )
     return TaskSection(task, section.results, rows, section.tests, tuple(filter(None, notes)))
 
 
@@ -145,8 +149,8 @@ def _protocol_note(task: Task, teacher: StudentResults, seeds: str) -> str:
     details = teacher.details[0]
     machine = details["machine"]
     return (
-        f"Score: {' and '.join(task.metrics)}, in points, on the test rows; {seeds}. Latency: float32, {details['threads']} thread, "
-        f"teacher and student in turn, medians; batch 1 is a row of median length ({details['tokens']} tokens). "
+        f"Score: {' and '.join(task.metrics)}, in points, on the test rows; {seeds}. Latency: float32, {details['threads']} "
+        f"thread, teacher and student in turn, medians; batch 1 is a row of median length ({details['tokens']} tokens). "
         f"{machine['processor']}, {machine['flags']}."
     )
 
@@ -183,7 +187,9 @@ def _references_note(results: list[StudentResults], nearest_label: float | None)
         if "store_bytes" not in result.figures[0]:
             continue
         latency = [details["latency"]["1"] for details in result.details]
-        whole, given = (statistics.median(f[arm]["median"] for f in latency) for arm in ("student", "reference at hand"))
+        whole, given = (
+            statistics.median(f[arm]["median"] for f in latency) for arm in ("student", "reference at hand")
+        )
         store, weights = (result.median(name) / 1e6 for name in ("store_bytes", "bytes"))
         notes.append(
             f"`{result.student}` reads a store of {store:.0f} MB beside {weights:.0f} MB of weights; at batch 1 it takes "
@@ -193,7 +199,9 @@ def _references_note(results: list[StudentResults], nearest_label: float | None)
         if estimates:
             names = ("without", "gain_nearest", "gain_random")
             without, nearest, other = (mean_and_deviation([e[name] for e in estimates], digits=2) for name in names)
-            notes.append(f"InfoNCE: I(S; T) ≥ {without} nats; the nearest reference adds {nearest}, a random one {other}.")
+            notes.append(
+                f"InfoNCE: I(S; T) ≥ {without} nats; the nearest reference adds {nearest}, a random one {other}."
+            )
     if notes and nearest_label is not None:
         notes.append(f"The label of the nearest training row alone would score {100 * nearest_label:.1f}.")
     return " ".join(notes)

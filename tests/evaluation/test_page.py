@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 
 import pytest
 from result_files import CONFIG, details, figures
+from tiny import find_task
 
-from filbert.data import tasks
 from filbert.evaluation import page, tables
 from filbert.evaluation.results import StudentResults
 
@@ -83,10 +83,10 @@ def test_its_tables_say_what_the_markdown_says() -> None:
     rows = {row[0]: row for row in read(LINES).rows}
     assert rows["kd"][:-1] == ["kd", "3 × 16", "85.5 ± 0.5", "95.0 %", "0.50 M", "2.00×", "2.00×", "3.00×", "10"]
     for said in tables.build_sections(LINES, CONFIG, {})[0].rows:
-        for each in said.compared:
-            assert f"{each.verdict} {each.other} {each.detail.strip()}" in rows[said.student][-1]
-    assert rows["kd"][-1].startswith("BEATS finetune (+3.")
-    assert rows["kd<b>"][-1].startswith("LOSES finetune (-1")
+        for each in said.comparisons:
+            assert f"{each.phrase} {each.baseline} ({each.detail})" in rows[said.student][-1]
+    assert rows["kd"][-1].startswith("better than finetune (+3.")
+    assert rows["kd<b>"][-1].startswith("worse than finetune (-1")
 
 
 def test_every_picture_shows_every_student_and_escapes_its_name() -> None:
@@ -120,11 +120,11 @@ def test_steps_of_a_curve_go_on_from_phase_to_phase() -> None:
         ("width", 3, 0.7),
     ]  # of 10 steps, 3 not scored
     student = line("kd", [0.8, 0.8], curve=[dict(zip(("phase", "step", "score"), p, strict=True)) for p in points])
-    assert page.curve(student) == {"replace": {5: [50, 50], 7: [60, 60]}, "width": {8: [40, 40], 10: [70, 70]}}
+    assert page.validation_curve(student) == {"replace": {5: [50, 50], 7: [60, 60]}, "width": {8: [40, 40], 10: [70, 70]}}
 
 
 def test_each_language_has_its_score() -> None:
-    languages = {name: {"score": 0.5 + 0.1 * i} for i, name in enumerate(tasks.find("wikiann").tests)}
+    languages = {name: {"score": 0.5 + 0.1 * i} for i, name in enumerate(find_task("wikiann").test_files)}
     cost = {name: value for name, value in figures(0.5, 1000).items() if name != "test"}
     lines = [StudentResults("wikiann", "teacher", (0,), (cost | languages,), (details(),))]
     rows = read([*LINES, *lines]).rows
