@@ -1,4 +1,4 @@
-"""The results page: the tables, sorted by a click and filtered by a search, and interactive pictures; one file that opens offline."""
+"""The results page: the tables, sorted by a click and filtered by a search, and pictures; one file that opens offline."""
 
 import html
 import math
