@@ -40,7 +40,7 @@ def _training(file: Path, shape: dict[str, Any], parameters: int | None) -> RunR
     tags = dict(takewhile(lambda item: isinstance(item[1], str) and "/" not in item[0], provenance.items()))
     named = {name: provenance[name] for name in NAME_TAGS if name in provenance}
     settings = {name: value for name, value in provenance.items() if name not in tags}
-    figures: dict[str, float] = {"steps": count_steps(history)} | ({"parameters": parameters} if parameters else {})
+    figures: dict[str, float] = {"steps": count_steps(history), **({"parameters": parameters} if parameters else {})}
     shown = run_fields.training_fields(provenance) | (run_fields.shape_fields(shape) if shape else {})
     return RunRecord(
         name="/".join([provenance["stage"], *named.values()]),
