@@ -51,7 +51,7 @@ class TrainingConfig:
     warmup: float  # fraction of all steps
     decay: Literal["linear", "cosine", "none"]  # of the learning rate after the warm-up: to 0 at the end, or not at all
     weight_decay: float
-    clip: float  # norm of the gradient
+    gradient_clip: float  # norm of the gradient
     validations: int  # how often the validation rows are scored, the last time at the end; 0: the last weights are kept
     patience: int  # stop after this many validations without a better score
 
@@ -121,7 +121,7 @@ def fit(
                 group["lr"] = config.learning_rate * _schedule(state.step, total, config)
             torch.manual_seed(seed * 1_000_003 + state.step + RANK_SEED_OFFSET * RANK)
             share, weight = distributed.shard_batch(order[at])
-            value = _step(model, loss, rows.batch(share).to(device), weight, optimizer, config.clip, device)
+            value = _step(model, loss, rows.batch(share).to(device), weight, optimizer, config.gradient_clip, device)
             state.step += 1
             bar.update(config.batch_size)
             if state.step % LOG_STEPS == 0 or state.step == end:

@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import find_task
 from torch import Tensor, nn
 
-from filbert.data import batches, tasks
+from filbert.data import batches
 from filbert.models import checkpoints
 from filbert.tracking.history import count_steps, read_history
 from filbert.tracking.recording import RunRecorder
 from filbert.training import losses
 from filbert.training.loop import TrainingConfig, TrainingError, TrainingResult, fit, validate
 
-SST2, CPU = tasks.find("sst2"), torch.device("cpu")
-CONFIG = TrainingConfig(epochs=3, batch_size=8, learning_rate=1e-3, warmup=0.1, decay="linear", weight_decay=0.01, clip=1.0,
+SST2, CPU = find_task("sst2"), torch.device("cpu")
+CONFIG = TrainingConfig(epochs=3, batch_size=8, learning_rate=1e-3, warmup=0.1, decay="linear", weight_decay=0.01, gradient_clip=1.0,
                    validations=6, patience=6)  # fmt: skip
 
 
