@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import CPU, ROOT, tiny_config, tiny_tokenizer, write_sst2
+from tiny import CPU, ROOT, find_task, tiny_config, tiny_tokenizer, write_sst2
 from transformers import BertForSequenceClassification, BertModel
 
 from filbert.cache import build, read, retrieval
-from filbert.data import batches, prepare, tasks
+from filbert.data import batches, prepare
 from filbert.methods.context import MethodContext
 from filbert.models import checkpoints
 from filbert.tracking.mlflow_store import STORE
@@ -74,18 +74,18 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> prepare.Prepared:
     folder = write_sst2(tmp_path_factory.mktemp("glue"))
-    return prepare.prepare(folder / "SST-2", tasks.find("sst2"), prepare.PrepareConfig(0.25, 0.1, 1000, {}, 0))
+    return prepare.prepare(folder / "SST-2", find_task("sst2"), prepare.PrepareConfig(0.25, 0.1, 1000, 0))
 
 
 @pytest.fixture
 def encoded(prepared: prepare.Prepared) -> batches.TokenizedDataset:
-    return batches.tokenize(prepared.tables["train"], tasks.find("sst2"), tiny_tokenizer(), batches.TokenizerConfig(16))
+    return batches.tokenize(prepared.tables["train"], find_task("sst2"), tiny_tokenizer(), batches.TokenizerConfig(16))
 
 
 @pytest.fixture
 def validation(prepared: prepare.Prepared) -> batches.TokenizedDataset:
     return batches.tokenize(
-        prepared.tables["validation"], tasks.find("sst2"), tiny_tokenizer(), batches.TokenizerConfig(16)
+        prepared.tables["validation"], find_task("sst2"), tiny_tokenizer(), batches.TokenizerConfig(16)
     )
 
 
@@ -98,12 +98,12 @@ def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRecorder:
 
 
 @pytest.fixture
-def study(
+def context(
     tmp_path: Path, prepared: prepare.Prepared, encoded: batches.TokenizedDataset, validation: batches.TokenizedDataset, teacher: Path, checkpoint: Path,
     recorder: RunRecorder,
 ) -> MethodContext:  # fmt: skip
     """All a method is given: every column of the teacher's words, references, a student of one layer."""
-    task, depth, encode = tasks.find("sst2"), LayerMap(student=1, teacher=2), batches.TokenizerConfig(16)
+    task, depth, encode = find_task("sst2"), LayerMap(student=1, teacher=2), batches.TokenizerConfig(16)
     config = read.CacheConfig("float16", batch_size=8, shard_mb=1, budget_gb=1, verify_rows=8, tolerance=0.05)
     key = read.cache_fingerprint(teacher, encode, config, CPU)
     build.build_cache(

@@ -10,12 +10,16 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast
 
+from filbert.data import tasks
+from filbert.data.tasks import Task
+
 WORDS = (
     "the a film movie plot is was good bad great awful fine dull and but very not so long short warm cold cat dog "
     "runs sleeps here there ##s ##ly"
 ).split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ROOT = Path(__file__).parent.parent
+PARAMS = ROOT / "params.yaml"
 CPU = torch.device("cpu")
 GOOD, BAD = ("good", "great", "fine", "warm"), ("bad", "awful", "dull", "cold")
 
@@ -48,6 +52,11 @@ def sentences(count: int, seed: int = 0) -> list[tuple[str, int]]:
         noun, verb, end = draw.choice(["film", "movie", "plot"]), draw.choice(["is", "was"]), draw.choice(WORDS[:-2], 3)
         out[f"the {noun} {verb} {adjective} and {' '.join(end)}"] = label
     return list(out.items())
+
+
+def find_task(name: str) -> Task:
+    """A task of the real table."""
+    return tasks.find(name, PARAMS)
 
 
 def write_sst2(folder: Path, train: int = 96, dev: int = 24) -> Path:

@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tiny import tiny_tokenizer
+from tiny import find_task, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
 
 from filbert import FilbertError
 from filbert.cache import build, read
-from filbert.data import batches, prepare, tasks
+from filbert.data import batches, prepare
 from filbert.data.arrow import Partition
 from filbert.models import activations, checkpoints
 from filbert.runtime import device
@@ -20,7 +20,7 @@ from filbert.runtime import device
 CPU = torch.device("cpu")
 CONFIG = read.CacheConfig("float16", batch_size=8, shard_mb=1, budget_gb=1, verify_rows=8, tolerance=0.02)
 ENCODE = batches.TokenizerConfig(16)
-SST2 = tasks.find("sst2")
+SST2 = find_task("sst2")
 SOME = ("logits", "hidden.0", "attention.2")
 EVERY = (*SOME, "pooled", "hidden.2", "words.2", "values.1")
 
@@ -132,7 +132,7 @@ def test_parts_are_filled_apart_and_read_as_one(
     tmp_path: Path, teacher: Path, table: pa.Table, rows: batches.TokenizedDataset
 ) -> None:
     parts = Partition(3, (0, 1, 2))
-    asked = [filled(tmp_path / str(part), teacher, parts.share(table, part)) for part in parts.each]
+    asked = [filled(tmp_path / str(part), teacher, parts.share(table, part)) for part in parts.indices]
     assert sum(asked) == len(table)
     assert min(asked) > 0
     filled(tmp_path / "whole", teacher, table)
@@ -145,16 +145,16 @@ def test_parts_are_filled_apart_and_read_as_one(
         [table, table.slice(0, 9).set_column(table.column_names.index("hash"), "hash", [np.arange(9)])]
     )
     assert (
-        sum(filled(tmp_path / str(part), teacher, parts.share(more, part)) for part in parts.each) == 9
+        sum(filled(tmp_path / str(part), teacher, parts.share(more, part)) for part in parts.indices) == 9
     )  # no other row has moved
     filled(tmp_path / "3", teacher, table.slice(0, 0))
-    with_nothing = read.TeacherCache([tmp_path / "3", *(tmp_path / str(part) for part in parts.each)], key(teacher))
+    with_nothing = read.TeacherCache([tmp_path / "3", *(tmp_path / str(part) for part in parts.indices)], key(teacher))
     assert len(with_nothing.on(rows, SOME).at["logits"]) == len(table)
     with pytest.raises(read.CacheError, match=r"4: no teacher cache; run `dvc repro`"):
         read.TeacherCache([tmp_path / "0", tmp_path / "4"], key(teacher))
-    with pytest.raises(FilbertError, match=r"expected a part below parts\.of = 3, got 3"):
+    with pytest.raises(FilbertError, match=r"expected a partition below partitions\.count = 3, got 3"):
         parts.share(table, 3)
-    with pytest.raises(FilbertError, match=r"parts: expected of 2 each \[0, 1\], got \[0, 0\]"):
+    with pytest.raises(FilbertError, match=r"partitions: expected indices \[0, 1\] for count 2, got \[0, 0\]"):
         Partition(2, (0, 0))
 
 

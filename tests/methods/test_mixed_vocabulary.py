@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import CPU, WORDS, sentences, tiny_config, tiny_tokenizer
+from filbert.methods.mixed import MixedVocabularyModel
+from filbert.methods.pretraining import PretrainConfig, ShapeConfig
+from tiny import CPU, WORDS, find_task, sentences, tiny_config, tiny_tokenizer
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -18,10 +20,8 @@ from transformers import (
 )
 
 from filbert import FilbertError
-from filbert.data import batches, tasks
+from filbert.data import batches
 from filbert.methods import pretraining
-from filbert.methods.mixed import MixedVocabularyModel
-from filbert.methods.pretraining import PretrainConfig, ShapeConfig
 from filbert.models import checkpoints
 from filbert.models.svd import low_rank_factors
 from filbert.text import corpus
@@ -213,7 +213,7 @@ def test_a_student_is_pretrained_and_is_plain_bert(
     assert type(AutoModelForMaskedLM.from_pretrained(tmp_path / "student")) is BertForMaskedLM
     assert len(AutoTokenizer.from_pretrained(tmp_path / "student")) == 60
     made = checkpoints.new_student(
-        tmp_path / "student", tasks.find("sst2"), checkpoints.all_layers(tmp_path / "student")
+        tmp_path / "student", find_task("sst2"), checkpoints.all_layers(tmp_path / "student")
     )
     body = BertModel.from_pretrained(tmp_path / "student", add_pooling_layer=False).state_dict()
     ours = {name.removeprefix("bert."): value for name, value in made.state_dict().items()}

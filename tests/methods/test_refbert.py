@@ -2,29 +2,29 @@
 
 import math
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny import load_without_filbert, student_logits, tiny_tokenizer
+from tiny import find_task, load_without_filbert, student_logits, tiny_tokenizer
 
 from filbert.cache import retrieval
 from filbert.cache.retrieval import ReferenceReader, ReferenceSettings
-from filbert.data import batches, prepare, tasks
+from filbert.data import batches, prepare
 from filbert.data.arrow import write_table
 from filbert.evaluation.mutual_information import InformationConfig
-from filbert.methods import referenced
+from filbert.methods import refbert
 from filbert.methods.context import MethodContext
 from filbert.models import checkpoints, reference_bert
 from filbert.models.bert import FilbertConfig, FilbertForSequenceClassification
 from filbert.models.reference_store import BM25Index, ReferenceStore
 from filbert.training.loop import TrainingConfig
 
-SST2 = tasks.find("sst2")
+SST2 = find_task("sst2")
 FIT = TrainingConfig(2, 8, 1e-3, 0.1, "linear", 0.01, 1.0, validations=0, patience=1)
-CONFIG = referenced.Config(
+CONFIG = refbert.Config(
+    "nearest",
     ReferenceSettings(2, "float16"),
     "reference",
     -1.0,
@@ -37,10 +37,10 @@ CONFIG = referenced.Config(
 )
 
 
-def made(
-    study: MethodContext, method: str = "refbert", config: referenced.Config = CONFIG
+def train(
+    context: MethodContext, config: refbert.Config = CONFIG, **changes: object
 ) -> reference_bert.ReferenceForSequenceClassification:
-    return import_module(f"filbert.methods.{method}").compress(study, config)
+    return refbert.compress(context, replace(config, **changes))
 
 
 def test_scores_are_those_of_the_formula() -> None:
@@ -87,18 +87,18 @@ def test_too_few_others_are_named(encoded: batches.TokenizedDataset) -> None:
         retrieval.find_references(retrieval.build_index(few), few, few, 3)
 
 
-def test_text_that_was_trained_on_finds_another(study: MethodContext, encoded: batches.TokenizedDataset) -> None:
+def test_text_that_was_trained_on_finds_another(context: MethodContext, encoded: batches.TokenizedDataset) -> None:
     """What a row may not do in training, its own text may not do at inference."""
     batch = encoded.batch(np.arange(len(encoded)))
-    wanted = retrieval.neighbour_positions(retrieval.read_table(study.references / "train.arrow"))[:, :2]
-    assert np.array_equal(made(study).store.find(batch.ids, batch.mask), wanted)
+    wanted = retrieval.neighbour_positions(retrieval.read_table(context.references / "train.arrow"))[:, :2]
+    assert np.array_equal(train(context).store.find(batch.ids, batch.mask), wanted)
 
 
 def test_references_are_training_rows_and_labels_enter_nowhere(
-    study: MethodContext, encoded: batches.TokenizedDataset, validation: batches.TokenizedDataset, tmp_path: Path
+    context: MethodContext, encoded: batches.TokenizedDataset, validation: batches.TokenizedDataset, tmp_path: Path
 ) -> None:
     """The store holds the words on the training rows and nothing else, and turning all labels round changes no reference."""
-    store = ReferenceStore(made(study).store.folder)
+    store = ReferenceStore(train(context).store.folder)
     assert store.index.size == len(encoded) == len(store.offsets) - 1
     assert not [file.name for file in store.folder.rglob("*") if "label" in file.name]
     batch = validation.batch(np.arange(6))
@@ -109,26 +109,26 @@ def test_references_are_training_rows_and_labels_enter_nowhere(
         assert before.equals(after)
 
 
-def test_new_text_finds_what_was_looked_up_before(study: MethodContext, validation: batches.TokenizedDataset) -> None:
+def test_new_text_finds_what_was_looked_up_before(context: MethodContext, validation: batches.TokenizedDataset) -> None:
     """The student meets validation rows in training by table, and text at inference by its store: one reference."""
-    student, batch = made(study), validation.batch(np.arange(len(validation)))
+    student, batch = train(context), validation.batch(np.arange(len(validation)))
     memory = ("hidden.0", "hidden.2")
-    table = ReferenceReader(study.references, study.cache, study.train, memory, "nearest", CONFIG.references).of(
+    table = ReferenceReader(context.references, context.cache, context.train, memory, "nearest", CONFIG.references).of(
         "validation", validation
     )
-    assert np.array_equal(student.store.find(batch.ids, batch.mask), table.at)
+    assert np.array_equal(student.store.find(batch.ids, batch.mask), table.nearest)
     for ours_, theirs in zip(
         student.store(batch.ids, batch.mask), table.take(np.arange(len(validation))).values(), strict=True
     ):
         torch.testing.assert_close(ours_, theirs.to(ours_.dtype))
 
 
-@pytest.mark.parametrize("method", ["refbert", "refbert_random", "refbert_zero"])
+@pytest.mark.parametrize("reference", ["nearest", "random", "zero"])
 @pytest.mark.parametrize("store", ["float16", "int8"])
 def test_a_saved_student_reads_its_store_without_filbert(
-    study: MethodContext, tmp_path: Path, method: str, store: str
+    context: MethodContext, tmp_path: Path, reference: str, store: str
 ) -> None:
-    student = made(study, method, replace(CONFIG, references=ReferenceSettings(2, store)))  # type: ignore[arg-type]
+    student = train(context, reference=reference, references=ReferenceSettings(2, store))  # type: ignore[arg-type]
     checkpoints.save(student, tiny_tokenizer(), tmp_path / "student")
     said = load_without_filbert(tmp_path / "student", "trust", tmp_path)
     wanted = torch.tensor(student_logits(student))
@@ -139,10 +139,10 @@ def test_a_saved_student_reads_its_store_without_filbert(
     torch.testing.assert_close(torch.tensor(student_logits(checkpoints.load_model(tmp_path / "again"))), wanted)
 
 
-def test_a_student_without_its_store_says_so(study: MethodContext, tmp_path: Path) -> None:
-    checkpoints.save(made(study), tiny_tokenizer(), tmp_path / "student")
+def test_a_student_without_its_store_says_so(context: MethodContext, tmp_path: Path) -> None:
+    checkpoints.save(train(context), tiny_tokenizer(), tmp_path / "student")
     (tmp_path / "student" / "references" / "store.json").unlink()
-    with pytest.raises(FileNotFoundError, match="no reference store; this student reads its teacher's words"):
+    with pytest.raises(FileNotFoundError, match="no reference store; this student reads its teacher's outputs"):
         student_logits(checkpoints.load_model(tmp_path / "student"))
 
 
@@ -171,7 +171,7 @@ def test_with_its_reference_masked_it_is_a_plain_bert(norm: str) -> None:
     assert (heard - deaf).abs().max() > 1e-5
 
 
-def test_the_first_layer_is_the_formula(study: MethodContext) -> None:
+def test_the_first_layer_is_the_formula(context: MethodContext) -> None:
     """Equations of reference_bert.py, written out for one row and one head."""
     config = reference_bert.ReferenceConfig(hidden_size=8, num_attention_heads=1, reference_size=6, reference_gate=-0.5)
     torch.manual_seed(0)
@@ -204,36 +204,36 @@ def test_the_shape_of_the_paper_on_bert_base() -> None:
     assert round(109_483_778 / size, 2) == 7.38
 
 
-def test_the_reference_is_what_the_student_learns_from(study: MethodContext) -> None:
+def test_the_reference_is_what_the_student_learns_from(context: MethodContext) -> None:
     """The controls train the same parameters from the same start; only what they read differs."""
-    names = ("refbert", "refbert_random", "refbert_zero")
-    found = [made(replace(study, scratch=study.scratch / name), name).state_dict() for name in names]
+    kinds = ("nearest", "random", "zero")
+    found = [train(replace(context, scratch=context.scratch / kind), reference=kind).state_dict() for kind in kinds]
     assert all(weights.keys() == found[0].keys() for weights in found)
     name = "bert.encoder.layer.0.attention.self.project.value.weight"
     assert not torch.equal(found[0][name], found[1][name])
 
 
-def test_references_of_other_rows_are_refused(study: MethodContext, prepared: prepare.Prepared) -> None:
-    table = retrieval.read_table(study.references / "train.arrow")
-    write_table(table.slice(1), study.references / "train.arrow")
-    with pytest.raises(retrieval.RetrievalError, match=r"train.arrow: looked up for other rows; run `dvc repro`"):
-        made(study)
-    write_table(table, study.references / "train.arrow")
+def test_references_of_other_rows_are_refused(context: MethodContext, prepared: prepare.Prepared) -> None:
+    table = retrieval.read_table(context.references / "train.arrow")
+    write_table(table.slice(1), context.references / "train.arrow")
+    with pytest.raises(retrieval.RetrievalError, match=r"train.arrow: references of other rows; run `dvc repro`"):
+        train(context)
+    write_table(table, context.references / "train.arrow")
     with pytest.raises(
         retrieval.RetrievalError, match=r"expected 9 references of each row, found 3; raise references.most"
     ):
-        made(study, config=replace(CONFIG, references=ReferenceSettings(9, "int8")))
+        train(context, references=ReferenceSettings(9, "int8"))
 
 
 def test_the_neighbours_label_is_a_control() -> None:
     labels = np.array([0, 1, 1])
     assert retrieval.nearest_label_score(SST2, np.array([[0, 1], [2, 0]]), labels, np.array([0, 0])) == 0.5
-    stsb = tasks.find("stsb")
+    stsb = find_task("stsb")
     scores = np.array([1.0, 3.0, 5.0], np.float32)
     assert retrieval.nearest_label_score(stsb, np.array([[0], [1], [2]]), scores, scores) == pytest.approx(1.0)
 
 
-def test_what_the_reference_tells_is_recorded(study: MethodContext) -> None:
-    made(study)
-    said = next(line for line in study.recorder.history.read_text().splitlines() if '"information"' in line)
+def test_what_the_reference_tells_is_recorded(context: MethodContext) -> None:
+    train(context)
+    said = next(line for line in context.recorder.history.read_text().splitlines() if '"information"' in line)
     assert all(name in said for name in ("without", "gain_nearest", "gain_random"))

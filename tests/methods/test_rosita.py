@@ -7,19 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_references import made
 from tiny import load_without_filbert, student_logits, tiny_tokenizer
 
+from filbert.cache.retrieval import ReferenceSettings
 from filbert.cache.shards import ShardFolder
 from filbert.data import batches
-from filbert.methods import recipes, rosita, rosita_finetune, rosita_s1, rosita_s2, rosita_s3, theseus
+from filbert.evaluation.mutual_information import InformationConfig
+from filbert.methods import refbert, rosita, theseus
 from filbert.methods.context import MethodContext
-from filbert.methods.replacing import Config as Replacing
-from filbert.methods.rounds import RoundsConfig, TargetConfig, followed_states
+from filbert.methods.rosita import ChainConfig, Config, IterativeConfig, followed_states, prune_further
 from filbert.models import checkpoints, pruning, size, widths
 from filbert.models.bert import FilbertConfig, FilbertForSequenceClassification
 from filbert.models.pruning import ImportanceRecorder, KeptUnits, PruningError, UnitScores, keep_all, prune
 from filbert.models.reference_bert import REFERENCE, ReferenceConfig, ReferenceForSequenceClassification
+from filbert.models.widths import TargetConfig
 from filbert.tracking.history import count_steps, read_history
 from filbert.training import loop
 from filbert.training.layerwise import LayerMap
@@ -27,25 +28,25 @@ from filbert.training.loop import TrainingConfig
 
 FIT = TrainingConfig(1, 8, 1e-3, 0.0, "none", 0.0, 1.0, validations=1, patience=1)
 TARGET = TargetConfig(layers=1, rank=4, heads=2, intermediate=8, parameters=None, multiply_adds=None)
-ROUNDS = RoundsConfig(0.5, None, FIT)
+PRUNING = IterativeConfig(0.5, None, FIT)
 
 
-def answers(model: torch.nn.Module, study: MethodContext) -> torch.Tensor:
+def answers(model: torch.nn.Module, context: MethodContext) -> torch.Tensor:
     with torch.no_grad():
-        return checkpoints.forward_batch(model.eval(), study.train.batch(np.arange(8))).logits
+        return checkpoints.forward_batch(model.eval(), context.train.batch(np.arange(8))).logits
 
 
-def test_keeping_everything_changes_nothing(study: MethodContext) -> None:
-    teacher = study.cut_from_teacher([0, 1])
-    assert torch.equal(answers(prune(teacher, keep_all(teacher, 2)), study), answers(teacher, study))
+def test_keeping_everything_changes_nothing(context: MethodContext) -> None:
+    teacher = context.cut_from_teacher([0, 1])
+    assert torch.equal(answers(prune(teacher, keep_all(teacher, 2)), context), answers(teacher, context))
     factorised = prune(teacher, keep_all(teacher, 2), rank=16)
-    torch.testing.assert_close(answers(factorised, study), answers(teacher, study), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(answers(factorised, context), answers(teacher, context), atol=1e-4, rtol=1e-4)
     assert factorised.config.embedding_size == 16
 
 
-def test_what_is_cut_counts_as_what_is_masked(study: MethodContext) -> None:
+def test_what_is_cut_counts_as_what_is_masked(context: MethodContext) -> None:
     """Heads 0 and 3 and neurons 1, 5 and 7 of layer 0: zeroed where they lead on, or gone."""
-    model = study.cut_from_teacher([0, 1])
+    model = context.cut_from_teacher([0, 1])
     kept = [
         KeptUnits(torch.tensor([1, 2]), torch.tensor([n for n in range(32) if n not in (1, 5, 7)])),
         keep_all(model, 2)[1],
@@ -56,20 +57,20 @@ def test_what_is_cut_counts_as_what_is_masked(study: MethodContext) -> None:
         for head in (0, 3):
             layer.get_parameter(pruning.OUTPUT)[:, 4 * head : 4 * head + 4] = 0
         layer.get_parameter(pruning.DOWN)[:, [1, 5, 7]] = 0
-    torch.testing.assert_close(answers(smaller, study), answers(model, study))
+    torch.testing.assert_close(answers(smaller, context), answers(model, context))
     assert (smaller.config.layer_heads, smaller.config.layer_intermediate) == ([2, 4], [29, 32])
 
 
-def test_a_student_that_reads_references_is_cut_with_its_gates(study: MethodContext) -> None:
-    model = study.student_of(ReferenceForSequenceClassification, reference_size=16)
+def test_a_student_that_reads_references_is_cut_with_its_gates(context: MethodContext) -> None:
+    model = context.new_student_of_class(ReferenceForSequenceClassification, reference_size=16)
     attention = model.bert.encoder.layer[0].attention["self"]
     torch.nn.init.normal_(attention.gate)
     smaller = prune(model, [KeptUnits(torch.tensor([1, 3]), torch.arange(4))])
     assert torch.equal(smaller.bert.encoder.layer[0].attention["self"].gate, attention.gate[[1, 3]])
 
 
-def test_importance_is_the_weight_times_the_mean_absolute_gradient(study: MethodContext) -> None:
-    model = study.cut_from_teacher([0, 1]).eval()
+def test_importance_is_the_weight_times_the_mean_absolute_gradient(context: MethodContext) -> None:
+    model = context.cut_from_teacher([0, 1]).eval()
     layer = model.bert.encoder.layer[1]
     with ImportanceRecorder(model) as importance:
         sums = {
@@ -77,7 +78,7 @@ def test_importance_is_the_weight_times_the_mean_absolute_gradient(study: Method
         }
         for rows in (np.arange(8), np.arange(8, 16)):
             model.zero_grad()
-            study.label_loss(model)(study.train.batch(rows)).backward()
+            context.label_loss(model)(context.train.batch(rows)).backward()
             for part, total in sums.items():
                 total += layer.get_parameter(part).grad.abs()
         found = importance.scores()[1]
@@ -94,8 +95,8 @@ def test_bert_base_is_cut_to_the_papers_shape() -> None:
     assert size.count_parameters(smaller) == 14_474_754
 
 
-def test_a_model_cannot_grow(study: MethodContext) -> None:
-    model = study.cut_from_teacher([0, 1])
+def test_a_model_cannot_grow(context: MethodContext) -> None:
+    model = context.cut_from_teacher([0, 1])
     with pytest.raises(PruningError, match="expected 1 to 2 layers and a rank up to 16, got 3 and 0"):
         prune(model, [*keep_all(model, 2), keep_all(model, 1)[0]])
     kept = pruning.top_k([UnitScores(torch.ones(4), torch.ones(8)), UnitScores(torch.ones(1), torch.ones(9))], 3, 9)
@@ -103,8 +104,8 @@ def test_a_model_cannot_grow(study: MethodContext) -> None:
 
 
 @pytest.mark.parametrize("kind", ["parameters", "multiply_adds"])
-def test_a_budget_is_kept_and_spent_where_it_matters(study: MethodContext, kind: str) -> None:
-    model, batch = study.cut_from_teacher([0, 1]), study.train.batch(np.arange(1))
+def test_a_budget_is_kept_and_spent_where_it_matters(context: MethodContext, kind: str) -> None:
+    model, batch = context.cut_from_teacher([0, 1]), context.train.batch(np.arange(1))
     count = widths.cost_counter(kind, batch)
     scores = [
         UnitScores(torch.arange(4.0) + 1, torch.arange(32.0) + 1),
@@ -125,20 +126,24 @@ def test_the_states_that_fewer_layers_follow() -> None:
     assert followed_states(2, 2) == ["hidden.0", "hidden.1", "hidden.2"]
 
 
+CONFIG = Config(
+    4, True, False, TARGET, second_teacher=FIT, importance=FIT, final=FIT,
+    depth=replace(PRUNING, training=replace(FIT, epochs=2)), width=PRUNING,
+)  # fmt: skip
 SETTINGS = {
-    rosita: rosita.Config(TARGET, FIT, replace(ROUNDS, fit=replace(FIT, epochs=2)), ROUNDS),
-    rosita_s3: rosita_s3.Config(TARGET, FIT, ROUNDS),
-    rosita_s2: rosita_s2.Config(TARGET, FIT, FIT, FIT),
-    rosita_s1: rosita_s1.Config(TARGET, FIT, FIT),
-    rosita_finetune: rosita_finetune.Config(TARGET, FIT, FIT),
+    "setting 4": CONFIG,
+    "setting 3": replace(CONFIG, setting=3),
+    "setting 2": replace(CONFIG, setting=2),
+    "setting 1": replace(CONFIG, setting=1),
+    "labels alone": replace(CONFIG, setting=1, distill=False),
 }
 
 
-@pytest.mark.parametrize("method", SETTINGS, ids=lambda method: method.__name__.split(".")[-1])
+@pytest.mark.parametrize("setting", SETTINGS)
 def test_every_setting_ends_in_the_target_shape_and_loads_anywhere(
-    method, study: MethodContext, tmp_path: Path
-) -> None:  # type: ignore[no-untyped-def]
-    student = method.compress(study, SETTINGS[method])
+    setting: str, context: MethodContext, tmp_path: Path
+) -> None:
+    student = rosita.compress(context, SETTINGS[setting])
     shape = student.config
     assert (shape.num_hidden_layers, shape.layer_heads, shape.layer_intermediate, shape.embedding_size) == (
         1,
@@ -147,16 +152,18 @@ def test_every_setting_ends_in_the_target_shape_and_loads_anywhere(
         4,
     )
     checkpoints.save(student, tiny_tokenizer(), tmp_path / "student")
-    if method is rosita:  # the others save the same kind
+    if setting == "setting 4":  # the others save the same kind
         said = load_without_filbert(tmp_path / "student", "trust", tmp_path)
         torch.testing.assert_close(torch.tensor(said["logits"]), torch.tensor(student_logits(student)))
 
 
-def test_a_budget_holds_for_layers_of_several_kinds(study: MethodContext) -> None:
+def test_a_budget_holds_for_layers_of_several_kinds(context: MethodContext) -> None:
     """The first layer of a student that reads references costs more; a layer may be down to one of something."""
     shape = {"reference_size": 16, "num_hidden_layers": 3, "layer_heads": [4, 1, 4], "layer_intermediate": [32, 32, 1]}
-    model = ReferenceForSequenceClassification(ReferenceConfig(**study.cut_from_teacher([0]).config.to_dict() | shape))
-    batch = study.train.batch(np.arange(1))
+    model = ReferenceForSequenceClassification(
+        ReferenceConfig(**context.cut_from_teacher([0]).config.to_dict() | shape)
+    )
+    batch = context.train.batch(np.arange(1))
     beside = dict(
         zip(
             REFERENCE,
@@ -172,40 +179,43 @@ def test_a_budget_holds_for_layers_of_several_kinds(study: MethodContext) -> Non
         )
 
 
-def test_a_target_with_more_than_the_start_is_refused_before_training(study: MethodContext) -> None:
+def test_a_target_with_more_than_the_start_is_refused_before_training(context: MethodContext) -> None:
     for name, value, there in (("layers", 3, 2), ("rank", 17, 16), ("heads", 5, 4), ("intermediate", 33, 32)):
         with pytest.raises(PruningError, match=f"target.{name}: expected at most {there}"):
-            rosita.compress(study, replace(SETTINGS[rosita], target=replace(TARGET, **{name: value})))
-    assert not study.recorder.history.exists()
+            rosita.compress(context, replace(CONFIG, target=replace(TARGET, **{name: value})))
+    assert not context.recorder.history.exists()
 
 
-def test_widths_may_follow_a_budget_in_rounds(study: MethodContext) -> None:
-    whole = size.count_parameters(study.cut_from_teacher([0]))
+def test_widths_may_follow_a_budget_in_rounds(context: MethodContext) -> None:
+    whole = size.count_parameters(context.cut_from_teacher([0]))
     target = TargetConfig(1, 0, None, None, parameters=whole - 600, multiply_adds=None)
-    student = rosita.compress(study, replace(SETTINGS[rosita], target=target))
+    student = rosita.compress(context, replace(CONFIG, target=target))
     assert whole - 700 < size.count_parameters(student) <= whole - 600
 
 
-def test_rounds_that_do_not_fit_are_refused(study: MethodContext) -> None:
+def test_rounds_that_do_not_fit_are_refused(context: MethodContext) -> None:
     with pytest.raises(PruningError, match="width: 40 rounds do not fit in"):
-        rosita_s3.compress(study, replace(SETTINGS[rosita_s3], width=replace(ROUNDS, rounds=40)))
+        rosita.compress(context, replace(CONFIG, setting=3, width=replace(PRUNING, rounds=40)))
     with pytest.raises(PruningError, match=r"heads and intermediate, or parameters"):
         replace(TARGET, parameters=1)
 
 
-RECIPE = recipes.Config(replace(TARGET, layers=None), None, ROUNDS)
+REFBERT = refbert.Config(
+    "nearest", ReferenceSettings(2, "float16"), "reference", -1.0, 1.0, FIT, 1.0, 0.7, FIT, InformationConfig(64, 8, 2)
+)
+CHAIN = ChainConfig(replace(TARGET, layers=None), None, PRUNING)
 
 
 @pytest.mark.parametrize("start", ["theseus", "refbert", "rosita"])
-def test_any_student_can_be_cut_further(study: MethodContext, tmp_path: Path, start: str) -> None:
+def test_any_student_can_be_cut_further(context: MethodContext, tmp_path: Path, start: str) -> None:
     begun = {
-        "theseus": lambda: theseus.compress(study, Replacing("curriculum", 0.3, 0.5, "bottom", False, FIT)),
-        "refbert": lambda: made(study),
-        "rosita": lambda: rosita.compress(study, replace(SETTINGS[rosita], target=replace(TARGET, heads=3, rank=8))),
+        "theseus": lambda: theseus.compress(context, theseus.Config("curriculum", 0.3, 0.5, "bottom", False, FIT)),
+        "refbert": lambda: refbert.compress(context, REFBERT),
+        "rosita": lambda: rosita.compress(context, replace(CONFIG, target=replace(TARGET, heads=3, rank=8))),
     }[start]()
     checkpoints.save(begun, tiny_tokenizer(), tmp_path / "start")
-    further = replace(study, scratch=tmp_path / ".scratch" / "further")
-    student = recipes.cut_further(further, tmp_path / "start", RECIPE)
+    further = replace(context, scratch=tmp_path / ".scratch" / "further")
+    student = prune_further(further, tmp_path / "start", CHAIN)
     assert (student.config.layer_heads, student.config.layer_intermediate, student.config.embedding_size) == (
         [2],
         [8],
@@ -220,20 +230,20 @@ def test_any_student_can_be_cut_further(study: MethodContext, tmp_path: Path, st
 
 
 def test_a_recipes_steps_count_with_those_of_its_start_which_is_its_teacher(
-    study: MethodContext, tmp_path: Path
+    context: MethodContext, tmp_path: Path
 ) -> None:
     """Layers that go at once leave the whole start as the teacher of what is left."""
-    deep = replace(study, depth=LayerMap(2, 2), shape=checkpoints.StudentConfig((0, 1)))
-    begun = theseus.compress(deep, Replacing("constant", 0.5, 0.5, "bottom", False, FIT))
+    deep = replace(context, layer_map=LayerMap(2, 2), shape=checkpoints.StudentConfig((0, 1)))
+    begun = theseus.compress(deep, theseus.Config("constant", 0.5, 0.5, "bottom", False, FIT))
     checkpoints.save(begun, tiny_tokenizer(), tmp_path / "start")
-    shutil.copyfile(study.recorder.history, tmp_path / "start" / checkpoints.HISTORY)
-    study.recorder.history.unlink()
+    shutil.copyfile(context.recorder.history, tmp_path / "start" / checkpoints.HISTORY)
+    context.recorder.history.unlink()
     further = replace(deep, scratch=tmp_path / ".scratch" / "further")
-    student = recipes.cut_further(further, tmp_path / "start", replace(RECIPE, target=TARGET))
+    student = prune_further(further, tmp_path / "start", replace(CHAIN, target=TARGET))
     assert student.config.num_hidden_layers == 1
-    assert count_steps(study.recorder.history) == 9 + 9
-    (words,) = further.scratch.glob("words-*")
-    assert set(ShardFolder(words).entries["shard-00000.arrow"].columns) == {"logits", "hidden.0", "hidden.2"}
+    assert count_steps(context.recorder.history) == 9 + 9
+    (predictions,) = further.scratch.glob("predictions-*")
+    assert set(ShardFolder(predictions).entries["shard-00000.arrow"].columns) == {"logits", "hidden.0", "hidden.2"}
 
 
 class Killed(BaseException):
@@ -243,16 +253,16 @@ class Killed(BaseException):
 @pytest.mark.parametrize("die_at", [3, 14, 22, 30, 35])
 @pytest.mark.parametrize("method", ["rosita", "theseus"])
 def test_a_killed_run_ends_as_if_it_had_not_been(
-    study: MethodContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, die_at: int
+    context: MethodContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, die_at: int
 ) -> None:
     config = {
-        "rosita": SETTINGS[rosita],
-        "theseus": Replacing("curriculum", 0.3, 0.5, "bottom", False, replace(FIT, epochs=5)),
+        "rosita": CONFIG,
+        "theseus": theseus.Config("curriculum", 0.3, 0.5, "bottom", False, replace(FIT, epochs=5)),
     }[method]
     compress = {"rosita": rosita, "theseus": theseus}[method].compress
-    whole = compress(study, config).state_dict()
-    history = [(line["phase"], line["step"], line.get("loss")) for line in read_history(study.recorder.history)]
-    study.recorder.history.unlink()
+    whole = compress(context, config).state_dict()
+    history = [(line["phase"], line["step"], line.get("loss")) for line in read_history(context.recorder.history)]
+    context.recorder.history.unlink()
     step, done = loop._step, []
     monkeypatch.setitem(loop.fit.__kwdefaults__, "checkpoint_seconds", 0.0)
 
@@ -262,11 +272,13 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
             raise Killed
         return step(*given)
 
-    again = replace(study, scratch=tmp_path / ".scratch" / "killed")
+    again = replace(context, scratch=tmp_path / ".scratch" / "killed")
     monkeypatch.setattr(loop, "_step", dying)
     with pytest.raises(Killed):
         compress(again, config)
     resumed = compress(again, config).state_dict()
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
-    assert [(line["phase"], line["step"], line.get("loss")) for line in read_history(study.recorder.history)] == history
+    assert [
+        (line["phase"], line["step"], line.get("loss")) for line in read_history(context.recorder.history)
+    ] == history
     assert len(done) < 2 * die_at + 45

@@ -7,28 +7,40 @@ import numpy as np
 import pytest
 import torch
 from seqeval.metrics import f1_score
-from tiny import CPU, sentence_piece, tiny_config, tiny_tokenizer, word_tags, write_conll
+from tiny import CPU, find_task, sentence_piece, tiny_config, tiny_tokenizer, word_tags, write_conll
 from transformers import AutoModelForTokenClassification, BertForTokenClassification, BertModel
 
 from filbert import FilbertError
 from filbert.cache import build, read
-from filbert.data import arrow, batches, prepare, readers, tasks
+from filbert.data import arrow, batches, prepare, readers
 from filbert.data.sources import Source, fetch_task
 from filbert.evaluation import metrics
-from filbert.methods import bilstm, bilstm_hard, finetune, kd, rosita, theseus
+from filbert.methods import finetune, kd, rosita, theseus, xtremedistil
 from filbert.methods.context import MethodContext
-from filbert.methods.recurrent import EpochsConfig, ShapeConfig
-from filbert.methods.replacing import Config as TheseusConfig
-from filbert.methods.rounds import RoundsConfig, TargetConfig
+from filbert.methods.xtremedistil import WeightsConfig
 from filbert.models import checkpoints
+from filbert.models.widths import TargetConfig
 from filbert.tracking.history import read_history
 from filbert.tracking.recording import RunRecorder
 from filbert.training.layerwise import LayerMap
 from filbert.training.loop import TrainingConfig
 
-TASK = replace(tasks.find("wikiann"), languages=("en", "de"))
+TASK = replace(find_task("wikiann"), languages=("en", "de"))
 FIT = TrainingConfig(4, 8, 5e-3, 0.0, "cosine", 0.0, 1.0, validations=2, patience=2)
 ENCODE = batches.TokenizerConfig(16)
+XTREMEDISTIL = xtremedistil.Config(
+    xtremedistil.ShapeConfig(8, 6, "last", 0.0, "svd"),
+    "stages",
+    True,
+    True,
+    True,
+    FIT,
+    FIT,
+    FIT,
+    WeightsConfig(1, 1, 1),
+)
+PRUNING = rosita.IterativeConfig(0.5, None, FIT)
+ROSITA = rosita.Config(4, True, False, TargetConfig(1, 4, 2, 8, None, None), FIT, FIT, FIT, PRUNING, PRUNING)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +52,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> prepare.Prepared:
     assert {f"{name}_{language}.txt" for name in ("train", "dev") for language in TASK.languages} <= {
         path.name for path in (folder / "raw").iterdir()
     }
-    return prepare.prepare(folder / "raw", TASK, prepare.PrepareConfig(0.2, 0.1, 1000, {}, 0))
+    return prepare.prepare(folder / "raw", TASK, prepare.PrepareConfig(0.2, 0.1, 1000, 0))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +66,7 @@ def tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def study(
+def context(
     tmp_path: Path, prepared: prepare.Prepared, tagger: Path, checkpoint: Path, recorder: RunRecorder
 ) -> MethodContext:
     split = {name: batches.tokenize(table, TASK, tiny_tokenizer(), ENCODE) for name, table in prepared.tables.items()}
@@ -175,26 +187,26 @@ def test_entity_f1_is_seqevals(prepared: prepare.Prepared) -> None:
             assert (found["score"] == 1.0) == (share == 0.0 and length == 16)
 
 
-def test_logits_come_back_row_by_row(study: MethodContext) -> None:
-    model = checkpoints.load_model(study.teacher)
-    found = checkpoints.predict_logits(model, study.train, 7, CPU)
-    assert found.shape == (len(study.train.ids), 7)
-    for i in (0, 5, len(study.train) - 1):
-        alone = checkpoints.forward_batch(model, study.train.batch(np.array([i]))).logits[0].detach().numpy()
-        np.testing.assert_allclose(found[study.train.offsets[i] : study.train.offsets[i + 1]], alone, atol=1e-5)
-    said = study.with_targets(["logits", "pooled"]).batch(np.array([5, 0]))
+def test_logits_come_back_row_by_row(context: MethodContext) -> None:
+    model = checkpoints.load_model(context.teacher)
+    found = checkpoints.predict_logits(model, context.train, 7, CPU)
+    assert found.shape == (len(context.train.ids), 7)
+    for i in (0, 5, len(context.train) - 1):
+        alone = checkpoints.forward_batch(model, context.train.batch(np.array([i]))).logits[0].detach().numpy()
+        np.testing.assert_allclose(found[context.train.offsets[i] : context.train.offsets[i + 1]], alone, atol=1e-5)
+    said = context.with_targets(["logits", "pooled"]).batch(np.array([5, 0]))
     live = checkpoints.forward_batch(model, said, states=True)
     real = said.mask
-    assert torch.allclose(said.teacher["logits"][real], live.logits[real].float(), atol=0.2)
-    assert torch.allclose(said.teacher["pooled"][real].float(), live.hidden_states[-1][real], atol=0.2)
+    assert torch.allclose(said.targets["logits"][real], live.logits[real].float(), atol=0.2)
+    assert torch.allclose(said.targets["pooled"][real].float(), live.hidden_states[-1][real], atol=0.2)
 
 
-def test_part_and_joined_keep_tags_with_their_rows(study: MethodContext) -> None:
+def test_part_and_joined_keep_tags_with_their_rows(context: MethodContext) -> None:
     order = np.array([7, 2, 11])
-    part = study.train.part(order)
-    both = batches.concatenate(part, study.train.part(np.array([3])))
+    part = context.train.part(order)
+    both = batches.concatenate(part, context.train.part(np.array([3])))
     for i, row in enumerate([*order, 3]):
-        one, other = both.batch(np.array([i])), study.train.batch(np.array([row]))
+        one, other = both.batch(np.array([i])), context.train.batch(np.array([row]))
         assert torch.equal(one.ids, other.ids)
         assert torch.equal(one.label, other.label)
 
@@ -203,25 +215,20 @@ def test_part_and_joined_keep_tags_with_their_rows(study: MethodContext) -> None
     ("method", "config"),
     [
         (finetune, finetune.Config(FIT)),
-        (kd, kd.Config(1.0, 0.5, FIT)),
-        (theseus, TheseusConfig("curriculum", 0.5, 0.5, "bottom", False, FIT)),
-        (bilstm, bilstm.Config(ShapeConfig(8, 6, "last", 0.0, "svd"), True, True, FIT, FIT, FIT)),
-        (bilstm_hard, bilstm_hard.Config(ShapeConfig(8, 6, "last", 0.0, "random"), EpochsConfig(1, 1, 1), FIT)),
-        (
-            rosita,
-            rosita.Config(
-                TargetConfig(1, 4, 2, 8, None, None), FIT, RoundsConfig(0.5, None, FIT), RoundsConfig(0.5, None, FIT)
-            ),
-        ),
+        (kd, kd.Config(1.0, 0.5, False, FIT)),
+        (theseus, theseus.Config("curriculum", 0.5, 0.5, "bottom", False, FIT)),
+        (xtremedistil, XTREMEDISTIL),
+        (xtremedistil, replace(XTREMEDISTIL, objective="hard")),
+        (rosita, ROSITA),
     ],
 )
-def test_students_tag_and_load_as_transformers_own(study: MethodContext, tmp_path: Path, method, config) -> None:  # type: ignore[no-untyped-def]
-    student = method.compress(study, config).eval()
-    best = [line["best"] for line in read_history(study.recorder.history) if "best" in line]
+def test_students_tag_and_load_as_transformers_own(context: MethodContext, tmp_path: Path, method, config) -> None:  # type: ignore[no-untyped-def]
+    student = method.compress(context, config).eval()
+    best = [line["best"] for line in read_history(context.recorder.history) if "best" in line]
     assert best
     checkpoints.save(student, tiny_tokenizer(), tmp_path / "student")
     again = checkpoints.load_model(tmp_path / "student")
-    batch = study.train.batch(np.arange(3))
+    batch = context.train.batch(np.arange(3))
     with torch.no_grad():
         ours, theirs = checkpoints.forward_batch(student, batch).logits, checkpoints.forward_batch(again, batch).logits
     assert ours.shape == (*batch.ids.shape, 7)
@@ -232,17 +239,17 @@ def test_students_tag_and_load_as_transformers_own(study: MethodContext, tmp_pat
         assert type(plain) is BertForTokenClassification
 
 
-def test_a_student_learns_to_tag(study: MethodContext) -> None:
+def test_a_student_learns_to_tag(context: MethodContext) -> None:
     long = replace(FIT, epochs=40, learning_rate=1e-2)
-    student = finetune.compress(study, finetune.Config(long))
-    found = metrics.scores_on(TASK, checkpoints.predict_logits(student, study.validation, 8, CPU), study.validation)
+    student = finetune.compress(context, finetune.Config(long))
+    found = metrics.scores_on(TASK, checkpoints.predict_logits(student, context.validation, 8, CPU), context.validation)
     assert found["entity_f1"] > 0.9
 
 
-def test_the_teacher_is_any_tagger_and_references_are_refused(checkpoint: Path, study: MethodContext) -> None:
+def test_the_teacher_is_any_tagger_and_references_are_refused(checkpoint: Path, context: MethodContext) -> None:
     assert isinstance(checkpoints.new_teacher(checkpoint, TASK), BertForTokenClassification)
     assert isinstance(BertModel.from_pretrained(checkpoint), BertModel)
     from filbert.models.reference_bert import ReferenceForSequenceClassification
 
     with pytest.raises(FilbertError, match="has no head for rows of kind tagging"):
-        study.student_of(ReferenceForSequenceClassification, reference_size=16)
+        context.new_student_of_class(ReferenceForSequenceClassification, reference_size=16)

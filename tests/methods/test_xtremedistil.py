@@ -8,20 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tiny import load_without_filbert, sentences, student_logits, tiny_tokenizer
-
-from filbert import FilbertError
-from filbert.data import arrow, batches, prepare, tasks
-from filbert.methods import (
-    bilstm,
-    bilstm_finetune,
-    bilstm_hard,
-    bilstm_joint,
-    bilstm_soft,
-    bilstm_stages,
-    kd_transfer,
-)
-from filbert.methods.context import MethodContext
 from filbert.methods.recurrent import (
     EpochsConfig,
     ShapeConfig,
@@ -33,6 +19,20 @@ from filbert.methods.recurrent import (
     new_head,
     unfrozen,
 )
+from tiny import find_task, load_without_filbert, sentences, student_logits, tiny_tokenizer
+
+from filbert import FilbertError
+from filbert.data import arrow, batches, prepare
+from filbert.methods import (
+    bilstm,
+    bilstm_finetune,
+    bilstm_hard,
+    bilstm_joint,
+    bilstm_soft,
+    bilstm_stages,
+    kd_transfer,
+)
+from filbert.methods.context import MethodContext
 from filbert.models import checkpoints, size
 from filbert.text.transfer import to_rows
 from filbert.tracking.history import read_history
@@ -41,18 +41,18 @@ from filbert.training.loop import TrainingConfig, _schedule, mean_loss
 FIT = TrainingConfig(2, 8, 3e-3, 0.0, "cosine", 0.0, 1.0, validations=2, patience=2)
 SHAPE = ShapeConfig(embedding=8, lstm=6, pooling="last", dropout=0.0, start="svd")
 CONFIG = bilstm.Config(SHAPE, True, True, replace(FIT, epochs=6), FIT, FIT)
-TASK = tasks.find("sst2")
+TASK = find_task("sst2")
 
 
 @pytest.fixture
-def listened(study: MethodContext, prepared: prepare.Prepared) -> MethodContext:
-    """A study with transfer rows, whose cache holds what the teacher's head reads of all rows."""
+def listened(context: MethodContext, prepared: prepare.Prepared) -> MethodContext:
+    """A context with transfer rows, whose cache holds what the teacher's head reads of all rows."""
     known = {text for table in prepared.tables.values() for text in table["sentence"].to_pylist()}
     texts = [text for text, _ in sentences(200, seed=5) if text not in known][:40]
     table = pa.Table.from_pylist(list(to_rows(((text,) for text in texts), TASK)), schema=arrow.row_schema(TASK))
-    study = replace(study, transfer=batches.tokenize(table, TASK, tiny_tokenizer(), batches.TokenizerConfig(16)))
-    said = study.with_transfer().cache_predictions(checkpoints.load_model(study.teacher), ("logits", "pooled"))
-    return replace(study, cache=said)
+    context = replace(context, transfer=batches.tokenize(table, TASK, tiny_tokenizer(), batches.TokenizerConfig(16)))
+    said = context.with_transfer().cache_predictions(checkpoints.load_model(context.teacher), ("logits", "pooled"))
+    return replace(context, cache=said)
 
 
 @pytest.mark.parametrize("pooling", ["last", "max"])
@@ -162,7 +162,7 @@ def test_transfer_rows_have_words_and_no_label(listened: MethodContext) -> None:
     none = mixed.batch(np.arange(len(wide.train) - 4, len(wide.train)))
     assert listened.hard_loss(logits[[0, 0, 1, 1]], none).item() == 0.0
     student = new_bilstm(listened, SHAPE).eval()
-    answers = some.teacher["logits"].argmax(-1)
+    answers = some.targets["logits"].argmax(-1)
     wanted = torch.stack([some.label[0], answers[1]])
     assert float(learn_hard(student, listened)(some)) == pytest.approx(
         float(torch.nn.functional.cross_entropy(checkpoints.forward_batch(student, some).logits, wanted)), rel=1e-5

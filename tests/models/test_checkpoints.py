@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import ROOT, load_without_filbert, student_logits, tiny_tokenizer
+from tiny import ROOT, find_task, load_without_filbert, student_logits, tiny_tokenizer
 from transformers import BertConfig, DistilBertConfig, DistilBertModel
 
-from filbert.data import tasks
 from filbert.models import checkpoints
 from filbert.models.bert import FilbertConfig, FilbertForSequenceClassification
 
-SST2 = tasks.find("sst2")
+SST2 = find_task("sst2")
 
 
 def test_a_plain_student_loads_as_bert_without_filbert(checkpoint: Path, tmp_path: Path) -> None:

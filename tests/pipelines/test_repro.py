@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
-from tiny import ROOT, sentences, write_conll, write_sst2
+from tiny import ROOT, find_task, sentences, write_conll, write_sst2
 
-from filbert.data import tasks
 from filbert.data.arrow import read_table
 from filbert.runtime.files import sha256
 from filbert.text.transfer import normalized_words
@@ -264,7 +263,7 @@ def test_the_cache_verifies_itself(shell: Shell, clone: Path, reproduced: str) -
 
 def test_tags_go_through_every_stage(shell: Shell, clone: Path, reproduced: str) -> None:
     """Five languages from CoNLL files to a student's tags, and to the table beside another task's."""
-    for seed, language in enumerate(tasks.find("wikiann").languages):
+    for seed, language in enumerate(find_task("wikiann").languages):
         write_conll(clone / "conll", language, 40, seed)
     yaml, file = YAML(), clone / "params.yaml"
     before = file.read_text()

@@ -71,7 +71,7 @@ def test_an_aggregate_is_the_mean_over_seeds_and_runs_of_all_methods_bear_the_sa
     assert figures == pytest.approx(
         {"score": 85.5, "score_std": 0.5, "of_teacher": 95.0, "faster_32": 3.0, "parameters": 5e5}
     )
-    assert kd.data.tags["verdict"].startswith("BEATS `finetune`")
+    assert kd.data.tags["verdict"].startswith("better than `finetune`")
     assert (kd.data.tags["seeds"], "mlflow.parentRunId" in kd.data.tags) == ("1, 2, 3", False)
     assert all(
         found[f"evaluate/sst2/kd/{seed}"].info.run_id in kd.data.tags["mlflow.note.content"] for seed in (1, 2, 3)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 from test_pipeline import environment
-from tiny import ROOT, tiny_config, tiny_tokenizer
+from tiny import ROOT, find_task, tiny_config, tiny_tokenizer
 from transformers import BertModel
 
-from filbert.data import arrow, prepare, tasks
+from filbert.data import arrow, prepare
 from filbert.models.checkpoints import read_weights
 from filbert.runtime import distributed
 from filbert.runtime.files import write_json
@@ -34,7 +34,7 @@ def test_shares_of_a_batch_weigh_what_they_hold(monkeypatch: pytest.MonkeyPatch)
 
 def test_two_processes_train_what_one_does(tmp_path: Path, prepared: prepare.Prepared) -> None:
     """A teacher, and a student that is distilled from what the cache holds of it; nothing is drawn in their training."""
-    task = tasks.find("sst2")
+    task = find_task("sst2")
     for name, table in prepared.tables.items():
         arrow.write_rows(table.to_pylist(), task, tmp_path / "prepared" / f"{name}.arrow")
     arrow.write_rows([], task, tmp_path / "transfer" / "transfer.arrow")

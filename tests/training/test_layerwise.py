@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from tiny import find_task
 
 from filbert import FilbertError
-from filbert.data import batches, tasks
+from filbert.data import batches
 from filbert.methods import tinybert
 from filbert.methods.context import MethodContext
 from filbert.models import activations, checkpoints
@@ -37,14 +38,14 @@ def test_layers_are_mapped_uniformly() -> None:
     assert LayerMap(2, 6).columns == ("logits", "hidden.0", "hidden.3", "hidden.6", "attention.3", "attention.6")
 
 
-def test_a_student_that_is_its_teacher_has_nothing_to_follow(study: MethodContext) -> None:
+def test_a_student_that_is_its_teacher_has_nothing_to_follow(context: MethodContext) -> None:
     """Of the teacher's own layers and weights, W the identity, every term is zero but for float16."""
     depth = LayerMap(2, 2)
     twin = checkpoints.new_student(  # the teacher of conftest, in our own encoder
-        study.checkpoint, tasks.find("sst2"), checkpoints.StudentConfig((0, 1))
+        context.checkpoint, find_task("sst2"), checkpoints.StudentConfig((0, 1))
     ).eval()
     with activations.ActivationRecorder(twin, depth.columns()) as listen, torch.no_grad():
-        batch = study.train.batch(np.arange(4))
+        batch = context.train.batch(np.arange(4))
         said = {name: value.half() for name, value in listen(batch)[1].items()}
     batch = batches.replace(batch, targets=said)
     with LayerwiseLoss(twin, depth, 16) as following:
@@ -53,24 +54,24 @@ def test_a_student_that_is_its_teacher_has_nothing_to_follow(study: MethodContex
         assert float(following.loss(batch)) > 0.1
 
 
-def test_other_heads_cannot_be_followed(study: MethodContext) -> None:
+def test_other_heads_cannot_be_followed(context: MethodContext) -> None:
     student = FilbertForSequenceClassification(
         FilbertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=40)
     )
-    batch = study.with_targets(study.depth.columns()).batch(np.arange(4))
+    batch = context.with_targets(context.layer_map.columns()).batch(np.arange(4))
     with (
-        LayerwiseLoss(student, study.depth, 16) as following,
+        LayerwiseLoss(student, context.layer_map, 16) as following,
         pytest.raises(FilbertError, match="the student has 2 heads, the teacher 4"),
     ):
         following.loss(batch)
 
 
-def test_tinybert_comes_closer_to_its_teacher(study: MethodContext) -> None:
+def test_tinybert_comes_closer_to_its_teacher(context: MethodContext) -> None:
     """The intermediate phase lowers the layer-wise loss, the prediction phase trains on logits, and a plain BERT is left."""
-    batch = study.with_targets(study.depth.columns()).batch(np.arange(32))
+    batch = context.with_targets(context.layer_map.columns()).batch(np.arange(32))
 
     def distance(student: torch.nn.Module) -> float:
-        with LayerwiseLoss(student.eval(), study.depth, 16) as following, torch.no_grad():
+        with LayerwiseLoss(student.eval(), context.layer_map, 16) as following, torch.no_grad():
             return float(following.loss(batch))
 
     config = tinybert.Config(
@@ -80,7 +81,7 @@ def test_tinybert_comes_closer_to_its_teacher(study: MethodContext) -> None:
         1.0,
         TrainingConfig(0, 8, 1e-3, 0.1, "linear", 0.01, 1.0, 0, 1),
     )
-    assert distance(tinybert.compress(study, config)) < 0.9 * distance(study.student())
-    student = tinybert.compress(study, tinybert.Config(1.0, FIT, 1.0, 0.7, FIT))
+    assert distance(tinybert.compress(context, config)) < 0.9 * distance(context.new_student())
+    student = tinybert.compress(context, tinybert.Config(1.0, FIT, 1.0, 0.7, FIT))
     assert type(student) is FilbertForSequenceClassification
     assert not student.bert.encoder.layer[0].attention["self"].query._forward_hooks  # nobody listens any more

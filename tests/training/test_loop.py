@@ -17,7 +17,7 @@ from filbert.training import losses
 from filbert.training.loop import TrainingConfig, TrainingError, TrainingResult, fit, validate
 
 SST2, CPU = find_task("sst2"), torch.device("cpu")
-CONFIG = TrainingConfig(epochs=3, batch_size=8, learning_rate=1e-3, warmup=0.1, decay="linear", weight_decay=0.01, gradient_clip=1.0,
+CONFIG = TrainingConfig(epochs=3, batch_size=8, learning_rate=1e-3, warmup=0.1, decay="linear", weight_decay=0.01, gradient_gradient_clip=1.0,
                    validations=6, patience=6)  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def test_windows_go_on_with_the_rows_and_learning_rates_of_the_whole(checkpoint,
 
         for window in windows:
             fit(model, loss, encoded, dict, replace(CONFIG, validations=0), phase=name, seed=1, device=CPU, scratch=Path("w"),
-                recorder=recorder, window=window)  # fmt: skip
+                recorder=recorder, step_range=window)  # fmt: skip
         return list(seen)
 
     assert run("whole", None) == run("parts", (0, 4), (4, 13), (13, 27))
