@@ -1,4 +1,4 @@
-"""Valid rows become splits that can be trusted: deduplicated, sliced, checked for leaks; as Arrow tables.
+"""Valid rows become train, validation and test splits: deduplicated, checked for leaks, as Arrow tables.
 
 Where GLUE hides its test labels, its dev files are our test rows and a slice of train is our validation: choices are
 made on validation alone. Slices are drawn by a hash of the text, so that they do not depend on the order of the rows.
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from filbert.data.arrow import Row, row_schema
 from filbert.data.readers import RowError, normalize_text, read_rows
-from filbert.data.tasks import Task
+from filbert.data.tasks import CLASSES, Task
 
 
 @dataclass(frozen=True)
@@ -29,32 +29,36 @@ class PrepareConfig:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The tables of a task by split name, and how many rows were dropped for which reason."""
+    """The tables of a task by split, and counts of rows: kept by split, dropped by reason."""
 
     tables: dict[str, pa.Table]
     counts: dict[str, int]
 
 
 def prepare(folder: Path, task: Task, config: PrepareConfig) -> Prepared:
-    """Read the raw tables of `task` in `folder`.
+    """Split the raw tables of `task` in `folder`.
 
-    The tables are `train`, `validation`, `test` (and `test_…` where the task has several test files), and
-    `unlabelled` where there are rows without a label, or whose label is not to be known. A row equal to a test row
-    after normalisation leaves the training rows; test rows that come in a file of their own are never changed.
+    The splits are `train`, `validation`, `test` (and `test_…` where the task has several test files), and `unlabelled`
+    where there are rows without a label or `labels_per_class` drops it. A row equal to a test row after normalisation
+    leaves the training rows; test rows that come in a file of their own are never changed.
 
     Raises:
-        RowError: a file is missing, is not UTF-8, or a row is malformed.
+        RowError: a file is missing or malformed, a split is empty, or all labels are the same.
     """
     counts: Counter[str] = Counter()
-    tests = {name: list(read_rows(folder, stem, task)) for name, stem in task.test_files.items()}
+    tests: dict[str, list[Row]] = {name: list(read_rows(folder, stem, task)) for name, stem in task.test_files.items()}
     rows = list(_distinct(_numbered(folder, task, counts), task, counts))
     unlabelled = [row for row in rows if row["label"] is None]
     rows = [row for row in rows if row["label"] is not None]
     if not tests:
         rows, tests["test"] = _slice(rows, task, config.test, config)
-    rows = list(_without(rows, tests, task, counts))
+    labelled, rows = len(rows), list(_without(rows, tests, task, counts))
+    if labelled and not rows:
+        raise RowError(
+            f"{folder}: all {labelled} training rows of task {task.name} equal test rows; expected other texts"
+        )
     if task.labels_per_class is not None:
-        rows, others = _few_labels(rows, task, task.labels_per_class)
+        rows, others = _keep_labels(rows, task, task.labels_per_class)
         unlabelled += others
     train, validation = _slice(rows, task, config.validation, config)
     splits = {"train": train, "validation": validation, **tests}
@@ -64,12 +68,17 @@ def prepare(folder: Path, task: Task, config: PrepareConfig) -> Prepared:
         if not split:
             raise RowError(f"{folder}: no row is left for {name} of task {task.name}; its files hold too few rows")
         counts[name] = len(split)
+    if task.kind in CLASSES and len({row["label"] for row in rows}) == 1:
+        label = task.labels[rows[0]["label"]]
+        raise RowError(
+            f"{folder}: expected rows of several classes for task {task.name}, got {label} in all {len(rows)}"
+        )
     tables = {name: pa.Table.from_pylist(split, schema=row_schema(task)) for name, split in splits.items()}
     return Prepared(tables, dict(counts))
 
 
 def _numbered(folder: Path, task: Task, counts: Counter[str]) -> Iterator[Row]:
-    """The training rows of all files, numbered through."""
+    """The training rows of all files; `idx` counts on from file to file."""
     start = idx = 0
     for stem in task.train_files:
         for row in read_rows(folder, stem, task, counts):
@@ -79,7 +88,7 @@ def _numbered(folder: Path, task: Task, counts: Counter[str]) -> Iterator[Row]:
 
 
 def row_key(row: Row, task: Task) -> str:
-    """What makes two rows the same: their normalised texts, in either order where the task is symmetric."""
+    """A key that equal rows share: their normalised texts, in either order where the task is symmetric."""
     texts = [normalize_text(row[name]) for name in task.columns]
     return "\x1f".join(sorted(texts) if task.symmetric else texts)
 
@@ -98,6 +107,7 @@ def _distinct(rows: Iterator[Row], task: Task, counts: Counter[str]) -> Iterator
 
 
 def _without(rows: list[Row], held_out: dict[str, list[Row]], task: Task, counts: Counter[str]) -> Iterator[Row]:
+    """The rows that equal no held-out row."""
     seen = {row_key(row, task) for split in held_out.values() for row in split}
     for row in rows:
         if row_key(row, task) in seen:
@@ -107,7 +117,7 @@ def _without(rows: list[Row], held_out: dict[str, list[Row]], task: Task, counts
 
 
 def _slice(rows: list[Row], task: Task, fraction: float, config: PrepareConfig) -> tuple[list[Row], list[Row]]:
-    """The rows without, and the rows of, a slice of about `fraction`; rows that share `together` stay together."""
+    """The other rows, and the rows of a slice of about `fraction`; rows that share the text of `group_by` stay together."""
     wanted = min(round(fraction * len(rows)), config.max_rows)
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -120,8 +130,8 @@ def _slice(rows: list[Row], task: Task, fraction: float, config: PrepareConfig) 
     return [row for row in rows if row["idx"] not in taken], [row for row in rows if row["idx"] in taken]
 
 
-def _few_labels(rows: list[Row], task: Task, each: int) -> tuple[list[Row], list[Row]]:
-    """`each` rows of every class, drawn by a hash of the text; and all others, their labels forgotten.
+def _keep_labels(rows: list[Row], task: Task, each: int) -> tuple[list[Row], list[Row]]:
+    """`each` rows of every class, drawn by a hash of the text; and all others, without their labels.
 
     Raises:
         RowError: a class has fewer.

@@ -180,7 +180,7 @@ def test_plain_text_is_a_text_a_line(tmp_path: Path) -> None:
         (0, "one text", None), (1, "another", None), (2, long.strip(), None)
     ]  # fmt: skip
     table(tmp_path, "texts.txt", b"fine\n\xff\xfe broken\n")
-    with pytest.raises(readers.RowError, match=r"texts.txt, after line \d: expected UTF-8"):
+    with pytest.raises(readers.RowError, match=r"texts.txt, line 2: expected UTF-8"):
         list(readers.read_rows(tmp_path, "texts", task))
 
 
@@ -217,3 +217,54 @@ def test_an_output_stays_wherever_it_is(
     stages.prepare.prepare("sst2", raw, out, project / "rows.json")
     assert sorted(file.name for file in out.iterdir()) == ["test.arrow", "train.arrow", "validation.arrow"]
     assert not list((project / ".scratch").rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("train.csv", 'sentence,label\n"good,1\nbad,0\n', "train.csv, from line 2 on: expected quoted fields as in CSV, got"),
+        ("train.csv", 'sentence,label\n"good" film,1\n', "train.csv, from line 2 on: expected quoted fields as in CSV, got"),
+        ("train.csv", "sentence,label,label\ngood,1,0\n", "train.csv, line 1: expected each column once, got 'label' several"),
+        ("train.tsv", "sentence\tlabel\tlabel\ngood\t1\t0\n", "train.tsv, line 1: expected each column once, got 'label'"),
+        ("train.jsonl", '{"sentence": "good", "label": 1, "label": 0}', "train.jsonl, line 1: expected each column once"),
+        ("train.jsonl", '{"sentence": "good", "label": 1}\n{"sentence": "bad', "train.jsonl, line 2: expected a JSON object"),
+        ("train.jsonl", "[1, 2]\n", "train.jsonl, line 1: expected a JSON object, got [1, 2]"),
+        ("train.csv", 'sentence,label\n"two\nlines",1\n\ngood\n', "train.csv, line 5: expected 2 columns (sentence, label), got 1"),
+        ("train.csv", "sentence,label\n\u200b\u2060,1\n", "line 2: expected text in column sentence, got '\\u200b\\u2060'"),
+        ("train.csv", "sentence\ngood\n", "train.csv, line 2: no column label for task sst2; found sentence"),
+        ("train.parquet", "no parquet", "train.parquet, after row 0: expected a parquet table, got"),
+    ],
+)  # fmt: skip
+def test_a_bad_table_is_named_with_its_line(tmp_path: Path, name: str, text: str, said: str) -> None:
+    table(tmp_path, name, text)
+    with pytest.raises(readers.RowError) as error:
+        list(readers.read_rows(tmp_path, "train", SST2))
+    assert said in str(error.value)
+
+
+def test_a_table_in_two_formats_is_ambiguous(tmp_path: Path) -> None:
+    sst2(tmp_path, ["good\t1"])
+    table(tmp_path, "train.csv", "sentence,label\nbad,0\n")
+    with pytest.raises(
+        readers.RowError, match=r"expected one table train for task sst2, got train.tsv, train.csv; remove all"
+    ):
+        list(readers.read_rows(tmp_path, "train", SST2))
+
+
+def test_rows_that_cannot_be_learnt_from_are_named(tmp_path: Path) -> None:
+    with pytest.raises(readers.RowError, match=r"all 2 training rows of task sst2 equal test rows"):
+        prepare.prepare(sst2(tmp_path, ["good\t1", "bad\t0"], ["Good\t1", "BAD\t0"]), SST2, CONFIG)
+    with pytest.raises(
+        readers.RowError, match=r"expected rows of several classes for task sst2, got positive in all 20"
+    ):
+        prepare.prepare(sst2(tmp_path, [f"row {i}\t1" for i in range(20)]), SST2, CONFIG)
+    table(tmp_path, "train.csv", "sentence,label,source\ngood,1,a\nbad,0,b\n")
+    (tmp_path / "train.tsv").unlink()
+    with pytest.raises(
+        readers.RowError, match=r"no row of train has \{'source': 'c'\} \(task_table.sst2.where\); found a, b"
+    ):
+        list(readers.read_rows(tmp_path, "train", replace(SST2, where={"source": "c"})))
+    with pytest.raises(
+        readers.RowError, match=r"line 2: no column origin \(task_table.sst2.where\); found sentence, label"
+    ):
+        list(readers.read_rows(tmp_path, "train", replace(SST2, where={"origin": "c"})))
