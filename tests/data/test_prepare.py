@@ -268,3 +268,12 @@ def test_rows_that_cannot_be_learnt_from_are_named(tmp_path: Path) -> None:
         readers.RowError, match=r"line 2: no column origin \(task_table.sst2.where\); found sentence, label"
     ):
         list(readers.read_rows(tmp_path, "train", replace(SST2, where={"origin": "c"})))
+
+
+def test_labels_that_are_numbers_are_names_not_class_numbers(tmp_path: Path) -> None:
+    stars = replace(SST2, labels=("1", "2", "3"))
+    table(tmp_path, "train.jsonl", '{"sentence": "poor", "label": 1.0}\n{"sentence": "good", "label": "3"}\n')
+    assert [row["label"] for row in readers.read_rows(tmp_path, "train", stars)] == [0, 2]
+    table(tmp_path, "train.jsonl", '{"sentence": "poor", "label": 0}\n')
+    with pytest.raises(readers.RowError, match="expected a label out of 1, 2, 3, got 0"):
+        list(readers.read_rows(tmp_path, "train", stars))

@@ -120,7 +120,10 @@ def test_steps_of_a_curve_go_on_from_phase_to_phase() -> None:
         ("width", 3, 0.7),
     ]  # of 10 steps, 3 not scored
     student = line("kd", [0.8, 0.8], curve=[dict(zip(("phase", "step", "score"), p, strict=True)) for p in points])
-    assert page.validation_curve(student) == {"replace": {5: [50, 50], 7: [60, 60]}, "width": {8: [40, 40], 10: [70, 70]}}
+    assert page.validation_curve(student) == {
+        "replace": {5: [50, 50], 7: [60, 60]},
+        "width": {8: [40, 40], 10: [70, 70]},
+    }
 
 
 def test_each_language_has_its_score() -> None:

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from filbert.methods.mixed import MixedVocabularyModel
-from filbert.methods.pretraining import PretrainConfig, ShapeConfig
 from tiny import CPU, WORDS, find_task, sentences, tiny_config, tiny_tokenizer
 from transformers import (
     AutoModelForMaskedLM,
@@ -21,12 +19,14 @@ from transformers import (
 
 from filbert import FilbertError
 from filbert.data import batches
-from filbert.methods import pretraining
+from filbert.methods import mixed_vocabulary
+from filbert.methods.mixed_vocabulary import MixedVocabularyModel, PretrainConfig, ShapeConfig
 from filbert.models import checkpoints
 from filbert.models.svd import low_rank_factors
 from filbert.text import corpus
 from filbert.text.corpus import CorpusError, WordTokens, pack_blocks
 from filbert.text.masked_lm import MaskedLanguageModel, Vocabulary, mask_tokens
+from filbert.text.vocabulary import new_vocabulary, translate_embeddings, vocabulary_overlap
 from filbert.tracking.history import read_history
 from filbert.tracking.recording import RunRecorder
 from filbert.training.loop import TrainingConfig
@@ -49,7 +49,7 @@ def words(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> corpus.
 
 @pytest.fixture(scope="module")
 def small(words: corpus.Corpus) -> PreTrainedTokenizerFast:
-    return pretraining.new_vocabulary(words, 60, tiny_tokenizer(), 16)
+    return new_vocabulary(words, 60, tiny_tokenizer(), 16)
 
 
 def test_words_come_back_as_they_went(words: corpus.Corpus, texts: list[str]) -> None:
@@ -65,9 +65,9 @@ def test_the_vocabulary_is_trained_and_cuts_as_transformers_does(
     small: PreTrainedTokenizerFast, words: corpus.Corpus, texts: list[str]
 ) -> None:
     assert len(small) == 60
-    assert 0 < pretraining.vocabulary_overlap(small, tiny_tokenizer()) < 1
-    assert pretraining.vocabulary_overlap(small, small) == 1
-    assert pretraining.new_vocabulary(words, 60, tiny_tokenizer(), 16).get_vocab() == small.get_vocab()
+    assert 0 < vocabulary_overlap(small, tiny_tokenizer()) < 1
+    assert vocabulary_overlap(small, small) == 1
+    assert new_vocabulary(words, 60, tiny_tokenizer(), 16).get_vocab() == small.get_vocab()
     rows = pack_blocks(words, [WordTokens(words.words, small)], 0.0, 16, 0)
     inner = rows.ids.reshape(-1, 16)[:, 1:-1].ravel().tolist()
     theirs = [i for text in texts for i in small(text, add_special_tokens=False)["input_ids"]]
@@ -172,7 +172,7 @@ def test_small_embeddings_may_start_as_the_teachers(small: PreTrainedTokenizerFa
     bert = BertForMaskedLM(tiny_config(initializer_range=0.5)).eval()
     table = bert.get_input_embeddings().weight.detach()
     mixed = MixedVocabularyModel(bert, (Vocabulary.of(teacher), Vocabulary.of(small)), table.shape[1]).eval()
-    ours = pretraining.translate_embeddings(small, teacher, table)
+    ours = translate_embeddings(small, teacher, table)
     mixed.start_at(low_rank_factors(ours, table.shape[1])[0], ours)
     shared = sorted(set(small.get_vocab()) & set(teacher.get_vocab()))
     ids = torch.tensor([[teacher.get_vocab()[token] for token in shared]])
@@ -199,7 +199,7 @@ def test_small_embeddings_may_start_as_the_teachers(small: PreTrainedTokenizerFa
 def test_a_student_is_pretrained_and_is_plain_bert(
     words: corpus.Corpus, tmp_path: Path, recorder: RunRecorder, checkpoint: Path
 ) -> None:
-    student, tokenizer = pretraining.pretrain(
+    student, tokenizer = mixed_vocabulary.pretrain(
         words, checkpoint, tiny_tokenizer(), CONFIG, 0, CPU, tmp_path / "scratch", recorder
     )
     checkpoints.save_with_provenance(student, tokenizer, tmp_path / "student", recorder)
@@ -224,15 +224,17 @@ def test_the_baselines_differ_in_what_they_start_from(
     words: corpus.Corpus, tmp_path: Path, recorder: RunRecorder, checkpoint: Path
 ) -> None:
     def start(name: str, config: PretrainConfig) -> tuple[torch.Tensor, torch.Tensor]:
-        still = replace(config, fit=replace(config.fit, epochs=0.34, validations=1, learning_rate=1e-12))
-        made, _ = pretraining.pretrain(words, checkpoint, tiny_tokenizer(), still, 0, CPU, tmp_path / name, recorder)
+        still = replace(config, training=replace(config.training, epochs=0.34, validations=1, learning_rate=1e-12))
+        made, _ = mixed_vocabulary.pretrain(
+            words, checkpoint, tiny_tokenizer(), still, 0, CPU, tmp_path / name, recorder
+        )
         return made.get_input_embeddings().weight.detach(), made.bert.encoder.layer[0].output.dense.weight.detach()
 
     mixed, of_mixed = start("mixed", CONFIG)
     nokd, of_nokd = start("nokd", replace(CONFIG, align=None))
     assert torch.allclose(of_mixed, of_nokd)  # all but the embeddings is the same draw
     assert not torch.allclose(mixed, nokd, atol=1e-3)
-    none, _ = start("zero", replace(CONFIG, share=0.0))
+    none, _ = start("zero", replace(CONFIG, student_vocab_probability=0.0))
     assert not torch.allclose(mixed, none, atol=1e-3)
     near, of_near = start("near", replace(CONFIG, start="svd", align=None))
     assert torch.allclose(of_near, of_nokd)
@@ -244,8 +246,10 @@ def test_the_baselines_differ_in_what_they_start_from(
     assert not torch.allclose(cloned, near, atol=1e-3)
     _, of_after = start("after", replace(CONFIG, start="subclone"))
     assert not torch.allclose(of_after, of_cloned, atol=1e-3)  # of the checkpoint as stage I left it
-    frozen = replace(CONFIG, freeze=True)
-    made, _ = pretraining.pretrain(words, checkpoint, tiny_tokenizer(), frozen, 0, CPU, tmp_path / "frozen", recorder)
+    frozen = replace(CONFIG, freeze_embeddings=True)
+    made, _ = mixed_vocabulary.pretrain(
+        words, checkpoint, tiny_tokenizer(), frozen, 0, CPU, tmp_path / "frozen", recorder
+    )
     assert torch.allclose(made.get_input_embeddings().weight, mixed, atol=1e-6)
 
 
@@ -283,6 +287,6 @@ def test_the_student_starts_from_what_stage_one_left(
         if isinstance(model, MixedVocabularyModel):
             model.small.weight.data = torch.full_like(model.small.weight.data, 0.25)
 
-    monkeypatch.setattr(pretraining, "_fit", fit)
-    made, _ = pretraining.pretrain(words, checkpoint, tiny_tokenizer(), CONFIG, 0, CPU, tmp_path, recorder)
+    monkeypatch.setattr(mixed_vocabulary, "_fit", fit)
+    made, _ = mixed_vocabulary.pretrain(words, checkpoint, tiny_tokenizer(), CONFIG, 0, CPU, tmp_path, recorder)
     assert (made.get_input_embeddings().weight == 0.25).all()

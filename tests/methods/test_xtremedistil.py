@@ -1,51 +1,45 @@
 """BiLSTM students: the architecture, its start, the order of thawing, the stages, and the face to transformers."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from filbert.methods.recurrent import (
-    EpochsConfig,
-    ShapeConfig,
-    WeightsConfig,
-    learn_hard,
-    learn_jointly,
-    learn_representation,
-    new_bilstm,
-    new_head,
-    unfrozen,
-)
 from tiny import find_task, load_without_filbert, sentences, student_logits, tiny_tokenizer
 
 from filbert import FilbertError
 from filbert.data import arrow, batches, prepare
-from filbert.methods import (
-    bilstm,
-    bilstm_finetune,
-    bilstm_hard,
-    bilstm_joint,
-    bilstm_soft,
-    bilstm_stages,
-    kd_transfer,
-)
+from filbert.methods import kd, xtremedistil
 from filbert.methods.context import MethodContext
+from filbert.methods.xtremedistil import (
+    Config,
+    ShapeConfig,
+    WeightsConfig,
+    _new_head,
+    hard_loss,
+    joint_loss,
+    new_bilstm,
+    representation_loss,
+    unfreeze,
+)
 from filbert.models import checkpoints, size
 from filbert.text.transfer import to_rows
 from filbert.tracking.history import read_history
 from filbert.training.loop import TrainingConfig, _schedule, mean_loss
 
 FIT = TrainingConfig(2, 8, 3e-3, 0.0, "cosine", 0.0, 1.0, validations=2, patience=2)
-SHAPE = ShapeConfig(embedding=8, lstm=6, pooling="last", dropout=0.0, start="svd")
-CONFIG = bilstm.Config(SHAPE, True, True, replace(FIT, epochs=6), FIT, FIT)
+SHAPE = ShapeConfig(embedding=8, lstm=6, pooling="last", dropout=0.0, embedding_init="svd")
+CONFIG = Config(
+    SHAPE, "stages", True, True, True, representation=replace(FIT, epochs=6), logits=FIT, labels=FIT,
+    weights=WeightsConfig(1.0, 1.0, 1.0),
+)  # fmt: skip
 TASK = find_task("sst2")
 
 
 @pytest.fixture
-def listened(context: MethodContext, prepared: prepare.Prepared) -> MethodContext:
+def with_transfer(context: MethodContext, prepared: prepare.Prepared) -> MethodContext:
     """A context with transfer rows, whose cache holds what the teacher's head reads of all rows."""
     known = {text for table in prepared.tables.values() for text in table["sentence"].to_pylist()}
     texts = [text for text, _ in sentences(200, seed=5) if text not in known][:40]
@@ -56,12 +50,12 @@ def listened(context: MethodContext, prepared: prepare.Prepared) -> MethodContex
 
 
 @pytest.mark.parametrize("pooling", ["last", "max"])
-def test_padding_does_not_count(listened: MethodContext, pooling: str) -> None:
-    student = new_bilstm(listened, replace(SHAPE, pooling=pooling)).eval()
-    batch = listened.train.batch(np.arange(6))
+def test_padding_does_not_count(with_transfer: MethodContext, pooling: str) -> None:
+    student = new_bilstm(with_transfer, replace(SHAPE, pooling=pooling)).eval()
+    batch = with_transfer.train.batch(np.arange(6))
     with torch.no_grad():
         together = checkpoints.forward_batch(student, batch).logits
-        alone = [checkpoints.forward_batch(student, listened.train.batch(np.array([i]))).logits for i in range(6)]
+        alone = [checkpoints.forward_batch(student, with_transfer.train.batch(np.array([i]))).logits for i in range(6)]
         wide = batches.replace(
             batch,
             ids=torch.nn.functional.pad(batch.ids, (0, 9), value=7),
@@ -71,11 +65,11 @@ def test_padding_does_not_count(listened: MethodContext, pooling: str) -> None:
     assert torch.allclose(torch.cat(alone), together, atol=1e-6)
 
 
-def test_the_embedding_is_the_best_of_its_rank_for_the_pieces_seen(listened: MethodContext) -> None:
+def test_the_embedding_is_the_best_of_its_rank_for_the_pieces_seen(with_transfer: MethodContext) -> None:
     """Products of any two tokens are those of the teacher's table, as far as rank 8 can tell them; others share a row."""
-    student = new_bilstm(listened, SHAPE)
-    table = checkpoints.load_model(listened.teacher).get_input_embeddings().weight.detach()
-    seen = torch.from_numpy(np.unique(listened.with_transfer().train.ids).astype(np.int64))
+    student = new_bilstm(with_transfer, SHAPE)
+    table = checkpoints.load_model(with_transfer.teacher).get_input_embeddings().weight.detach()
+    seen = torch.from_numpy(np.unique(with_transfer.with_transfer().train.ids).astype(np.int64))
     assert student.config.kept_tokens == len(seen) + 1
     mine = student.embedding.weight[student.rows[seen].long()]
     s = torch.linalg.svdvals(table[seen])
@@ -89,14 +83,14 @@ def test_the_embedding_is_the_best_of_its_rank_for_the_pieces_seen(listened: Met
     unseen = sorted(set(range(len(table))) - set(seen.tolist()))
     assert not student.rows[unseen].any()
     with pytest.raises(FilbertError, match=r"at most 16 numbers a token.* got 17"):
-        new_bilstm(listened, replace(SHAPE, embedding=17))
+        new_bilstm(with_transfer, replace(SHAPE, embedding=17))
 
 
-def test_parts_thaw_from_the_top(listened: MethodContext) -> None:
-    student = new_bilstm(listened, SHAPE)
+def test_parts_thaw_from_the_top(with_transfer: MethodContext) -> None:
+    student = new_bilstm(with_transfer, SHAPE)
     found = [
         (name, {n.split(".")[0] for n, p in student.named_parameters() if p.requires_grad})
-        for name in unfrozen(student, True)
+        for name in unfreeze(student, True)
     ]
     assert found == [
         ("head", {"classifier"}),
@@ -104,7 +98,7 @@ def test_parts_thaw_from_the_top(listened: MethodContext) -> None:
         ("lstm", {"classifier", "dense", "lstm"}),
         ("embedding", {"classifier", "dense", "lstm", "embedding"}),
     ]
-    assert list(unfrozen(student, False)) == ["all"]
+    assert list(unfreeze(student, False)) == ["all"]
     assert all(parameter.requires_grad for parameter in student.parameters())
 
 
@@ -114,15 +108,15 @@ def test_the_cosine_falls_to_nothing() -> None:
     assert _schedule(11 + 99 // 2, 110, fit) == pytest.approx(0.5, abs=0.02)
 
 
-def test_stages_come_in_order_and_the_student_learns(listened: MethodContext, tmp_path: Path) -> None:
-    learnt = listened.with_transfer().with_targets(["pooled"])
-    fresh = new_bilstm(listened, SHAPE)
-    before = mean_loss(fresh, learn_representation(fresh, listened), learnt, listened.device)
-    student = bilstm.compress(listened, CONFIG)
-    phases = list(dict.fromkeys(line["phase"] for line in read_history(listened.recorder.history)))
+def test_stages_come_in_order_and_the_student_learns(with_transfer: MethodContext, tmp_path: Path) -> None:
+    learnt = with_transfer.with_transfer().with_targets(["pooled"])
+    fresh = new_bilstm(with_transfer, SHAPE)
+    before = mean_loss(fresh, representation_loss(fresh, with_transfer), learnt, with_transfer.device)
+    student = xtremedistil.compress(with_transfer, CONFIG)
+    phases = list(dict.fromkeys(line["phase"] for line in read_history(with_transfer.recorder.history)))
     parts = ("head", "dense", "lstm", "embedding")
     assert phases == ["representation", *(f"logits-{p}" for p in parts), *(f"labels-{p}" for p in parts)]
-    best = [line["best"] for line in read_history(listened.recorder.history) if "best" in line]
+    best = [line["best"] for line in read_history(with_transfer.recorder.history) if "best" in line]
     assert -best[0] < before
     checkpoints.save(student, tiny_tokenizer(), tmp_path / "student")
     assert student_logits(checkpoints.load_model(tmp_path / "student")) == pytest.approx(
@@ -132,99 +126,92 @@ def test_stages_come_in_order_and_the_student_learns(listened: MethodContext, tm
     torch.testing.assert_close(torch.tensor(said["logits"]), torch.tensor(student_logits(student)))
 
 
-def test_the_head_of_stage_three_is_new(listened: MethodContext) -> None:
-    student = new_bilstm(listened, SHAPE)
+def test_the_head_of_stage_three_is_new(with_transfer: MethodContext) -> None:
+    student = new_bilstm(with_transfer, SHAPE)
     before = student.classifier.weight.detach().clone()
-    new_head(student, 9)
+    _new_head(student, 9)
     assert not torch.equal(student.classifier.weight, before)
 
 
-def test_multiply_adds_of_an_lstm_are_counted(listened: MethodContext) -> None:
+def test_multiply_adds_of_an_lstm_are_counted(with_transfer: MethodContext) -> None:
     """4 gates, 2 directions: 8 H (E + H) a token; and the two linear layers of one row."""
-    student, batch = new_bilstm(listened, SHAPE), listened.train.batch(np.array([0]))
+    student, batch = new_bilstm(with_transfer, SHAPE), with_transfer.train.batch(np.array([0]))
     tokens = int(batch.mask.sum())
     assert size.multiply_adds(student, batch) == 8 * 6 * (8 + 6) * tokens + 12 * 16 + 16 * 2
 
 
-def test_transfer_rows_have_words_and_no_label(listened: MethodContext) -> None:
+def test_transfer_rows_have_words_and_no_label(with_transfer: MethodContext) -> None:
     """Their labels count for nothing, whatever a student says of them; the teacher's answers stand for them where asked."""
-    wide = listened.with_transfer()
-    assert len(wide.train) == len(listened.train) + len(listened.transfer) == len(listened.train) + 40
+    wide = with_transfer.with_transfer()
+    assert len(wide.train) == len(with_transfer.train) + len(with_transfer.transfer) == len(with_transfer.train) + 40
     assert len(wide.with_transfer().train) == len(wide.train)  # once is enough
     mixed = wide.with_targets(["logits", "pooled"])
     some = mixed.batch(np.array([0, len(wide.train) - 1]))
     assert some.label[1] == -1
     logits = torch.tensor([[2.0, -1.0], [9.0, -9.0]], requires_grad=True)
-    loss = listened.hard_loss(logits, some)
+    loss = with_transfer.hard_loss(logits, some)
     assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(logits[:1], some.label[:1]).item())
     loss.backward()
     assert not logits.grad[1].any()
     none = mixed.batch(np.arange(len(wide.train) - 4, len(wide.train)))
-    assert listened.hard_loss(logits[[0, 0, 1, 1]], none).item() == 0.0
-    student = new_bilstm(listened, SHAPE).eval()
+    assert with_transfer.hard_loss(logits[[0, 0, 1, 1]], none).item() == 0.0
+    student = new_bilstm(with_transfer, SHAPE).eval()
     answers = some.targets["logits"].argmax(-1)
     wanted = torch.stack([some.label[0], answers[1]])
-    assert float(learn_hard(student, listened)(some)) == pytest.approx(
+    assert float(hard_loss(student, with_transfer)(some)) == pytest.approx(
         float(torch.nn.functional.cross_entropy(checkpoints.forward_batch(student, some).logits, wanted)), rel=1e-5
     )
     weights = WeightsConfig(1.0, 0.0, 0.0)
-    assert float(learn_jointly(student, listened, weights)(some)) == pytest.approx(
-        float(listened.hard_loss(checkpoints.forward_batch(student, some).logits, some)), rel=1e-5
+    assert float(joint_loss(student, with_transfer, weights)(some)) == pytest.approx(
+        float(with_transfer.hard_loss(checkpoints.forward_batch(student, some).logits, some)), rel=1e-5
     )
 
 
-def test_nothing_is_learnt_of_labels_where_there_are_none(listened: MethodContext) -> None:
+def test_nothing_is_learnt_of_labels_where_there_are_none(with_transfer: MethodContext) -> None:
     """A student of unlabelled text alone: the labels of the training rows do not reach it."""
-    config = bilstm.Config(SHAPE, True, False, FIT, FIT, None)
+    config = replace(CONFIG, learn_representation=False, representation=FIT, labels=None)
     other = replace(
-        listened, train=replace(listened.train, label=1 - listened.train.label), scratch=listened.scratch / "other"
+        with_transfer,
+        train=replace(with_transfer.train, label=1 - with_transfer.train.label),
+        scratch=with_transfer.scratch / "other",
     )
-    one, two = bilstm.compress(listened, config), bilstm.compress(other, config)
+    one, two = xtremedistil.compress(with_transfer, config), xtremedistil.compress(other, config)
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
 
 
-STAGES = EpochsConfig(representation=1.5, logits=2, labels=1)
-ONCE = bilstm_hard.Config(SHAPE, STAGES, replace(FIT, epochs=1, patience=9))
-IN_STAGES = bilstm.Config(SHAPE, True, True, replace(FIT, epochs=1.5), FIT, replace(FIT, epochs=1))
+WHOLE = replace(  # no phase stops early
+    CONFIG, representation=replace(FIT, epochs=1.5, patience=99), logits=replace(FIT, patience=99),
+    labels=replace(FIT, epochs=1, patience=99),
+)  # fmt: skip
+CONTROLS = {
+    "stages": WHOLE,
+    "all layers at once": replace(WHOLE, unfreeze=False),
+    "logits alone": replace(WHOLE, learn_representation=False),
+    "labels": replace(WHOLE, objective="labels", shape=replace(SHAPE, embedding_init="checkpoint")),
+    "hard": replace(WHOLE, objective="hard"),
+    "joint": replace(WHOLE, objective="joint"),
+}
 
 
-@pytest.mark.parametrize(
-    ("method", "config"),
-    [
-        (bilstm, IN_STAGES),
-        (bilstm_stages, replace(IN_STAGES, unfreeze=False)),
-        (bilstm_soft, replace(IN_STAGES, follow=False)),
-        (bilstm_finetune, replace(ONCE, shape=replace(SHAPE, start="checkpoint"))),
-        (bilstm_hard, ONCE),
-        (bilstm_joint, bilstm_joint.Config(SHAPE, STAGES, ONCE.fit, WeightsConfig(1.0, 1.0, 1.0))),
-    ],
-)
-def test_all_are_of_one_size_and_take_as_many_steps(listened: MethodContext, method: Any, config: Any) -> None:
-    """However many transfer rows there are: the stages' steps on nine tenths of all rows and on the labelled ones."""
-    config = _patient(config)
-    student = method.compress(listened, config)
-    assert student.embedding.weight.shape == new_bilstm(listened, SHAPE).embedding.weight.shape
-    steps = sum(line["step"] for line in read_history(listened.recorder.history) if "best" in line)
-    everything, size = len(listened.with_transfer().train), FIT.batch_size
-    learnt, labelled = -(-(everything - -(-everything // 10)) // size), -(-len(listened.train) // size)
-    assert abs(steps - (round(1.5 * learnt) + 4 * 2 * learnt + 4 * labelled)) <= 4  # stretched epochs are rounded
+@pytest.mark.parametrize("control", CONTROLS)
+def test_all_are_of_one_size_and_take_as_many_steps(with_transfer: MethodContext, control: str) -> None:
+    """However many transfer rows there are: the steps of the stages on nine tenths of all rows and on the labelled ones."""
+    student = xtremedistil.compress(with_transfer, CONTROLS[control])
+    assert student.embedding.weight.shape == new_bilstm(with_transfer, SHAPE).embedding.weight.shape
+    steps = sum(line["step"] for line in read_history(with_transfer.recorder.history) if "best" in line)
+    everything, size = len(with_transfer.with_transfer().train), FIT.batch_size
+    texts, labelled = -(-(everything - -(-everything // 10)) // size), -(-len(with_transfer.train) // size)
+    assert abs(steps - (round(1.5 * texts) + 4 * 2 * texts + 4 * labelled)) <= 4  # stretched epochs are rounded
 
 
-def _patient(config: Any) -> Any:
-    fits = {
-        f.name: getattr(config, f.name) for f in fields(config) if isinstance(getattr(config, f.name), TrainingConfig)
-    }
-    return replace(config, **{name: replace(fit, patience=99) for name, fit in fits.items()})
-
-
-def test_a_control_without_a_teacher_starts_without_it(listened: MethodContext) -> None:
-    ours = new_bilstm(listened, replace(SHAPE, start="checkpoint")).embedding.weight
-    assert not torch.equal(ours, new_bilstm(listened, SHAPE).embedding.weight)
-    other = replace(listened, teacher=listened.checkpoint)
+def test_a_control_without_a_teacher_starts_without_it(with_transfer: MethodContext) -> None:
+    ours = new_bilstm(with_transfer, replace(SHAPE, embedding_init="checkpoint")).embedding.weight
+    assert not torch.equal(ours, new_bilstm(with_transfer, SHAPE).embedding.weight)
+    other = replace(with_transfer, teacher=with_transfer.checkpoint)
     assert torch.equal(ours, new_bilstm(other, SHAPE).embedding.weight)
 
 
-def test_kd_gains_the_transfer_rows(listened: MethodContext) -> None:
-    kd_transfer.compress(listened, kd_transfer.Config(2.0, 0.7, FIT))
-    steps = [line["step"] for line in read_history(listened.recorder.history) if "best" in line]
-    assert steps == [FIT.epochs * -(-len(listened.with_transfer().train) // FIT.batch_size)]
+def test_kd_gains_the_transfer_rows(with_transfer: MethodContext) -> None:
+    kd.compress(with_transfer, kd.Config(2.0, 0.7, True, FIT))
+    steps = [line["step"] for line in read_history(with_transfer.recorder.history) if "best" in line]
+    assert steps == [FIT.epochs * -(-len(with_transfer.with_transfer().train) // FIT.batch_size)]

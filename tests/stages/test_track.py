@@ -5,6 +5,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from result_files import CONFIG, details, figures
+from stages.track import track
 
 from filbert.evaluation import mlflow_records
 from filbert.evaluation.results import load_results
@@ -12,7 +13,6 @@ from filbert.runtime.files import write_json
 from filbert.tracking import run_fields
 from filbert.tracking.mlflow_store import MlflowStore
 from filbert.tracking.recording import stage_run
-from stages.track import track
 
 SCORES = {"teacher": (0.9,), "finetune": (0.80, 0.81, 0.805), "kd": (0.85, 0.86, 0.855)}
 

@@ -17,8 +17,8 @@ from filbert.training import losses
 from filbert.training.loop import TrainingConfig, TrainingError, TrainingResult, fit, validate
 
 SST2, CPU = find_task("sst2"), torch.device("cpu")
-CONFIG = TrainingConfig(epochs=3, batch_size=8, learning_rate=1e-3, warmup=0.1, decay="linear", weight_decay=0.01, gradient_gradient_clip=1.0,
-                   validations=6, patience=6)  # fmt: skip
+CONFIG = TrainingConfig(epochs=3, batch_size=8, learning_rate=1e-3, warmup=0.1, decay="linear", weight_decay=0.01,
+                        gradient_clip=1.0, validations=6, patience=6)  # fmt: skip
 
 
 class Killed(BaseException):
@@ -77,6 +77,34 @@ def test_a_killed_run_ends_as_if_it_had_not_been(checkpoint, encoded, validation
     )  # a finished phase is not run
     assert same(done, whole)
     assert third == fitted
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "rubbish"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_phase_begins_anew(  # type: ignore[no-untyped-def]
+    checkpoint, encoded, validation, recorder, capsys, damage: str
+) -> None:
+    with pytest.raises(Killed):
+        train(checkpoint, encoded, validation, recorder, die_at=9, every=0)
+    file = Path("scratch/p-0.safetensors")
+    whole = file.read_bytes()
+    flipped = whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:]
+    file.write_bytes({"cut": whole[:-200], "flipped": flipped, "empty": b"", "rubbish": b"not a checkpoint"}[damage])
+    resumed, _ = train(checkpoint, encoded, validation, recorder)
+    fresh, _ = train(checkpoint, encoded, validation, recorder, scratch="fresh")
+    assert same(resumed, fresh)
+    assert "damaged (" in (said := capsys.readouterr().err)
+    assert "renamed to p-0.damaged, beginning anew" in said
+    assert Path("scratch/p-0.damaged").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("epochs", -1), ("epochs", float("nan")), ("batch_size", 0), ("batch_size", -8), ("learning_rate", 0.0), ("warmup", 3.0),
+     ("learning_rate", float("inf")), ("weight_decay", -0.1), ("gradient_clip", 0.0), ("validations", -1), ("patience", 0)],
+)  # fmt: skip
+def test_settings_out_of_range_are_named(key: str, value: float) -> None:
+    with pytest.raises(TrainingError, match=rf"^{key}: expected .*, got "):
+        replace(CONFIG, **{key: value})
 
 
 def test_a_checkpoint_of_other_settings_is_not_resumed(checkpoint, encoded, validation, recorder) -> None:  # type: ignore[no-untyped-def]
