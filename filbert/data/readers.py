@@ -129,12 +129,13 @@ def _label(value: Any, task: Task, where: str) -> float | int | None:
         if not low <= number <= high:
             raise RowError(f"{where}: expected a label between {low} and {high}, got {value!r}")
         return number
-    if text in task.labels:
-        return task.labels.index(text)
-    number_text = text.removesuffix(".0")
-    if number_text.isdecimal() and int(number_text) < len(task.labels):
+    number_text, named_by_number = text.removesuffix(".0"), any(name.isdecimal() for name in task.labels)
+    for found in (text, number_text):
+        if found in task.labels:
+            return task.labels.index(found)
+    if not named_by_number and number_text.isdecimal() and int(number_text) < len(task.labels):
         return int(number_text)
-    allowed = f"{', '.join(task.labels)} or 0 to {len(task.labels) - 1}"
+    allowed = ", ".join(task.labels) + ("" if named_by_number else f" or 0 to {len(task.labels) - 1}")
     raise RowError(f"{where}: expected a label out of {allowed}, got {value!r}")
 
 
