@@ -48,12 +48,12 @@ def transfer(task_name: str, prepared: Path, texts: Path, augmented: Path, out: 
             for text in tasks.transfer_texts(task):
                 yield from kept.sample(text.name, partial(_sentences, texts / text.name, text))
             for folder in variants_in:
-                yield from kept.of("augmented", row_texts(arrow.read_table(folder / "variants.arrow"), task))
+                yield from kept.filter_all("augmented", row_texts(arrow.read_table(folder / "variants.arrow"), task))
 
         with files.atomic_folder(out) as making:
             count = arrow.write_rows(to_rows(collected(), task), task, making / "transfer.arrow")
         files.write_json(counts, {"transfer": count, **kept.counts})
-        recorder.metrics({"transfer": count, **{name.replace(" ", "_"): n for name, n in kept.counts.items()}})
+        recorder.metrics({"transfer": count, **kept.counts})
     files.clear_scratch(scratch_of(out))
 
 

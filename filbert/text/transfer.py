@@ -1,9 +1,9 @@
-"""The transfer set: text without labels that a student may learn its teacher's answers on.
+"""The transfer set: text without labels on which a student learns its teacher's predictions.
 
-Texts of any source are kept if they are of a fit length, occur once, are no training row, and tell nothing of the rows that are
-held out: none equals a validation or test row after normalisation, none shares more than a part of its shingles (runs of words)
-with all of those together, and none has more than a part of the shingles of one of them. Memory holds one hash per kept text and
-per held-out shingle, never the texts.
+Texts of any source are kept if their length is in range, they occur once, equal no training row, and leak no held-out
+(validation or test) row: none equals one after normalisation, none shares more than a part of its shingles (runs of words) with
+all of them together, and none contains more than a part of the shingles of one. Memory holds one hash per kept text and per
+held-out shingle, not the texts.
 """
 
 import re
@@ -18,8 +18,9 @@ from filbert.data.arrow import Row
 from filbert.data.readers import low_bits, normalize_text, text_hash
 from filbert.data.tasks import Task, TaskKind
 
-ENDS = re.compile(r"(?<=[.!?])[\"')\]]*\s+|<br\s*/?>|\n+")  # where a sentence ends
+SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|<br\s*/?>|\n+")
 WORD = re.compile(r"\w+")
+BATCH = 4096  # rows of a table in memory at a time
 Texts = tuple[str, ...]  # of one row
 
 
@@ -36,103 +37,106 @@ class FilterConfig:
 
 
 def split_sentences(text: str) -> Iterator[str]:
-    """The sentences of a text, by their marks and line breaks."""
-    return (part.strip() for part in ENDS.split(text) if part and part.strip())
+    """The sentences of a text, split at punctuation and line breaks."""
+    return (part.strip() for part in SENTENCE_END.split(text) if part and part.strip())
 
 
 def normalized_words(texts: Texts) -> list[str]:
-    """The words rows are compared by: lower case, no marks, so that `it's` and `it 's` are the same."""
+    """The words by which rows are compared: lower case, without punctuation, so that `it's` and `it 's` are the same."""
     return WORD.findall(normalize_text(" ".join(texts)))
 
 
 class HeldOutRows:
-    """What validation and test rows say, as hashes."""
+    """Validation and test rows as hashes of their words and of their shingles."""
 
     def __init__(self, rows: Iterable[Texts], shingle: int, symmetric: bool = False):
-        """Take in the rows; of a symmetric task a pair is held out both ways."""
+        """Hash the rows; of a symmetric task a pair is held out in both orders."""
         self.shingle = shingle
-        self.whole: set[int] = set()
-        self.rows_of: dict[int, list[int]] = {}  # by shingle, numbers of rows
-        self.sizes: list[int] = []  # shingles of each row
+        self.row_hashes: set[int] = set()
+        self.rows_with: dict[int, list[int]] = {}  # row numbers by shingle
+        self.shingle_counts: list[int] = []  # of each row
         for texts in rows:
             for words in map(normalized_words, {texts, texts[::-1]} if symmetric else {texts}):
-                self.whole.add(_hash(words))
-                own = self.shingles(words)
-                for part in own:
-                    self.rows_of.setdefault(part, []).append(len(self.sizes))
-                self.sizes.append(len(own))
+                self.row_hashes.add(_hash(words))
+                shingles = self.shingles(words)
+                for one in shingles:
+                    self.rows_with.setdefault(one, []).append(len(self.shingle_counts))
+                self.shingle_counts.append(len(shingles))
 
     def shingles(self, words: list[str]) -> set[int]:
         """Hashes of all runs of `shingle` words; of a shorter text, of the whole."""
         return {_hash(words[i : i + self.shingle]) for i in range(max(1, len(words) - self.shingle + 1))}
 
     def leaks(self, words: list[str], config: FilterConfig) -> bool:
-        """Whether a text is a held-out row, is made of held-out rows for a good part, or quotes a good part of one."""
-        if _hash(words) in self.whole:
+        """Whether a text equals a held-out row, shares too many shingles with all of them, or contains too many of one."""
+        if _hash(words) in self.row_hashes:
             return True
-        own = self.shingles(words)
-        shared = [part for part in own if part in self.rows_of]
-        if len(shared) > config.overlap * len(own):
+        shingles = self.shingles(words)
+        shared = [one for one in shingles if one in self.rows_with]
+        if len(shared) > config.overlap * len(shingles):
             return True
-        quoted = Counter(row for part in shared for row in self.rows_of[part])
-        return any(count > config.quoted * self.sizes[row] for row, count in quoted.items())
+        quoted = Counter(row for one in shared for row in self.rows_with[one])
+        return any(count > config.quoted * self.shingle_counts[row] for row, count in quoted.items())
 
 
 class TransferFilter:
-    """The rows that may be learnt from, each once; `counts` says how many, and why others are not among them."""
+    """Keeps texts that may be learnt from, each once. `counts` holds how many by source, and of the others by reason."""
 
     def __init__(self, training: Iterable[Texts], held_out: HeldOutRows, config: FilterConfig):
         self.held_out, self.config = held_out, config
         self.seen = {_hash(normalized_words(texts)) for texts in training}
         self.counts: Counter[str] = Counter()
 
-    def of(self, name: str, rows: Iterable[Texts]) -> Iterator[Texts]:
-        """What is kept of the rows called `name`, of any length, all of them, as they come."""
+    def filter_all(self, source: str, rows: Iterable[Texts]) -> Iterator[Texts]:
+        """The rows of `source` that are kept, of any length and number, in their order."""
         for texts in rows:
             if self._admit(normalized_words(texts)):
-                self.counts[f"kept {name}"] += 1
+                self.counts[source] += 1
                 yield texts
 
-    def sample(self, name: str, read: Callable[[], Iterable[Texts]], any_length: bool = False) -> Iterator[Texts]:
-        """What is kept of texts called `name`, of fit length, up to `config.max_rows` of them, drawn by a hash of their words; they
-        are read twice."""
+    def sample(self, source: str, read: Callable[[], Iterable[Texts]], any_length: bool = False) -> Iterator[Texts]:
+        """Up to `config.max_rows` texts of `source`, of those that are kept, drawn by a hash of their words. `read` is called
+        twice, so that the texts need not fit in memory."""
         admitted = [found for texts in read() if (found := self._admit(normalized_words(texts), not any_length))]
         drawn = set(sorted(admitted)[: self.config.max_rows])
-        self.counts["not drawn"] += len(admitted) - len(drawn)
-        self.counts[f"kept {name}"] += len(drawn)
+        self.counts["over_max_rows"] += len(admitted) - len(drawn)
+        self.counts[source] += len(drawn)
         for texts in read():
             if (found := _hash(normalized_words(texts))) in drawn:
                 drawn.remove(found)
                 yield texts
 
-    def _admit(self, words: list[str], limited: bool = False) -> int:
+    def _admit(self, words: list[str], check_length: bool = False) -> int:
         """The hash of a text that is kept, 0 of another."""
         found = _hash(words)
-        if limited and not self.config.min_words <= len(words) <= self.config.max_words:
-            self.counts["of another length"] += 1
+        if check_length and not self.config.min_words <= len(words) <= self.config.max_words:
+            self.counts["length"] += 1
         elif found in self.seen:
-            self.counts["seen before"] += 1
+            self.counts["duplicate"] += 1
         elif self.held_out.leaks(words, self.config):
-            self.counts["held out"] += 1
+            self.counts["leaking"] += 1
         else:
             self.seen.add(found)
             return found
         return 0
 
 
-def to_rows(kept: Iterable[Texts], task: Task) -> Iterator[Row]:
-    """Rows of the task, numbered by their text, so that those that stay when others come keep their words in the cache; with the
-    label of a row that has none."""
-    none = {TaskKind.REGRESSION: float("nan"), TaskKind.TAGGING: ()}.get(task.kind, -1)
-    for texts in kept:
-        found = text_hash(*texts)
-        row = dict(zip(task.columns, texts, strict=True))
-        yield {"idx": low_bits(found, 31), **row, "label": none, "hash": found}
+def to_rows(texts: Iterable[Texts], task: Task) -> Iterator[Row]:
+    """Rows of the task with its label for "none". `idx` is a hash of the text: a row keeps its cached targets when others join."""
+    no_label = {TaskKind.REGRESSION: float("nan"), TaskKind.TAGGING: ()}.get(task.kind, -1)
+    for row in texts:
+        found = text_hash(*row)
+        yield {
+            "idx": low_bits(found, 31),
+            **dict(zip(task.columns, row, strict=True)),
+            "label": no_label,
+            "hash": found,
+        }
 
 
 def row_texts(table: pa.Table, task: Task) -> Iterator[Texts]:
-    """The texts of each row of a prepared table, some rows in memory at a time."""
-    for batch in table.select(list(task.columns)).to_batches(max_chunksize=4096):
+    """The texts of each row of a prepared table, read some rows at a time."""
+    for batch in table.select(list(task.columns)).to_batches(max_chunksize=BATCH):
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 

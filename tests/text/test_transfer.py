@@ -49,36 +49,36 @@ def test_nothing_held_out_gets_in() -> None:
     every = one(*close, *FAR, *held)
     kept = TransferFilter([], HeldOutRows(one(*held), 3), CONFIG)
     assert set(kept.sample("texts", lambda: every)) == set(one(*FAR))
-    assert kept.counts == {"held out": 4, "of another length": 2, "kept texts": 2, "not drawn": 0}
+    assert kept.counts == {"leaking": 4, "length": 2, "texts": 2, "over_max_rows": 0}
     kept = TransferFilter([], HeldOutRows(one(*held), 3), CONFIG)
-    assert list(kept.of("own", every)) == one(*FAR)
-    assert kept.counts == {"held out": 6, "kept own": 2}
+    assert list(kept.filter_all("own", every)) == one(*FAR)
+    assert kept.counts == {"leaking": 6, "own": 2}
 
 
 def test_a_text_that_quotes_a_held_out_row_tells_of_it() -> None:
     row = "The plot is thin and the cast is wasted on it."
     long = f"As my neighbour said to me yesterday on the stairs of our house, {row.lower()} But I for one did like the dog in it."
     kept = TransferFilter([], HeldOutRows(one(row), 3), CONFIG)
-    assert not list(kept.of("own", one(long)))
-    assert list(TransferFilter([], HeldOutRows(one(row), 3), replace(CONFIG, quoted=1.0)).of("own", one(long))) == one(
-        long
-    )
+    assert not list(kept.filter_all("own", one(long)))
+    assert list(
+        TransferFilter([], HeldOutRows(one(row), 3), replace(CONFIG, quoted=1.0)).filter_all("own", one(long))
+    ) == one(long)
 
 
 def test_a_held_out_pair_is_held_out_both_ways_where_the_task_is_symmetric() -> None:
     pair = ("the dog sleeps here", "a cat runs there now")
-    assert not list(TransferFilter([], HeldOutRows([pair], 3, symmetric=True), CONFIG).of("own", [pair[::-1]]))
+    assert not list(TransferFilter([], HeldOutRows([pair], 3, symmetric=True), CONFIG).filter_all("own", [pair[::-1]]))
     assert (
-        list(TransferFilter([], HeldOutRows([pair], 3), CONFIG).of("own", [pair[::-1]])) == []
+        list(TransferFilter([], HeldOutRows([pair], 3), CONFIG).filter_all("own", [pair[::-1]])) == []
     )  # its shingles give it away
-    assert list(TransferFilter([], HeldOutRows([pair], 9), CONFIG).of("own", [pair[::-1]])) == [pair[::-1]]
+    assert list(TransferFilter([], HeldOutRows([pair], 9), CONFIG).filter_all("own", [pair[::-1]])) == [pair[::-1]]
 
 
 def test_each_text_is_kept_once_and_no_training_row_is() -> None:
     texts = [f"film number {i} was good" for i in (1, 2, 1, 3, 4)]
     kept = TransferFilter(one("Film number 4 was good!"), HeldOutRows([], 3), CONFIG)
-    assert list(kept.of("own", one(*texts))) == one(texts[0], texts[1], texts[3])
-    assert kept.counts["seen before"] == 2
+    assert list(kept.filter_all("own", one(*texts))) == one(texts[0], texts[1], texts[3])
+    assert kept.counts["duplicate"] == 2
 
 
 def test_a_sample_is_drawn_from_all_of_a_text_whatever_its_order() -> None:
@@ -134,4 +134,4 @@ def test_rows_that_stay_are_asked_about_once(context: MethodContext) -> None:
 def test_why_rows_are_not_kept_is_counted() -> None:
     kept = TransferFilter([], HeldOutRows([], 3), CONFIG)
     list(kept.sample("texts", lambda: one("too short", "long " * 13, *FAR)))
-    assert kept.counts == Counter({"of another length": 2, "kept texts": 2, "not drawn": 0})
+    assert kept.counts == Counter({"length": 2, "texts": 2, "over_max_rows": 0})
