@@ -169,5 +169,5 @@ class MethodContext:
             device=self.device,
             scratch=self.scratch,
             recorder=self.recorder,
-            window=step_range,
+            step_range=step_range,
         )

@@ -1,1 +1,1 @@
-""""""
+"""The training loop, its checkpoints, and the losses that several methods share."""

@@ -1,10 +1,11 @@
-"""Layer-wise distillation (Jiao et al. 2020, TinyBERT, arXiv 1909.10351): the student's states and attention scores follow
-the teacher's, layer by layer; what `tinybert` and `refbert` share.
+"""Layer-wise distillation (Jiao et al. 2020, TinyBERT, arXiv 1909.10351): layer by layer the student's hidden states and attention
+scores are trained to equal the teacher's. Shared by `tinybert` and `refbert`.
 
     L = sum_{m=0..M} MSE(H_m W, T_g(m)) + a sum_{m=1..M} MSE(A_m, A_g(m))        g(m) = m N / M
 
-As in the official code one W with bias serves all layers. Ours: the weight a (the paper's is 1); W starts as the identity
-where student and teacher are of one width; means are over real tokens only; g is rounded where M does not divide N.
+M and N are the layers of student and teacher, H their hidden states, A their attention scores. As in the official code one W with
+bias serves all layers. Ours: the weight a (the paper's is 1); W starts as the identity where student and teacher have the same
+width; means are over real tokens only; g is rounded where M does not divide N.
 """
 
 from dataclasses import dataclass
@@ -22,13 +23,13 @@ from filbert.training import losses
 
 @dataclass(frozen=True)
 class LayerMap:
-    """Layers of student and teacher."""
+    """Which layer of the teacher each layer of the student follows."""
 
-    student: int
+    student: int  # number of layers
     teacher: int
 
     def teacher_layer(self, layer: int) -> int:
-        """The teacher's layer that the student's `layer` follows; layer 0 is the embedding (section 4.1, uniform)."""
+        """The teacher's layer g(m) that the student's layer m follows; layer 0 is the embedding output (section 4.1, uniform)."""
         return round(layer * self.teacher / self.student)
 
     def columns(self, attention: bool = True) -> tuple[str, ...]:
@@ -40,8 +41,8 @@ class LayerMap:
 
 @dataclass(frozen=True)
 class CacheColumnsConfig:
-    """Which outputs of the teacher are cached: names of columns; `hidden`, `words`, `attention` or `values` without a layer stand for
-    the layers of the layer map (whose last one is the teacher's last)."""
+    """Which outputs of the teacher are cached: names of columns; `hidden`, `words`, `attention` or `values` without a layer stand
+    for the layers of the layer map (whose last one is the teacher's last)."""
 
     train: tuple[str, ...]  # for training rows
     transfer: tuple[str, ...]  # for transfer rows
@@ -71,49 +72,55 @@ class CacheColumnsConfig:
 class LayerwiseLoss(nn.Module):
     """The layer-wise loss of a student, and the projection W [student's width, teacher's width] that it trains."""
 
-    def __init__(self, student: PreTrainedModel, depth: LayerMap, teacher_width: int, attention: float = 1.0):
+    def __init__(
+        self, student: PreTrainedModel, layer_map: LayerMap, teacher_width: int, attention_weight: float = 1.0
+    ):
         super().__init__()
-        self.depth, self.attention = depth, attention
+        self.layer_map, self.attention_weight = layer_map, attention_weight
         self.projection = init_identity(nn.Linear(student.config.hidden_size, teacher_width))
-        own = [f"hidden.{m}" for m in range(depth.student + 1)]
-        own += [f"attention.{m + 1}" for m in range(depth.student) if attention]
-        self.listen = ActivationRecorder(student, own)
+        own = [f"hidden.{m}" for m in range(layer_map.student + 1)]
+        own += [f"attention.{m + 1}" for m in range(layer_map.student) if attention_weight]
+        self.record = ActivationRecorder(student, own)
 
     def __enter__(self) -> "LayerwiseLoss":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.listen.__exit__()
+        self.record.__exit__()
 
     @property
     def columns(self) -> list[str]:
-        """What of the teacher is followed."""
-        return [self._followed(column) for column in self.listen.columns]
+        """The columns of the teacher's cache that the loss reads."""
+        return [self._teacher_column(column) for column in self.record.columns]
 
-    def _followed(self, column: str) -> str:
+    def _teacher_column(self, column: str) -> str:
         kind, layer = parse_column(column)
-        return f"{kind}.{self.depth.teacher_layer(layer)}"
+        return f"{kind}.{self.layer_map.teacher_layer(layer)}"
 
     def loss(self, batch: Batch) -> Tensor:
-        """The sum of all terms, against the teacher's words in the batch."""
-        said = self.listen(batch)[1]
-        return torch.stack([self._term(column, said[column], batch) for column in said]).sum()
+        """The sum of all terms, against the teacher's outputs in the batch: a scalar.
+
+        Raises:
+            FilbertError: student and teacher have different numbers of heads.
+        """
+        own = self.record(batch)[1]
+        return torch.stack([self._term(column, values, batch) for column, values in own.items()]).sum()
 
     def _term(self, column: str, ours: Tensor, batch: Batch) -> Tensor:
         kind, layer = parse_column(column)
-        theirs = batch.targets[self._followed(column)]
+        teachers = batch.targets[self._teacher_column(column)]
         if kind == "hidden":
-            return losses.hidden_state_mse(self.projection(ours), theirs, batch.mask)
-        if ours.shape != theirs.shape:
+            return losses.hidden_state_mse(self.projection(ours), teachers, batch.mask)
+        if ours.shape != teachers.shape:
             raise FilbertError(
-                f"layer {layer}: the student has {ours.shape[1]} heads, the teacher {theirs.shape[1]}; the attention loss needs "
-                "as many"
+                f"layer {layer}: the student has {ours.shape[1]} heads, the teacher {teachers.shape[1]}; the attention loss needs "
+                "equal numbers: set attention_weight to 0"
             )
-        return self.attention * losses.attention_score_mse(ours, theirs, batch.mask)
+        return self.attention_weight * losses.attention_score_mse(ours, teachers, batch.mask)
 
 
 def init_identity(projection: nn.Linear) -> nn.Linear:
-    """A projection that starts as the identity where both sides are of one width: they speak of the same checkpoint."""
+    """Set a projection to the identity where both sides have the same width: both come from the same checkpoint."""
     if projection.in_features == projection.out_features:
         nn.init.eye_(projection.weight)
         nn.init.zeros_(projection.bias)

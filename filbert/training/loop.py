@@ -1,8 +1,8 @@
-"""fit(): the one training loop. It resumes after a kill and then ends bit-identical to a run that was never stopped.
+"""fit(): the one training loop. A killed run resumes and then ends bit-identical to a run that was never stopped.
 
-Every random draw of a step depends on the seed and the step's number alone, and the order of an epoch's batches on
-the seed and the epoch's number, so that (weights, optimiser, step) is the full state. It is kept in the scratch
-folder, which is no DVC output, and holds safetensors and JSON only.
+Every random draw of a step depends on the seed and the step's number alone, and the order of an epoch's batches on the seed and the
+epoch's number, so that (weights, optimiser, step) is the full state (checkpoint.py). It lies in the scratch folder, which is no DVC
+output.
 """
 
 import math
@@ -24,6 +24,7 @@ from filbert.data.tasks import Task
 from filbert.evaluation.metrics import predictions, scores_on
 from filbert.models import checkpoints
 from filbert.runtime import distributed, progress
+from filbert.runtime.config import Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt
 from filbert.runtime.device import autocast
 from filbert.runtime.files import IS_MAIN_PROCESS, RANK
 from filbert.tracking.recording import RunRecorder
@@ -32,33 +33,50 @@ from filbert.training.checkpoint import TrainingState, training_fingerprint
 CHECKPOINT_SECONDS = float(os.environ.get("FILBERT_CHECKPOINT_SECONDS", "60"))
 LOG_STEPS = 10
 VALIDATION_BATCH = 64
-RANK_SEED_OFFSET = 1 << 40  # from one process's random draws to the next's
+RANK_SEED_OFFSET = 1 << 40  # between the seeds of two processes
+
+Loss = Callable[[Batch], Tensor]  # a batch on the device -> a scalar
 
 
 class TrainingError(FilbertError):
-    """Training cannot go on."""
+    """Training cannot start or continue."""
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """One phase of training: AdamW, linear warm-up, then `decay`; of no epochs, nothing happens."""
+    """One phase of training: AdamW, linear warm-up, then `decay`. With 0 epochs nothing happens."""
 
     DEFAULTS: ClassVar[str] = "training"  # the section of params.yaml that completes each phase
 
-    epochs: float  # the last one may be a part
-    batch_size: int
-    learning_rate: float
-    warmup: float  # fraction of all steps
+    epochs: NonNegative  # may end within an epoch
+    batch_size: PositiveInt
+    learning_rate: Positive
+    warmup: Fraction  # fraction of all steps
     decay: Literal["linear", "cosine", "none"]  # of the learning rate after the warm-up: to 0 at the end, or not at all
-    weight_decay: float
-    gradient_clip: float  # norm of the gradient
-    validations: int  # how often the validation rows are scored, the last time at the end; 0: the last weights are kept
-    patience: int  # stop after this many validations without a better score
+    weight_decay: NonNegative
+    gradient_clip: Positive  # largest norm of the gradient
+    validations: NonNegativeInt  # in the whole phase, the last one at its end; 0: the last weights are kept
+    patience: PositiveInt  # validations without a better score after which the phase stops
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "epochs": (self.epochs >= 0, "0 or more"),
+            "batch_size": (self.batch_size >= 1, "1 or more"),
+            "learning_rate": (self.learning_rate > 0, "more than 0"),
+            "warmup": (0 <= self.warmup <= 1, "a fraction from 0 to 1"),
+            "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            "gradient_clip": (self.gradient_clip > 0, "more than 0"),
+            "validations": (self.validations >= 0, "0 or more"),
+            "patience": (self.patience >= 1, "1 or more"),
+        }
+        for name, (holds, expected) in bounds.items():
+            if not (holds and math.isfinite(getattr(self, name))):
+                raise TrainingError(f"{name}: expected {expected}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a phase ended; the model holds the weights of its best validation."""
+    """How a phase ended; the model has the weights of its best validation."""
 
     best: float
     best_step: int
@@ -67,7 +85,7 @@ class TrainingResult:
 
 def fit(
     model: nn.Module,
-    loss: Callable[[Batch], Tensor],
+    loss: Loss,
     rows: TokenizedDataset,
     validate: Callable[[], dict[str, float]],
     config: TrainingConfig,
@@ -77,86 +95,71 @@ def fit(
     device: torch.device,
     scratch: Path,
     recorder: RunRecorder,
-    window: tuple[int, int] | None = None,
+    step_range: tuple[int, int] | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> TrainingResult:
     """Train the parameters of `model` that require a gradient on `loss`; keep the weights with the best `score`.
 
     Args:
         loss: a batch on the device -> a scalar.
-        validate: scores of the present weights on rows held out; `score` is what counts, or where there is none, a low `loss`.
+        validate: scores of the present weights on held-out rows; best is the highest `score` or, without one, the lowest `loss`.
         phase: the name under which this phase is recorded and resumed.
-        window: only the steps from the first to before the second of all that `config` asks for, with their rows and
-            learning rates: a model that is cut while it trains goes on with a new optimizer, not with the old rows.
+        step_range: only these steps, the first to before the second, of all that `config` asks for, with their rows and learning
+            rates: a model that is pruned while it trains continues with a new optimiser on the remaining rows.
 
     Raises:
         TrainingError: the loss is not finite.
     """
     per_epoch = math.ceil(len(rows) / config.batch_size)
     total = total_steps(rows, config)
-    begin, end = window or (0, total)
-    told = math.inf if end == total else end  # up to which step the history is this window's to write
-    every = max(1, math.ceil((end - begin) / config.validations)) if config.validations else total + 1
+    begin, end = step_range or (0, total)
+    last_recorded = math.inf if end == total else end  # later steps of the history belong to other ranges
+    validation_steps = max(1, math.ceil((end - begin) / config.validations)) if config.validations else total + 1
     model.to(device).train()
     distributed.broadcast_weights(model)
     optimizer = new_optimizer(model, config)
-    state = TrainingState(
-        model,
-        optimizer,
-        scratch / f"{phase}-{begin}.safetensors",
-        training_fingerprint(model, rows, (config, window), seed, recorder.provenance),
-        begin,
-    )
+    fingerprint = training_fingerprint(model, rows, (config, step_range), seed, recorder.provenance)
+    state = TrainingState(model, optimizer, scratch / f"{phase}-{begin}.safetensors", fingerprint, begin)
     state.resume()
-    recorder.rewind(phase, state.step, told)
+    recorder.rewind(phase, state.step, last_recorded)
     finished = state.step >= end or state.misses >= config.patience
     order: list[np.ndarray] = []
     saved = time.monotonic()
     with progress.bar(phase, end * config.batch_size, state.step * config.batch_size) as bar:
         while state.step < end and state.misses < config.patience:
-            epoch, at = divmod(state.step, per_epoch)
-            if at == 0 or not order:
+            epoch, number = divmod(state.step, per_epoch)
+            if number == 0 or not order:
                 order = shuffled_batches(rows.lengths, config.batch_size, seed, epoch)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * _schedule(state.step, total, config)
             torch.manual_seed(seed * 1_000_003 + state.step + RANK_SEED_OFFSET * RANK)
-            share, weight = distributed.shard_batch(order[at])
+            share, weight = distributed.shard_batch(order[number])
             value = _step(model, loss, rows.batch(share).to(device), weight, optimizer, config.gradient_clip, device)
             state.step += 1
             bar.update(config.batch_size)
             if state.step % LOG_STEPS == 0 or state.step == end:
-                _record_loss(
-                    distributed.all_reduce_mean(value),
-                    phase,
-                    state.step,
-                    total,
-                    optimizer,
-                    bar,
-                    recorder,
-                    len(rows.ids) / len(rows),
-                )
-            if (state.step - begin) % every == 0 or (state.step == end and config.validations):
+                mean = distributed.all_reduce_mean(value)
+                _record_loss(mean, phase, state.step, total, optimizer, bar, recorder, len(rows.ids) / len(rows))
+            if (state.step - begin) % validation_steps == 0 or (state.step == end and config.validations):
                 scores = distributed.run_on_main(validate)
-                state.judge(scores["score"] if "score" in scores else -scores["loss"])
-                values = {f"validation_{name}": score for name, score in scores.items()}
-                recorder.log(phase, state.step, {"epoch": state.step / per_epoch, **values})
-                bar.set_postfix({name: f"{value:.4f}" for name, value in (scores | {"best": state.best}).items()})
+                state.update_best(scores["score"] if "score" in scores else -scores["loss"])
+                _record_scores(scores, phase, state, per_epoch, bar, recorder)
             if IS_MAIN_PROCESS and time.monotonic() - saved >= checkpoint_seconds:
                 state.save()
                 saved = time.monotonic()
     if not finished:
-        recorder.rewind(phase, state.step, told)
+        recorder.rewind(phase, state.step, last_recorded)
         if state.best_weights:
             recorder.log(phase, state.step, {"best": state.best, "best_step": state.best_step})
         if IS_MAIN_PROCESS:
-            state.save(moments=False)
+            state.save(optimizer_state=False)
     if state.best_weights:
         state.restore_best()
     return TrainingResult(state.best, state.best_step, state.step)
 
 
 def validate(model: nn.Module, task: Task, rows: TokenizedDataset, device: torch.device) -> dict[str, float]:
-    """The task's scores on `rows`; says so when a classifier gives every row the same class."""
+    """The task's scores on `rows`; logs a line where a classifier predicts one class for every row."""
     with autocast(device):
         logits = checkpoints.predict_logits(model, rows, VALIDATION_BATCH, device)
     if task.labels and len(set(predictions(task, logits))) == 1:
@@ -164,20 +167,20 @@ def validate(model: nn.Module, task: Task, rows: TokenizedDataset, device: torch
     return scores_on(task, logits, rows)
 
 
-def mean_loss(model: nn.Module, loss: Callable[[Batch], Tensor], rows: TokenizedDataset, device: torch.device) -> float:
+def mean_loss(model: nn.Module, loss: Loss, rows: TokenizedDataset, device: torch.device) -> float:
     """The mean of a loss over rows, in evaluation mode."""
-    order, was, total = np.argsort(rows.lengths, kind="stable"), model.training, 0.0
+    order, training, total = np.argsort(rows.lengths, kind="stable"), model.training, 0.0
     model.eval()
     for start in range(0, len(order), VALIDATION_BATCH):
         part = order[start : start + VALIDATION_BATCH]
         with torch.inference_mode(), autocast(device):
             total += float(loss(rows.batch(part).to(device))) * len(part)
-    model.train(was)
+    model.train(training)
     return total / len(order)
 
 
 def new_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW over the parameters that require a gradient; vectors (biases, norms) do not decay."""
+    """AdamW over the parameters that require a gradient; vectors (biases, norms) have no weight decay."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
@@ -187,11 +190,12 @@ def new_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW
 
 
 def total_steps(rows: TokenizedDataset, config: TrainingConfig) -> int:
-    """How many optimiser steps a phase has."""
+    """The optimiser steps of a phase."""
     return round(math.ceil(len(rows) / config.batch_size) * config.epochs)
 
 
 def _schedule(step: int, total: int, config: TrainingConfig) -> float:
+    """The learning rate at a step as a fraction of `config.learning_rate`."""
     rising = max(1, round(total * config.warmup))
     if step < rising:
         return (step + 1) / rising
@@ -201,27 +205,28 @@ def _schedule(step: int, total: int, config: TrainingConfig) -> float:
 
 def _step(
     model: nn.Module,
-    loss: Callable[[Batch], Tensor],
+    loss: Loss,
     batch: Batch,
     weight: float,
     optimizer: torch.optim.AdamW,
-    clip: float,
+    gradient_clip: float,
     device: torch.device,
 ) -> Tensor:
+    """One optimiser step; the loss, times the weight of this process's share of the batch."""
     with autocast(device):
         value = loss(batch) * weight
     optimizer.zero_grad(set_to_none=True)
     value.backward()
     trained = [p for p in model.parameters() if p.requires_grad]
     distributed.average_gradients(trained)
-    nn.utils.clip_grad_norm_(trained, clip)
+    nn.utils.clip_grad_norm_(trained, gradient_clip)
     optimizer.step()
     return value.detach()
 
 
 def _record_loss(
     value: Tensor, phase: str, step: int, total: int, optimizer: torch.optim.AdamW, bar: tqdm, recorder: RunRecorder,
-    tokens: float,
+    tokens_per_row: float,
 ) -> None:  # fmt: skip
     loss, rate = float(value), optimizer.param_groups[0]["lr"]
     if not math.isfinite(loss):
@@ -231,8 +236,16 @@ def _record_loss(
         )
     values = {"loss": loss, "learning_rate": rate}
     shown = {"loss": f"{loss:.4f}"}
-    if bar.format_dict["rate"]:
-        values |= {"rows_per_second": bar.format_dict["rate"], "tokens_per_second": bar.format_dict["rate"] * tokens}
+    if speed := bar.format_dict["rate"]:
+        values |= {"rows_per_second": speed, "tokens_per_second": speed * tokens_per_row}
         shown["tokens/s"] = f"{values['tokens_per_second']:.0f}"
     recorder.log(phase, step, values)
     bar.set_postfix(shown)
+
+
+def _record_scores(
+    scores: dict[str, float], phase: str, state: TrainingState, per_epoch: int, bar: tqdm, recorder: RunRecorder
+) -> None:
+    values = {f"validation_{name}": score for name, score in scores.items()}
+    recorder.log(phase, state.step, {"epoch": state.step / per_epoch, **values})
+    bar.set_postfix({name: f"{value:.4f}" for name, value in (scores | {"best": state.best}).items()})

@@ -1,4 +1,4 @@
-"""Pure functions of tensors: what a task and a teacher ask of a student's logits."""
+"""Losses against labels and against a teacher's outputs: pure functions of tensors that return a scalar."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,7 +7,7 @@ from filbert.data.tasks import TaskKind
 
 
 def has_label(label: Tensor) -> Tensor:
-    """Which of the rows [B], or tokens [B, T], have a label: a transfer row's is the class -1, or not a number."""
+    """Which of the rows [B], or tokens [B, T], have a label: a missing one is the class -1, or NaN in a regression."""
     return ~label.isnan() if label.is_floating_point() else label >= 0
 
 
@@ -22,29 +22,29 @@ def squared_error(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def softened_kl(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """KL divergence from the softened teacher to the softened student, both [B, C], times T² so that its gradient
-    keeps its size as T grows (Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 2)."""
+    """KL divergence from the teacher's softened distribution to the student's, from logits [B, C], times T² so that the size of
+    its gradient does not depend on T (Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 2)."""
     target = F.log_softmax(teacher.float() / temperature, dim=-1)
     ours = F.log_softmax(logits.float() / temperature, dim=-1)
     return F.kl_div(ours, target, reduction="batchmean", log_target=True) * temperature**2
 
 
 def output_mse(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Mean squared error between the outputs, both [B, 1]; a number has no temperature."""
+    """Mean squared error of outputs [B, 1] of a regression; the temperature has no effect."""
     return F.mse_loss(logits.float(), teacher.float())
 
 
 def hidden_state_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error of states [B, T, D] over the real tokens, `mask` [B, T] (Jiao et al. 2020, TinyBERT, equations
-    8 and 9; the official code's mean counts padding too)."""
-    return _mean((student.float() - teacher.float()).square().mean(-1), mask)
+    """Mean squared error of hidden states [B, T, D] over real tokens, `mask` [B, T] (Jiao et al. 2020, TinyBERT, equations 8 and
+    9; the official code averages over padding as well)."""
+    return _masked_mean((student.float() - teacher.float()).square().mean(-1), mask)
 
 
 def attention_score_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error of attention scores [B, heads, T, T] before the softmax, over pairs of real tokens (Jiao et al.
-    2020, TinyBERT, equation 7)."""
+    """Mean squared error of attention scores [B, heads, T, T] before the softmax, over pairs of real tokens (Jiao et al. 2020,
+    TinyBERT, equation 7)."""
     pairs = mask[:, :, None] & mask[:, None, :]
-    return _mean((student.float() - teacher.float()).square().mean(1), pairs)
+    return _masked_mean((student.float() - teacher.float()).square().mean(1), pairs)
 
 
 def normalized_state_mse(student: Tensor, teacher: Tensor) -> Tensor:
@@ -52,14 +52,14 @@ def normalized_state_mse(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(F.normalize(student.float(), dim=-1), F.normalize(teacher.float(), dim=-1))
 
 
-def _mean(values: Tensor, mask: Tensor) -> Tensor:
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum() / mask.sum()
 
 
 def task_loss(kind: TaskKind, logits: Tensor, label: Tensor) -> Tensor:
-    """A task's own loss over the rows [B], or tokens [B, T], that have a label; nothing where none has."""
-    there = has_label(label)
-    return TASK_LOSSES[kind](logits[there], label[there]) if there.any() else 0 * logits.sum()
+    """A task's own loss over the rows [B], or tokens [B, T], that have a label; zero where none has."""
+    labelled = has_label(label)
+    return TASK_LOSSES[kind](logits[labelled], label[labelled]) if labelled.any() else 0 * logits.sum()
 
 
 TASK_LOSSES = dict.fromkeys((TaskKind.SINGLE, TaskKind.PAIR, TaskKind.TAGGING), cross_entropy) | {
