@@ -58,21 +58,6 @@ class TrainingConfig:
     validations: NonNegativeInt  # in the whole phase, the last one at its end; 0: the last weights are kept
     patience: PositiveInt  # validations without a better score after which the phase stops
 
-    def __post_init__(self) -> None:
-        bounds = {
-            "epochs": (self.epochs >= 0, "0 or more"),
-            "batch_size": (self.batch_size >= 1, "1 or more"),
-            "learning_rate": (self.learning_rate > 0, "more than 0"),
-            "warmup": (0 <= self.warmup <= 1, "a fraction from 0 to 1"),
-            "weight_decay": (self.weight_decay >= 0, "0 or more"),
-            "gradient_clip": (self.gradient_clip > 0, "more than 0"),
-            "validations": (self.validations >= 0, "0 or more"),
-            "patience": (self.patience >= 1, "1 or more"),
-        }
-        for name, (holds, expected) in bounds.items():
-            if not (holds and math.isfinite(getattr(self, name))):
-                raise TrainingError(f"{name}: expected {expected}, got {getattr(self, name)}")
-
 
 @dataclass(frozen=True)
 class TrainingResult:

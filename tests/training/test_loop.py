@@ -97,16 +97,6 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_phase_begins_anew(  # type: i
     assert Path("scratch/p-0.damaged").exists()
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("epochs", -1), ("epochs", float("nan")), ("batch_size", 0), ("batch_size", -8), ("learning_rate", 0.0), ("warmup", 3.0),
-     ("learning_rate", float("inf")), ("weight_decay", -0.1), ("gradient_clip", 0.0), ("validations", -1), ("patience", 0)],
-)  # fmt: skip
-def test_settings_out_of_range_are_named(key: str, value: float) -> None:
-    with pytest.raises(TrainingError, match=rf"^{key}: expected .*, got "):
-        replace(CONFIG, **{key: value})
-
-
 def test_a_checkpoint_of_other_settings_is_not_resumed(checkpoint, encoded, validation, recorder) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(Killed):
         train(checkpoint, encoded, validation, recorder, die_at=9, every=0)
