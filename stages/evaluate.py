@@ -7,6 +7,7 @@ from filbert.data import arrow, batches, tasks
 from filbert.evaluation import cost, metrics
 from filbert.models import checkpoints, size
 from filbert.runtime import config, device, files
+from filbert.runtime.config import PositiveInt
 from filbert.tracking import recording, run_fields
 from filbert.tracking.history import count_steps, last_values, validation_curve
 from stages import run, scratch_of
@@ -14,7 +15,7 @@ from stages import run, scratch_of
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    batch_size: int
+    batch_size: PositiveInt
     latency: cost.LatencyConfig
 
 
@@ -38,7 +39,7 @@ def evaluate(
         tags={"task": task_name, "method": student_name, "seed": str(seed)},
         hashes={"rows": arrow.rows_digest(test[0]), "model": files.weights_hash(folder)},
         scratch=scratch_of(out),
-        of=provenance,
+        measures=provenance,
     ) as recorder:
         recorder.dataset(test[0], prepared, "test")
         answers = {

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from filbert.runtime.config import NonNegativeInt, PositiveInt
+
 CriticScores = Callable[[Tensor], Tensor]  # rows [N] -> the critic's scores [N, N] of each x against each t
 
 
@@ -21,9 +23,9 @@ CriticScores = Callable[[Tensor], Tensor]  # rows [N] -> the critic's scores [N,
 class InformationConfig:
     """How the estimate is made; with 0 rows it is left out."""
 
-    rows: int  # training rows used: half to train critics, a quarter to choose their epoch, a quarter to read the bound
-    batch: int  # N: no bound exceeds log N
-    epochs: int
+    rows: NonNegativeInt  # training rows used: half to train critics, a quarter to choose their epoch, a quarter to read the bound
+    batch: PositiveInt  # N: no bound exceeds log N
+    epochs: NonNegativeInt
 
 
 class Critic(nn.Module):

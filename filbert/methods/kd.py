@@ -14,14 +14,15 @@ from filbert.data.batches import Batch
 from filbert.methods.context import MethodContext
 from filbert.models.bert import FilbertForSequenceClassification
 from filbert.models.checkpoints import forward_batch
+from filbert.runtime.config import Fraction, Positive
 from filbert.training.layerwise import LayerMap
 from filbert.training.loop import TrainingConfig
 
 
 @dataclass(frozen=True)
 class Config:
-    temperature: float  # T
-    teacher_weight: float  # w
+    temperature: Positive  # T
+    teacher_weight: Fraction  # w
     transfer: bool  # whether the student also learns from the transfer rows
     training: TrainingConfig
 

@@ -14,7 +14,7 @@ words masked, no next-sentence prediction. Ours: small embeddings, or embeddings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from transformers import (
 from filbert.data.batches import Batch, TokenizedDataset
 from filbert.models.subcloning import SubcloneSelection, select_units, subclone
 from filbert.models.svd import low_rank_factors
+from filbert.runtime.config import Fraction, PositiveInt, Range
 from filbert.runtime.device import seed_everything
 from filbert.text.corpus import Corpus, WordTokens, pack_blocks
 from filbert.text.masked_lm import MaskedLanguageModel, Vocabulary, mask_tokens
@@ -47,24 +48,24 @@ RANKING_BLOCKS = 32  # blocks that rank the checkpoint's units for subcloning
 class ShapeConfig:
     """The student's sizes; `subclone` needs heads of the checkpoint's size."""
 
-    layers: int
-    width: int
-    heads: int
-    intermediate: int
+    layers: PositiveInt
+    width: PositiveInt
+    heads: PositiveInt
+    intermediate: PositiveInt
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
     """Epochs of both stages are counted in blocks of the student's vocabulary, so that they add up to a baseline's."""
 
-    vocabulary_size: int  # tokens, special ones among them
-    block_length: int  # tokens of a block
+    vocabulary_size: Annotated[int, Range(10)]  # tokens, special ones among them
+    block_length: Annotated[int, Range(4)]  # tokens of a block
     shape: ShapeConfig
     start: Literal[
         "random", "svd", "subclone"
     ]  # the paper's; embeddings as an SVD of the checkpoint's; or embeddings and body as a
     # part of the checkpoint (models/subcloning.py)
-    student_vocab_probability: float  # p: of tokenising a word by the student's vocabulary in stage I
+    student_vocab_probability: Fraction  # p: of tokenising a word by the student's vocabulary in stage I
     align: TrainingConfig | None  # stage I; or none
     freeze_embeddings: bool  # whether stage II keeps the embeddings as they are
     training: TrainingConfig  # stage II

@@ -15,6 +15,7 @@ from filbert.data.batches import Batch
 from filbert.methods.context import MethodContext
 from filbert.models.bert import FilbertForSequenceClassification
 from filbert.models.checkpoints import forward_batch
+from filbert.runtime.config import Fraction, NonNegative, Positive
 from filbert.training import losses
 from filbert.training.layerwise import LayerMap
 from filbert.training.loop import TrainingConfig
@@ -22,9 +23,9 @@ from filbert.training.loop import TrainingConfig
 
 @dataclass(frozen=True)
 class Config:
-    temperature: float  # T
-    teacher_weight: float  # w
-    hidden_weight: float  # b, of the [CLS] states
+    temperature: Positive  # T
+    teacher_weight: Fraction  # w
+    hidden_weight: NonNegative  # b, of the [CLS] states
     training: TrainingConfig
 
 

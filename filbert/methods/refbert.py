@@ -27,6 +27,7 @@ from filbert.models.checkpoints import forward_batch
 from filbert.models.reference_bert import REFERENCE, ReferenceForSequenceClassification
 from filbert.models.reference_store import FOLDER, ReferenceStore, zero_reference
 from filbert.runtime import distributed
+from filbert.runtime.config import Fraction, NonNegative, Positive
 from filbert.training.layerwise import LayerMap, LayerwiseLoss, init_identity
 from filbert.training.loop import TrainingConfig
 
@@ -37,10 +38,10 @@ class Config:
     references: ReferenceSettings
     norm: Literal["none", "reference", "joint", "statistics"]  # of the projected reference: models/reference_bert.py
     gate: float  # where the trained bias of attention to the reference starts
-    attention_weight: float  # of the attention terms, as in tinybert
+    attention_weight: NonNegative  # of the attention terms, as in tinybert
     intermediate: TrainingConfig
-    temperature: float
-    teacher_weight: float  # of the teacher's logits in the prediction phase; the labels have the rest
+    temperature: Positive
+    teacher_weight: Fraction  # of the teacher's logits in the prediction phase; the labels have the rest
     prediction: TrainingConfig
     information: InformationConfig
 

@@ -35,6 +35,7 @@ from filbert.models.pruning import ImportanceRecorder, PruningError, UnitScores,
 from filbert.models.reference_bert import ReferenceForSequenceClassification
 from filbert.models.reference_store import FOLDER, ReferenceStore
 from filbert.models.widths import TargetConfig, check_target, prune_towards
+from filbert.runtime.config import Fraction, PositiveInt
 from filbert.training import losses
 from filbert.training.layerwise import LayerMap
 from filbert.training.loop import TrainingConfig, total_steps
@@ -44,8 +45,8 @@ from filbert.training.loop import TrainingConfig, total_steps
 class IterativeConfig:
     """A phase in which the student is pruned while it learns."""
 
-    proportion: float  # of the steps, during which pruning events take place; the rest trains the final shape
-    rounds: int | None  # pruning events; none: one for each head, or layer, that a layer, or the encoder, loses
+    proportion: Fraction  # of the steps, during which pruning events take place; the rest trains the final shape
+    rounds: PositiveInt | None  # pruning events; none: one for each head, or layer, that a layer, or the encoder, loses
     training: TrainingConfig
 
 

@@ -12,7 +12,7 @@ it stand `finetune`, `kd` and `pkd` of the same shape, and the schedules `consta
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from filbert import FilbertError
 from filbert.data.batches import Batch
 from filbert.methods.context import MethodContext
 from filbert.models.bert import Encoder, FilbertForSequenceClassification
+from filbert.runtime.config import Fraction, Range
 from filbert.training.layerwise import LayerMap
 from filbert.training.loop import TrainingConfig, total_steps
 
@@ -28,8 +29,8 @@ from filbert.training.loop import TrainingConfig, total_steps
 @dataclass(frozen=True)
 class Config:
     schedule: Literal["curriculum", "constant", "anti"]  # of the probability of replacing a module
-    initial_probability: float  # the paper's b; `constant` keeps it
-    replacing_proportion: float  # of all steps; afterwards the probability is 1: the successor is fine-tuned alone
+    initial_probability: Annotated[float, Range(0, 1, above=True)]  # the paper's b; `constant` keeps it
+    replacing_proportion: Fraction  # of all steps; afterwards the probability is 1: the successor is fine-tuned alone
     successor_layers: Literal[
         "student", "bottom"
     ]  # the teacher's layers that successors start as: student.layers, or the paper's

@@ -14,16 +14,17 @@ from filbert.data.batches import Batch
 from filbert.methods.context import MethodContext
 from filbert.models.bert import FilbertForSequenceClassification
 from filbert.models.checkpoints import forward_batch
+from filbert.runtime.config import Fraction, NonNegative, Positive
 from filbert.training.layerwise import LayerMap, LayerwiseLoss
 from filbert.training.loop import TrainingConfig
 
 
 @dataclass(frozen=True)
 class Config:
-    attention_weight: float  # of the attention terms; the paper's is 1
+    attention_weight: NonNegative  # of the attention terms; the paper's is 1
     intermediate: TrainingConfig
-    temperature: float
-    teacher_weight: float  # of the teacher's logits in the prediction phase; the labels have the rest
+    temperature: Positive
+    teacher_weight: Fraction  # of the teacher's logits in the prediction phase; the labels have the rest
     prediction: TrainingConfig
 
 

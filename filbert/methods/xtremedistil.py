@@ -16,7 +16,7 @@ many steps as the stages do.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from filbert.models import checkpoints
 from filbert.models.bilstm import BiLstmConfig, BiLstmForSequenceClassification, BiLstmForTokenClassification
 from filbert.models.checkpoints import forward_batch
 from filbert.models.svd import low_rank_factors
+from filbert.runtime.config import NonNegative, PositiveInt, Range
 from filbert.runtime.device import seed_everything
 from filbert.text.word_vectors import WordVectors
 from filbert.training import losses
@@ -45,12 +46,12 @@ PARTS = {"head": "classifier", "dense": "dense", "lstm": "lstm", "embedding": "e
 class ShapeConfig:
     """The student's sizes; its dense layer is as wide as what the teacher's head reads."""
 
-    embedding: int
-    lstm: int  # units of one direction
+    embedding: PositiveInt
+    lstm: PositiveInt  # units of one direction
     pooling: Literal[
         "last", "max"
     ]  # the last states (the paper's), or the maximum over time (the first version's code)
-    dropout: float
+    dropout: Annotated[float, Range(0, 0.95)]
     embedding_init: Literal[
         "svd", "checkpoint", "word_vectors", "random"
     ]  # SVD of the teacher's table, of the checkpoint's, …
@@ -60,9 +61,9 @@ class ShapeConfig:
 class WeightsConfig:
     """Of the three losses of the joint objective."""
 
-    labels: float
-    logits: float
-    representation: float
+    labels: NonNegative
+    logits: NonNegative
+    representation: NonNegative
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def new_bilstm(context: MethodContext, shape: ShapeConfig) -> BiLstmForSequenceC
     table = checkpoints.load_model(source).get_input_embeddings().weight.detach()  # type: ignore[operator]
     config = BiLstmConfig(
         vocab_size=len(table),
-        kept_tokens=len(seen) + 1,
+        kept_vocab_size=len(seen) + 1,
         embedding_size=shape.embedding,
         lstm_size=shape.lstm,
         hidden_size=context.width("pooled"),

@@ -1,7 +1,8 @@
-"""Widths from a budget: heads and neurons of all layers compete, by importance for their cost. Ours; ROSITA's widths are even."""
+"""The widths to prune to: even ones, as ROSITA's, or (ours) a budget for which heads and neurons of all layers compete by importance
+per cost."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,75 +13,72 @@ from filbert.models.bert import FilbertForSequenceClassification
 from filbert.models.checkpoints import Student
 from filbert.models.pruning import KeptUnits, PruningError, UnitScores, interpolate, keep_all, prune, top_k
 from filbert.models.size import count_parameters, multiply_adds, representative_batch
+from filbert.runtime.config import NonNegativeInt, PositiveInt
 
 KINDS = ("heads", "neurons")
-HEAD = 4  # a head's score is of its output projection alone, a quarter of its weights; a neuron's is of all of them
+HEAD_FACTOR = (
+    4  # a head's score is that of its output projection, a quarter of its weights; a neuron's is of all of them
+)
 Count = Callable[[nn.Module], int]
-Unit = tuple[float, int, int, str, int]  # importance by cost, cost, layer, kind, number
+Unit = tuple[float, int, int, str, int]  # importance per cost, cost, layer, kind, number
 
 
 def cost_counter(kind: str, batch: Batch) -> Count:
-    """What counts against a budget: `parameters`, or the `multiply_adds` of one forward pass on `batch`."""
+    """The cost that a budget limits: `parameters`, or the `multiply_adds` of one forward pass on `batch`."""
     return count_parameters if kind == "parameters" else lambda model: multiply_adds(model, batch)
 
 
 def allocate_budget(
     model: FilbertForSequenceClassification, scores: Sequence[UnitScores], count: Count, budget: float
 ) -> list[KeptUnits]:
-    """The most important heads and neurons for their cost with which `count` is at most `budget`; each layer keeps one of each.
+    """The heads and neurons with the highest importance per cost for which `count` is at most `budget`; each layer keeps at least
+    one of each.
 
     Raises:
-        PruningError: one of each is more.
+        PruningError: one of each exceeds the budget.
     """
-    whole = keep_all(model)
-    costs = _costs(model, whole, count)
-    units: list[Unit] = []
-    for layer, found in enumerate(scores):
-        for kind, weight, values in (("heads", HEAD, found.heads), ("neurons", 1, found.neurons)):
-            cost = costs[layer][kind]
-            units += [
-                (weight * score / cost, cost, layer, kind, number) for number, score in enumerate(values.tolist())
-            ]
-    first = {
-        (layer, kind): max(u for u in units if u[2:4] == (layer, kind))
-        for layer in range(len(scores))
-        for kind in KINDS
-    }
-    left = budget - count(prune(model, [_kept(first.values(), layer) for layer in range(len(scores))]))
+    costs = _unit_costs(model, keep_all(model), count)
+    units = [
+        (weight * score / costs[layer][kind], costs[layer][kind], layer, kind, number)
+        for layer, found in enumerate(scores)
+        for kind, weight, values in (("heads", HEAD_FACTOR, found.heads), ("neurons", 1, found.neurons))
+        for number, score in enumerate(values.tolist())
+    ]
+    layers = range(len(scores))
+    taken = {max(u for u in units if u[2:4] == (layer, kind)) for layer in layers for kind in KINDS}  # one of each
+    left = budget - count(prune(model, [_kept(taken, layer) for layer in layers]))
     if left < 0:
         raise PruningError(
             f"one head and one neuron in each of {len(scores)} layers are {-left:.0f} over the budget of {budget:.0f}; raise it, "
             "or lower `layers` or `rank` of the target"
         )
-    taken = set(first.values())
     for unit in sorted(set(units) - taken, reverse=True):
         if unit[1] <= left:
             taken.add(unit)
             left -= unit[1]
-    return [_kept(taken, layer) for layer in range(len(scores))]
+    return [_kept(taken, layer) for layer in layers]
 
 
-def _costs(model: FilbertForSequenceClassification, whole: list[KeptUnits], count: Count) -> list[dict[str, int]]:
-    """What one head and one neuron of each layer cost: by counting with one less, once for layers of one type."""
-    full = count(model)
-    found: dict[type, dict[str, int]] = {}
-    kinds = [type(layer) for layer in model.bert.encoder.layer]
-    for kind in set(kinds):
-        of_kind = [number for number, other in enumerate(kinds) if other is kind]
-        found[kind] = {}
-        for name in KINDS:
-            widest = max(of_kind, key=lambda number: len(getattr(whole[number], name)))
-            layer, one = whole[widest], slice(None, -1)
-            less = (
-                KeptUnits(layer.heads[one], layer.neurons)
-                if name == "heads"
-                else KeptUnits(layer.heads, layer.neurons[one])
-            )
-            alone = len(getattr(layer, name)) == 1  # then it stays, whatever it costs
-            found[kind][name] = (
-                1 if alone else full - count(prune(model, [*whole[:widest], less, *whole[widest + 1 :]]))
-            )
-    return [found[kind] for kind in kinds]
+def _unit_costs(model: FilbertForSequenceClassification, whole: list[KeptUnits], count: Count) -> list[dict[str, int]]:
+    """The cost of one head and of one neuron of each layer: counted by removing one, once for all layers of a type."""
+    types = [type(layer) for layer in model.bert.encoder.layer]
+    costs: dict[type, dict[str, int]] = {}
+    for layer_type in set(types):
+        layers = [number for number, other in enumerate(types) if other is layer_type]
+        costs[layer_type] = {kind: _unit_cost(model, whole, layers, kind, count) for kind in KINDS}
+    return [costs[layer_type] for layer_type in types]
+
+
+def _unit_cost(
+    model: FilbertForSequenceClassification, whole: list[KeptUnits], layers: list[int], kind: str, count: Count
+) -> int:
+    """The cost of one unit, counted in the widest of some layers; 1 where that has a single one, which is kept in any case."""
+    widest = max(layers, key=lambda number: len(getattr(whole[number], kind)))
+    units = getattr(whole[widest], kind)
+    if len(units) == 1:
+        return 1
+    fewer = replace(whole[widest], **{kind: units[:-1]})
+    return count(model) - count(prune(model, [*whole[:widest], fewer, *whole[widest + 1 :]]))
 
 
 def _kept(taken: Iterable[Unit], layer: int) -> KeptUnits:
@@ -92,12 +90,12 @@ def _kept(taken: Iterable[Unit], layer: int) -> KeptUnits:
 class TargetConfig:
     """The shape to prune to: the same heads and neurons in every layer, or a budget that importance divides among layers."""
 
-    layers: int | None  # none: as many as there are
-    rank: int  # of the factorised word embedding; 0: it is not factorised
-    heads: int | None  # of each layer
-    intermediate: int | None  # neurons of each layer
-    parameters: int | None  # at most so many
-    multiply_adds: int | None  # at most so many, on the training row of median length
+    layers: PositiveInt | None  # none: as many as there are
+    rank: NonNegativeInt  # of the factorised word embedding; 0: it is not factorised
+    heads: PositiveInt | None  # of each layer
+    intermediate: PositiveInt | None  # neurons of each layer
+    parameters: PositiveInt | None  # at most so many
+    multiply_adds: PositiveInt | None  # at most so many, on the training row of median length
 
     def __post_init__(self) -> None:
         given = [name for name in ("heads", "intermediate", "parameters", "multiply_adds") if getattr(self, name)]

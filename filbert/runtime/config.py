@@ -1,24 +1,50 @@
 """Sections of params.yaml become frozen dataclasses, strictly: no unknown key, no missing key, every value of its type.
 
 A phase of training is written by what differs: a field whose dataclass names a `DEFAULTS` section is completed first from that
-section of params.yaml, then from the key of the same name in the section it stands in, then from its own keys.
+section of params.yaml, then from the key of the same name in the section it stands in, then from its own keys. A number may have a
+range beside its type (`Annotated[int, Range(1)]`, or one of the names below); NaN and infinity are always refused.
 """
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Sequence
 from enum import EnumType, StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from filbert import FilbertError
 
 PARAMS = Path("params.yaml")
 T = TypeVar("T")
 Mapping = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers from `low` to `high`; `above` leaves `low` itself out."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high and not (self.above and value == self.low)
+
+    def __str__(self) -> str:
+        lowest = f"more than {self.low:g}" if self.above else f"at least {self.low:g}"
+        return lowest if math.isinf(self.high) else f"{lowest} and at most {self.high:g}"
+
+
+PositiveInt = Annotated[int, Range(1)]
+NonNegativeInt = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(0, above=True)]
+NonNegative = Annotated[float, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]
 
 
 class ConfigError(FilbertError):
@@ -43,8 +69,25 @@ def section(names: str | Sequence[str], shape: type[T], params: Path = PARAMS) -
 
 
 def read_params(params: Path = PARAMS) -> Mapping:
-    """The whole of `params`. ruamel reads YAML 1.2 as DVC does: PyYAML would make a string of 2e-5."""
-    return YAML(typ="safe").load(params.read_text(encoding="utf-8"))
+    """The whole of `params`. ruamel reads YAML 1.2 as DVC does: PyYAML would make a string of 2e-5.
+
+    Raises:
+        ConfigError: it is no UTF-8, no YAML (the line is named; a key that occurs twice is an error), or no mapping.
+    """
+    try:
+        document = YAML(typ="safe").load(params.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{params}: expected UTF-8, got byte {error.object[error.start]:#x} at {error.start}"
+        ) from error
+    except YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
+        raise ConfigError(
+            f"{params}{f', line {mark.line + 1}' if mark else ''}: {str(problem).splitlines()[0]}"
+        ) from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{params}: expected a mapping of sections, got {type(document).__name__}")
+    return document
 
 
 def merge(below: Any, above: Any) -> Any:
@@ -75,6 +118,8 @@ def _build(shape: Any, value: Any, where: str, defaults: Mapping) -> Any:
     if dataclasses.is_dataclass(shape):
         return _build_dataclass(shape, value, where, defaults)
     origin, inner = typing.get_origin(shape), typing.get_args(shape)
+    if origin is Annotated:
+        return _in_range(_build(inner[0], value, where, defaults), inner[1], where)
     if origin in (typing.Union, types.UnionType):
         kinds = [kind for kind in inner if kind is not type(None)]
         if value is None and len(kinds) < len(inner):
@@ -88,11 +133,17 @@ def _build(shape: Any, value: Any, where: str, defaults: Mapping) -> Any:
         return {key: _build(inner[1], item, f"{where}.{key}", defaults) for key, item in value.items()}
     if shape is float and type(value) is int:
         return float(value)
-    if isinstance(shape, type) and type(value) is shape:
+    if isinstance(shape, type) and type(value) is shape and (shape is not float or math.isfinite(float(value))):
         return value
     choices = inner if origin is typing.Literal else _values_of(shape)
     expected = " or ".join(map(repr, choices)) if choices else getattr(shape, "__name__", str(shape))
     raise ConfigError(f"{where}: expected {expected}, got {value!r} ({type(value).__name__})")
+
+
+def _in_range(value: Any, allowed: Range, where: str) -> Any:
+    if value not in allowed:
+        raise ConfigError(f"{where}: expected a number of {allowed}, got {value!r}")
+    return value
 
 
 def _values_of(shape: Any) -> list[str]:
@@ -102,6 +153,7 @@ def _values_of(shape: Any) -> list[str]:
 
 def _fits(kind: Any, value: Any) -> bool:
     """Whether a value of a union may be of this kind: mappings are dataclasses or dicts, all else is compared by type."""
+    kind = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
     is_section = dataclasses.is_dataclass(kind) or typing.get_origin(kind) is dict
     return is_section if isinstance(value, dict) else type(value) is kind
 
@@ -109,7 +161,10 @@ def _fits(kind: Any, value: Any) -> bool:
 def _build_dataclass(shape: Any, value: Any, where: str, defaults: Mapping) -> Any:
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: expected a section with {_keys(shape)}, got {value!r}")
-    hints, fields = typing.get_type_hints(shape), {field.name: field for field in dataclasses.fields(shape)}
+    hints, fields = (
+        typing.get_type_hints(shape, include_extras=True),
+        {field.name: field for field in dataclasses.fields(shape)},
+    )
     completed = {name: section for name, kind in hints.items() if (section := _defaults_of(kind))}
     for section in set(completed.values()):
         if section in value:

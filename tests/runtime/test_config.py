@@ -1,22 +1,34 @@
 """params.yaml is read strictly, and every section of the real one builds its dataclass."""
 
+import re
 from dataclasses import dataclass
-from importlib import import_module
+from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 
-from filbert.cache import read as cache_read
-from filbert.cache import retrieval
-from filbert.data import arrow, batches, prepare, sources
-from filbert.evaluation import statistics
-from filbert.methods import pretraining, recipes
-from filbert.models import checkpoints
+from filbert.cache.read import CacheConfig
+from filbert.cache.retrieval import RetrievalConfig
+from filbert.data import tasks
+from filbert.data.arrow import Partition
+from filbert.data.batches import TokenizerConfig
+from filbert.data.prepare import PrepareConfig
+from filbert.data.tasks import Source
+from filbert.evaluation.statistics import ReportConfig
+from filbert.methods import load_method, names
+from filbert.methods.mixed_vocabulary import PretrainConfig
+from filbert.methods.rosita import ChainConfig
+from filbert.models.checkpoints import StudentConfig
 from filbert.runtime import config
-from filbert.text import augment, corpus, transfer
-from filbert.training import loop
+from filbert.runtime.config import Fraction, PositiveInt, Range
+from filbert.text.augment import AugmentConfig
+from filbert.text.corpus import CorpusConfig
+from filbert.text.transfer import FilterConfig
+from filbert.training.layerwise import CacheColumnsConfig
+from filbert.training.loop import TrainingConfig
 from stages.evaluate import EvaluateConfig
+from stages.teach import TeacherConfig
 
 
 @dataclass(frozen=True)
@@ -65,56 +77,149 @@ def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, said: str) -
     assert said in str(error.value)
 
 
-def test_every_section_of_the_shipped_params_builds() -> None:
-    config.section("checkpoint", sources.Source)
-    config.section("datasets", dict[str, sources.Source])
-    config.section("prepare", prepare.PrepareConfig)
-    config.section("encode", batches.TokenizerConfig)
-    config.section("teach", loop.TrainingConfig)
-    config.section("cache", cache_read.CacheConfig)
-    config.section("student", checkpoints.StudentConfig)
-    config.section("evaluate", EvaluateConfig)
-    config.section("report", statistics.ReportConfig)
-    config.section("references", retrieval.RetrievalConfig)
-    config.section("vectors", sources.Source)
-    config.section("transfer", transfer.TransferConfig)
-    config.section("augment", augment.AugmentConfig)
-    config.section("parts", arrow.Partition)
-    config.section("corpus", corpus.CorpusConfig)
-    everything = config.read_params()
-    for name in everything["pretrain"]:
-        config.section(f"pretrain.{name}", pretraining.PretrainConfig)
-    methods = {start["name"]: start["by"] for start in everything["starts"]}
-    for name in everything["distill"]:
-        config.section(f"distill.{name}", import_module(f"filbert.methods.{methods.get(name, name)}").Config)
-    for recipe in everything["prune"]:
-        config.section(f"prune.{recipe}", recipes.Config)
-    built = {
-        "checkpoint",
-        "datasets",
-        "prepare",
-        "encode",
-        "teach",
-        "cache",
-        "student",
-        "distill",
-        "prune",
-        "evaluate",
-        "references",
-        "report",
-        "vectors",
-        "transfer",
-        "augment",
-        "parts",
-        "corpus",
-        "pretrain",
-    }
-    assert set(everything) == built | {
-        "tasks",
-        "methods",
-        "recipes",
-        "pretrained",
-        "starts",
-        "seeds",
-        "launch",
-    }
+class Color(StrEnum):
+    RED = "red"
+
+
+@dataclass(frozen=True)
+class Numbers:
+    count: PositiveInt
+    share: Fraction
+    rate: Annotated[float, Range(0, above=True)]
+    color: Color
+    optional: PositiveInt | None = None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{count: 0, share: 0.5, rate: 1.0, color: red}", "s.count: expected a number of at least 1, got 0"),
+        (
+            "{count: 1, share: 1.5, rate: 1.0, color: red}",
+            "s.share: expected a number of at least 0 and at most 1, got 1.5",
+        ),
+        ("{count: 1, share: 0, rate: 0, color: red}", "s.rate: expected a number of more than 0, got 0.0"),
+        ("{count: 1, share: .nan, rate: 1, color: red}", "s.share: expected float, got nan"),
+        ("{count: 1, share: 0, rate: .inf, color: red}", "s.rate: expected float, got inf"),
+        ("{count: 1, share: 0, rate: 1, color: blue}", "s.color: expected 'red', got 'blue'"),
+        (
+            "{count: 1, share: 0, rate: 1, color: red, optional: -1}",
+            "s.optional: expected a number of at least 1, got -1",
+        ),
+    ],
+)
+def test_numbers_have_their_ranges(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "params.yaml").write_text(f"s: {text}")
+    with pytest.raises(config.ConfigError, match=re.escape(said)):
+        config.section("s", Numbers, tmp_path / "params.yaml")
+
+
+def test_a_field_with_a_default_may_be_absent(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("s: {count: 1, share: 0, rate: 1, color: red}")
+    assert config.section("s", Numbers, tmp_path / "params.yaml") == Numbers(1, 0.0, 1.0, Color.RED)
+
+
+@dataclass(frozen=True)
+class Phase:
+    DEFAULTS: ClassVar[str] = "training"
+
+    epochs: float
+    rate: float
+
+
+@dataclass(frozen=True)
+class OnePhase:
+    weight: float
+    training: Phase
+
+
+@dataclass(frozen=True)
+class TwoPhases:
+    first: Phase
+    second: Phase
+    third: Phase | None
+
+
+PHASES = "training: {epochs: 2, rate: 0.1}\nsettings:\n"
+
+
+def test_a_phase_is_completed_from_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text(PHASES + "  a: {weight: 1}\n  b: {weight: 1, training: {rate: 0.3}}")
+    assert config.section("settings.a", OnePhase, file) == OnePhase(1.0, Phase(2.0, 0.1))
+    assert config.section("settings.b", OnePhase, file).training == Phase(2.0, 0.3)
+
+
+def test_a_key_training_of_a_section_holds_for_all_its_phases(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text(PHASES + "  a: {training: {epochs: 5}, first: {rate: 0.7}, third: null}")
+    assert config.section("settings.a", TwoPhases, file) == TwoPhases(Phase(5.0, 0.7), Phase(5.0, 0.1), None)
+
+
+def test_a_variant_is_laid_over_its_method(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text(PHASES + "  kd: {weight: 1, training: {epochs: 3}}\n  mine: {training: {rate: 0.5}}")
+    merged = config.section(["settings.kd", "settings.mine"], OnePhase, file)
+    assert merged == OnePhase(1.0, Phase(3.0, 0.5))
+    assert config.section(["settings.kd", "settings.unknown"], OnePhase, file).training == Phase(3.0, 0.1)
+
+
+def test_an_unknown_key_of_a_phase_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text(PHASES + "  a: {weight: 1, training: {rates: 0.3}}")
+    with pytest.raises(config.ConfigError, match="settings.a.training: unknown key `rates`; known are epochs, rate"):
+        config.section("settings.a", OnePhase, file)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a: 1\nb: [1, 2\n", r"params.yaml, line 3: "),
+        (b"a: 1\nb: 2\na: 3\n", r"params.yaml, line 3: found duplicate key \"a\""),
+        (b"a: caf\xe9\n", r"params.yaml: expected UTF-8, got byte 0xe9 at 6"),
+        (b"- 1\n", "params.yaml: expected a mapping of sections, got list"),
+    ],
+)
+def test_a_broken_file_is_named_by_line(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(config.ConfigError, match=said):
+        config.section("a", dict[str, int], tmp_path / "params.yaml")
+
+
+SECTIONS = {
+    "augment": AugmentConfig, "cache": CacheConfig, "cache_columns": CacheColumnsConfig, "checkpoint": Source,
+    "corpus": CorpusConfig, "evaluate": EvaluateConfig, "partitions": Partition, "prepare": PrepareConfig,
+    "references": RetrievalConfig, "report": ReportConfig, "sources": dict[str, Source], "student": StudentConfig,
+    "teacher": TeacherConfig, "tokenizer": TokenizerConfig, "training": TrainingConfig, "transfer": FilterConfig,
+    "word_vectors": Source,
+}  # fmt: skip
+LISTS = {"tasks", "methods", "variants", "chains", "pretrained", "texts", "seeds", "launch"}
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_section_of_the_shipped_params_builds(name: str) -> None:
+    config.section(name, SECTIONS[name])
+
+
+def test_the_shipped_params_have_no_other_section() -> None:
+    assert set(config.read_params()) - {"export"} == {*SECTIONS, *LISTS, "settings", "pretrain", "task_table"}
+
+
+def test_the_settings_of_every_method_variant_and_chain_build() -> None:
+    params = config.read_params()
+    for method in names():
+        config.section(f"settings.{method}", load_method(method).Config)
+    for variant in params["variants"]:
+        config.section(
+            [f"settings.{variant['method']}", f"settings.{variant['name']}"], load_method(variant["method"]).Config
+        )
+    for chain in params["chains"]:
+        config.section(f"settings.{chain['name']}", ChainConfig)
+    for name in params["pretrain"]:
+        config.section(f"pretrain.{name}", PretrainConfig)
+    known = {*names(), *(item["name"] for item in (*params["variants"], *params["chains"]))}
+    assert set(params["settings"]) == known
+
+
+def test_every_row_of_the_task_table_builds() -> None:
+    assert [tasks.find(name).name for name in tasks.names()] == list(config.read_params()["task_table"])
