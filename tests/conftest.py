@@ -3,20 +3,27 @@
 import os
 
 os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DVC_NO_ANALYTICS="1", HF_HUB_OFFLINE="1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: tiny tensors are slower with more threads
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from tiny import CPU, ROOT, find_task, tiny_config, tiny_tokenizer, write_sst2
 from transformers import BertForSequenceClassification, BertModel
 
-from filbert.cache import build, read, retrieval
-from filbert.data import batches, prepare
+from filbert.cache.build import build_cache
+from filbert.cache.read import CacheConfig, TeacherCache, cache_fingerprint
+from filbert.cache.retrieval import build_index, find_references, save_references
+from filbert.data.batches import TokenizedDataset, TokenizerConfig, tokenize
+from filbert.data.prepare import PrepareConfig, Prepared, prepare
 from filbert.methods.context import MethodContext
 from filbert.models import checkpoints
 from filbert.tracking.mlflow_store import STORE
@@ -72,50 +79,61 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> prepare.Prepared:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     folder = write_sst2(tmp_path_factory.mktemp("glue"))
-    return prepare.prepare(folder / "SST-2", find_task("sst2"), prepare.PrepareConfig(0.25, 0.1, 1000, 0))
+    return prepare(folder / "SST-2", find_task("sst2"), PrepareConfig(0.25, 0.1, 1000, 0))
 
 
 @pytest.fixture
-def encoded(prepared: prepare.Prepared) -> batches.TokenizedDataset:
-    return batches.tokenize(prepared.tables["train"], find_task("sst2"), tiny_tokenizer(), batches.TokenizerConfig(16))
+def encoded(prepared: Prepared) -> TokenizedDataset:
+    return _tokenize(prepared.tables["train"])
 
 
 @pytest.fixture
-def validation(prepared: prepare.Prepared) -> batches.TokenizedDataset:
-    return batches.tokenize(
-        prepared.tables["validation"], find_task("sst2"), tiny_tokenizer(), batches.TokenizerConfig(16)
-    )
+def validation(prepared: Prepared) -> TokenizedDataset:
+    return _tokenize(prepared.tables["validation"])
+
+
+def _tokenize(table: pa.Table) -> TokenizedDataset:
+    return tokenize(table, find_task("sst2"), tiny_tokenizer(), TOKENIZER)
 
 
 @pytest.fixture
-def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRecorder:
+def recorder(tmp_path: Path, store: Path) -> Iterator[RunRecorder]:
     """A recorder whose MLflow store lies in the test's own folder."""
-    monkeypatch.chdir(tmp_path)
     with stage_run("test", params={}, tags={}, hashes={}, scratch=tmp_path / ".scratch" / "run") as made:
         yield made
 
 
+SPLITS = ("train", "validation")
+CACHE = CacheConfig("float16", batch_size=8, shard_mb=1, budget_gb=1, verify_rows=8, tolerance=0.05)
+TOKENIZER, LAYERS = TokenizerConfig(16), LayerMap(student=1, teacher=2)
+
+
+@pytest.fixture(scope="session")
+def cached(tmp_path_factory: pytest.TempPathFactory, prepared: Prepared, teacher: Path) -> Path:
+    """A folder with `cache`, every column of the teacher's outputs on the training rows, and `references`."""
+    folder, rows = tmp_path_factory.mktemp("cached"), {name: _tokenize(prepared.tables[name]) for name in SPLITS}
+    key = cache_fingerprint(teacher, TOKENIZER, CACHE, CPU)
+    model = checkpoints.load_model(teacher)
+    build_cache(folder / "cache", model, prepared.tables["train"], _tokenize, LAYERS.columns(), key, CACHE, CPU)
+    index = build_index(rows["train"])
+    found = {name: find_references(index, rows["train"], rows[name], 3) for name in SPLITS}
+    save_references(folder / "references", index, found)
+    return folder
+
+
 @pytest.fixture
 def context(
-    tmp_path: Path, prepared: prepare.Prepared, encoded: batches.TokenizedDataset, validation: batches.TokenizedDataset, teacher: Path, checkpoint: Path,
+    tmp_path: Path, cached: Path, encoded: TokenizedDataset, validation: TokenizedDataset, teacher: Path, checkpoint: Path,
     recorder: RunRecorder,
 ) -> MethodContext:  # fmt: skip
-    """All a method is given: every column of the teacher's words, references, a student of one layer."""
-    task, depth, encode = find_task("sst2"), LayerMap(student=1, teacher=2), batches.TokenizerConfig(16)
-    config = read.CacheConfig("float16", batch_size=8, shard_mb=1, budget_gb=1, verify_rows=8, tolerance=0.05)
-    key = read.cache_fingerprint(teacher, encode, config, CPU)
-    build.build_cache(
-        tmp_path / "cache", checkpoints.load_model(teacher), prepared.tables["train"],
-        lambda table: batches.tokenize(table, task, tiny_tokenizer(), encode), depth.columns(), key, config, CPU,
-    )  # fmt: skip
-    index = retrieval.build_index(encoded)
-    splits = {"train": encoded, "validation": validation}
-    found = {name: retrieval.find_references(index, encoded, rows, 3) for name, rows in splits.items()}
-    retrieval.save_references(tmp_path / "references", index, found)
+    """All a method is given: every column of the teacher's outputs, references, a student of one layer."""
+    shutil.copytree(cached, tmp_path, dirs_exist_ok=True)
+    cache = TeacherCache([tmp_path / "cache"], cache_fingerprint(teacher, TOKENIZER, CACHE, CPU))
     return MethodContext(
-        task, encoded, validation, encoded.part(np.arange(0)), checkpoint, teacher, checkpoints.StudentConfig((0,)), depth,
-        read.TeacherCache([tmp_path / "cache"], key), config, tmp_path / "references", None, 1, CPU, tmp_path / ".scratch" / "study",
-        recorder,
+        task=find_task("sst2"), train=encoded, validation=validation, transfer=encoded.part(np.arange(0)),
+        checkpoint=checkpoint, teacher=teacher, shape=checkpoints.StudentConfig((0,)), layer_map=LAYERS, cache=cache,
+        cache_config=CACHE, references=tmp_path / "references", word_vectors=None, seed=1, device=CPU,
+        scratch=tmp_path / ".scratch" / "context", recorder=recorder,
     )  # fmt: skip
