@@ -74,7 +74,7 @@ def evaluations(results: list[StudentResults], metrics: Path) -> Iterator[RunRec
                 | flatten({k: v for k, v in figures.items() if k.startswith(("test", "validation"))}),
                 start=time,
                 end=time,
-                of=(run_fields.run_key(provenance),),
+                measures=(run_fields.run_key(provenance),),
             )
 
 
@@ -105,7 +105,7 @@ def aggregates(results: list[StudentResults], metrics: Path, config: ReportConfi
             figures=means | deviation | costs,
             start=now(),
             end=now(),
-            of=tuple(key for record in seeds.values() for key in record.of),
+            measures=tuple(key for record in seeds.values() for key in record.measures),
             seeds=seeds,
         )
 

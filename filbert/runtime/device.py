@@ -1,4 +1,4 @@
-"""What this machine computes with: the device, its precision, its threads and flags; and the one place of the seed."""
+"""The device, its precision, the random seed, and the facts of the machine that a benchmark reports."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ from filbert.runtime import distributed
 
 
 def select_device() -> torch.device:
-    """CUDA where there is one, else the CPU; with several processes, this one's device."""
+    """CUDA if available, else the CPU; with several processes, the one of this process."""
     if distributed.WORLD_SIZE > 1:
         return distributed.init_process()
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -34,14 +34,14 @@ def autocast(device: torch.device) -> torch.autocast:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed in, bitwise repeatable on CPU."""
+    """Seed Python, NumPy and PyTorch: runs on a CPU then repeat bit for bit."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 def machine_facts() -> dict[str, str | int]:
-    """The machine as a benchmark must state it."""
+    """Processor, instruction sets, cores, PyTorch's version and device."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     lines = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)

@@ -1,4 +1,4 @@
-"""Nothing half-written: a file or folder is made under a temporary name and renamed when it is whole."""
+"""Atomic files: a file or folder is written under a temporary name, flushed to disk, and renamed when it is complete."""
 
 import hashlib
 import json
@@ -10,42 +10,78 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-SCRATCH = Path(".scratch")  # what survives a killed stage; known to neither DVC nor git
-RANK = int(os.environ.get("RANK", "0"))  # of several processes that train one model
-IS_MAIN_PROCESS = RANK == 0  # alone writes
+from filbert import FilbertError
+
+SCRATCH = Path(".scratch")  # the state that a killed stage resumes from; ignored by DVC and git
+RANK = int(os.environ.get("RANK", "0"))  # of the processes that train one model
+IS_MAIN_PROCESS = RANK == 0  # it alone writes files
 
 
 def clear_scratch(scratch: Path) -> None:
-    """Remove what a finished stage kept against a kill."""
+    """Remove the state that a finished stage would have resumed from."""
     if IS_MAIN_PROCESS:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `folder` if the block ends well and vanishes if it does not."""
+    """A temporary folder that replaces `folder` if the block succeeds and is removed if it fails.
+
+    Raises:
+        FilbertError: `folder` is a file, a link, or a folder that contains the working directory.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise FilbertError(f"{folder}: expected a folder to write to, or none yet; found a file or a link: remove it")
+    if Path.cwd().resolve().is_relative_to(folder.resolve()):
+        raise FilbertError(
+            f"{folder}: expected a folder of its own, which may be replaced; it holds the working directory"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    old = making.with_name(f"{making.name}-old")
     try:
         yield making
         if IS_MAIN_PROCESS:
             making.chmod(0o755)
-            shutil.rmtree(folder, ignore_errors=True)
+            for path in making.rglob("*"):
+                sync(path)
+            sync(making)
+            if folder.exists():
+                folder.rename(old)
             making.rename(folder)
+            sync(folder.parent)
     finally:
         shutil.rmtree(making, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
 def atomic_file(file: Path) -> Iterator[Path]:
-    """A temporary file name that takes the place of `file` if the block ends well and vanishes if it does not."""
+    """A temporary file name that replaces `file` if the block succeeds and is removed if it fails.
+
+    Raises:
+        FilbertError: `file` is a folder or a device.
+    """
+    if file.exists() and not file.is_file():
+        raise FilbertError(f"{file}: expected a file to write to, or none yet; found another kind of thing")
     file.parent.mkdir(parents=True, exist_ok=True)
     making = file.with_name(f".{os.getpid()}-{file.name}")  # keeps the suffix
     try:
         yield making
+        sync(making)
         os.replace(making, file)
+        sync(file.parent)
     finally:
         making.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on disk, so that a power cut after a rename leaves no empty file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(file: Path, text: str) -> None:
@@ -72,10 +108,10 @@ def sha256(*files: Path) -> str:
 
 
 def code_hash() -> str:
-    """The SHA-256 over the source of this package: a half-trained model of other code is not gone on with."""
-    return sha256(*sorted(Path(__file__).parent.rglob("*.py")))
+    """The SHA-256 over the source of all rooms: a training that other code began is not resumed."""
+    return sha256(*sorted(Path(__file__).parent.parent.rglob("*.py")))
 
 
 def weights_hash(folder: Path) -> str:
-    """The SHA-256 over all weight files of a Hugging Face folder."""
+    """The SHA-256 over all safetensors files of a Hugging Face folder."""
     return sha256(*sorted(folder.glob("*.safetensors")))

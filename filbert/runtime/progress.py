@@ -1,4 +1,4 @@
-"""The progress bar of everything that takes long: rate and time left, often in a terminal, rarely in a log file."""
+"""Progress bars with rate and remaining time, updated often in a terminal and rarely in a log file."""
 
 import os
 import sys
@@ -12,24 +12,24 @@ from filbert.runtime.files import IS_MAIN_PROCESS
 T = TypeVar("T")
 
 
-def bar(what: str, total: int, done: int = 0) -> tqdm:
-    """A bar over `total` rows of which `done` are done."""
-    every = 0.5 if sys.stderr.isatty() else 15.0
+def bar(title: str, total: int, done: int = 0) -> tqdm:
+    """A bar over `total` rows, `done` of which are finished."""
+    seconds = 0.5 if sys.stderr.isatty() else 15.0
     return tqdm(
-        total=total, initial=done, desc=what, unit="rows", unit_scale=True, mininterval=every, maxinterval=every,
+        total=total, initial=done, desc=title, unit="rows", unit_scale=True, mininterval=seconds, maxinterval=seconds,
         file=sys.stderr if IS_MAIN_PROCESS else open(os.devnull, "w"),
     )  # fmt: skip
 
 
-def track(what: str, items: Iterable[T], total: int) -> Iterator[T]:
-    """The items, one by one, and a bar over them."""
-    with bar(what, total) as shown:
+def track(title: str, items: Iterable[T], total: int) -> Iterator[T]:
+    """Yield the items and show a bar over them."""
+    with bar(title, total) as shown:
         for item in items:
             yield item
             shown.update()
 
 
 def log(text: str) -> None:
-    """A line that does not tear the bar."""
+    """Print a line above the bars."""
     if IS_MAIN_PROCESS:
         tqdm.write(text, file=sys.stderr)

@@ -1,1 +1,1 @@
-""""""
+"""Text without labels: transfer sets, augmentation, masked language models, word vectors, the pretraining corpus."""

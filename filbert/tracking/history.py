@@ -4,24 +4,47 @@ import json
 from pathlib import Path
 from typing import Any
 
+from filbert import FilbertError
+
+NOT_VALUES = ("phase", "step", "time")  # keys of a line that are no values
 Point = tuple[str, float, int, int]  # name, value, milliseconds since 1970, step
 
 
 def read_history(file: Path) -> list[dict[str, Any]]:
-    """The lines of a history.jsonl; a last line cut off by a kill is left out."""
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The lines of a history.jsonl, without a last line that a kill cut off.
+
+    Raises:
+        FilbertError: another line is no JSON object.
+    """
+    return [
+        _parse(file, number, line) for number, line in enumerate(file.read_text(encoding="utf-8").split("\n")[:-1], 1)
+    ]
+
+
+def _parse(file: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+        return {"phase": found["phase"], "step": found["step"], "time": found["time"], **found}
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise FilbertError(
+            f"{file}, line {number}: expected a JSON object with phase, step and time, got {line[:60]!r}; the file is damaged: "
+            "remove its folder and run `dvc repro`"
+        ) from error
+
+
+def to_text(lines: list[dict[str, Any]]) -> str:
+    """The content of a history.jsonl."""
+    return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def history_points(line: dict[str, Any]) -> list[Point]:
     """One point for each value of a line of the history."""
-    values = ((name, v) for name, v in line.items() if name not in ("phase", "step", "time"))
-    at, step = round(1000 * line["time"]), line["step"]
-    return [(f"{line['phase']}/{name}", float(v), at, step) for name, v in values]
+    milliseconds = round(1000 * line["time"])
+    return [(f"{line['phase']}/{name}", float(v), milliseconds, line["step"]) for name, v in _values(line).items()]
 
 
 def count_steps(file: Path) -> int:
-    """How many optimiser steps a history tells of, all phases together."""
+    """The optimiser steps of all phases together."""
     last: dict[str, int] = {}
     for line in read_history(file):
         last[line["phase"]] = max(line["step"], last.get(line["phase"], 0))
@@ -29,12 +52,16 @@ def count_steps(file: Path) -> int:
 
 
 def validation_curve(file: Path) -> list[dict[str, Any]]:
-    """The validation scores a history tells of: phase, step, score."""
+    """The validation scores of a history: phase, step, score."""
     scored = (line for line in read_history(file) if "validation_score" in line)
     return [{"phase": line["phase"], "step": line["step"], "score": line["validation_score"]} for line in scored]
 
 
 def last_values(file: Path, phase: str) -> dict[str, float]:
-    """The last values a history tells of a phase; empty where it tells none."""
+    """The values of the last line of a phase; empty where it has none."""
     lines = [line for line in read_history(file) if line["phase"] == phase]
-    return {k: v for k, v in lines[-1].items() if k not in ("phase", "step", "time")} if lines else {}
+    return _values(lines[-1]) if lines else {}
+
+
+def _values(line: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in line.items() if name not in NOT_VALUES}

@@ -1,7 +1,7 @@
-"""MLflow, the view of a stage while it runs: every call is safe to lose.
+"""A stage as an MLflow run while it runs, nested under one run per pipeline run. No call here can fail the stage.
 
-A stage is an MLflow run nested under one run per pipeline run. What cannot be written waits for the next time, while the
-stage goes on: the files are the record, and `stages.track` brings back from them what was lost.
+What cannot be written is kept for the next attempt while the stage goes on: the files are the record, and `commands.track`
+restores from them what was lost.
 """
 
 import json
@@ -17,6 +17,7 @@ import pyarrow as pa
 from filelock import FileLock
 
 from filbert.runtime.files import IS_MAIN_PROCESS, SCRATCH, read_json, write_json
+from filbert.runtime.secrets import without_password
 from filbert.tracking.mlflow_store import (
     KEY_TAG,
     MAX_BATCH,
@@ -25,11 +26,10 @@ from filbert.tracking.mlflow_store import (
     RunRecord,
     finite,
     model_name,
-    without_password,
 )
 
 FLUSH_SECONDS = 5.0
-SHARE = 1 / 20  # of a stage's time that writing points may take
+MAX_SHARE = 1 / 20  # of a stage's time that writing points may take
 
 
 class MlflowRun:
@@ -46,21 +46,21 @@ class MlflowRun:
     ):
         self.name, self.provenance, self.run_file = name, provenance, run_file
         self.tags = tags | {KEY_TAG: key} | {k: v for k in ("DVC_STAGE", "DVC_EXP_NAME") if (v := os.environ.get(k))}
-        self.waiting_params: dict[str, Any] = dict(params)
-        self.waiting_points: list[Point] = []
+        self.pending_params: dict[str, Any] = dict(params)
+        self.pending_points: list[Point] = []
         self.run_id = self.model_id = ""
-        self.due, self.behind, self.whole = 0.0, False, True
+        self.next_attempt, self.unreachable, self.complete = 0.0, False, True
         self._try(self._flush)
-        if not self.behind:
-            self.due = time.monotonic() + FLUSH_SECONDS  # what it takes to begin is no measure of what follows
+        if not self.unreachable:
+            self.next_attempt = time.monotonic() + FLUSH_SECONDS  # starting a run takes longer than writing points
 
     def params(self, values: dict[str, Any]) -> None:
-        self.waiting_params |= values
+        self.pending_params |= values
 
     def points(self, points: list[Point]) -> None:
-        """Take points; write what waits when it is due."""
-        self.waiting_points += finite(points)
-        if time.monotonic() > self.due:
+        """Add points; they are written when the next attempt is due."""
+        self.pending_points += finite(points)
+        if time.monotonic() > self.next_attempt:
             self._try(self._flush)
 
     def dataset(self, table: pa.Table, source: Path, name: str, digest: str, context: str) -> None:
@@ -68,29 +68,29 @@ class MlflowRun:
 
     def model(self, model: Any, tokenizer: Any) -> None:
         def log() -> None:
-            self._started()
+            self._open_run()
             _log_model(model_name(self.name), model, tokenizer)
 
         self._once(log)
 
-    def about(self, key: str) -> None:
-        """Link the model that the run of `key` made: the figures of this run are of it."""
-        self._once(lambda: self._about(key))
+    def link_model(self, key: str) -> None:
+        """Link the model that the run of `key` made: this run measures it."""
+        self._once(lambda: self._link_model(key))
 
     def write(self, records: Iterable[RunRecord]) -> None:
-        """Other runs than the stage's own."""
-        self._once(lambda: [self._started().write(record) for record in records])
+        """Write runs other than the stage's own."""
+        self._once(lambda: [self._open_run().write(record) for record in records])
 
     def end(self, status: str) -> None:
-        self.whole &= self._try(self._flush)
+        self.complete &= self._try(self._flush)
         if self.run_id:
-            self.whole &= self._try(lambda: self._end(status))
-        if not self.whole:
-            warnings.warn(f"{self.name}: MLflow lacks a part of this run; `make track` brings it back", stacklevel=2)
+            self.complete &= self._try(lambda: self._end(status))
+        if not self.complete:
+            warnings.warn(f"{self.name}: MLflow lacks a part of this run; `make track` restores it", stacklevel=2)
 
     def _once(self, call: Callable[[], Any]) -> None:
-        """What does not wait is left out while MLflow is not reached."""
-        self.whole &= (not self.behind or time.monotonic() > self.due) and self._try(call)
+        """Try a call that is not kept for later: it is skipped while MLflow cannot be reached."""
+        self.complete &= (not self.unreachable or time.monotonic() > self.next_attempt) and self._try(call)
 
     def _try(self, call: Callable[[], Any]) -> bool:
         if not IS_MAIN_PROCESS:
@@ -98,74 +98,74 @@ class MlflowRun:
         began = time.monotonic()
         try:
             call()
-            self.behind = False
+            self.unreachable = False
         except Exception as error:
-            if not self.behind:
+            if not self.unreachable:
                 warnings.warn(
-                    f"MLflow is not reached, the files stay the record: {without_password(error)}", stacklevel=3
+                    f"MLflow cannot be reached, the files stay the record: {without_password(error)}", stacklevel=3
                 )
-            self.behind = True
+            self.unreachable = True
         now = time.monotonic()
-        self.due = now + max(FLUSH_SECONDS, (now - began) / SHARE)
-        return not self.behind
+        self.next_attempt = now + max(FLUSH_SECONDS, (now - began) / MAX_SHARE)
+        return not self.unreachable
 
-    def _started(self) -> MlflowStore:
-        """The store, in which this run has begun."""
+    def _open_run(self) -> MlflowStore:
+        """The store, after starting this run in it or resuming it."""
         import mlflow
 
         if not self.run_id:
             SCRATCH.mkdir(exist_ok=True)
-            with FileLock(SCRATCH / "mlflow.lock"):  # one process at a time makes the store and the parent
-                self.runs = MlflowStore()
+            with FileLock(SCRATCH / "mlflow.lock"):  # one process at a time creates the store and the parent run
+                self.store = MlflowStore()
                 name = os.environ.get("DVC_EXP_NAME") or time.strftime("repro %Y-%m-%d %H:%M:%S")
-                parent = self.runs.pipeline(_pipeline_key(), name)
+                parent = self.store.pipeline_run(_pipeline_key(), name)
             before = read_json(self.run_file) if self.run_file.exists() else {}
             same = before.get("provenance") == json.loads(json.dumps(self.provenance))
-            known = before["run"] if same and self.runs.has(before["run"]) else None
+            resumed = before["run"] if same and self.store.has_run(before["run"]) else None
             run = mlflow.start_run(
-                run_id=known, parent_run_id=None if known else parent, run_name=self.name, tags=self.tags
+                run_id=resumed, parent_run_id=None if resumed else parent, run_name=self.name, tags=self.tags
             )
             self.run_id = run.info.run_id
             write_json(self.run_file, {"run": self.run_id, "provenance": self.provenance})
-        return self.runs
+        return self.store
 
     def _flush(self) -> None:
         from mlflow.entities import Param
 
-        runs = self._started()
-        if self.waiting_params:
-            runs.client.log_batch(self.run_id, params=[Param(name, str(v)) for name, v in self.waiting_params.items()])
-            self.waiting_params = {}
-        while self.waiting_points:
-            part = self.waiting_points[:MAX_BATCH]
-            runs.points(self.run_id, part, self.model_id)
-            del self.waiting_points[: len(part)]
+        store = self._open_run()
+        if self.pending_params:
+            store.client.log_batch(self.run_id, params=[Param(name, str(v)) for name, v in self.pending_params.items()])
+            self.pending_params = {}
+        while self.pending_points:
+            part = self.pending_points[:MAX_BATCH]
+            store.log_points(self.run_id, part, self.model_id)
+            del self.pending_points[: len(part)]
 
     def _dataset(self, table: pa.Table, source: Path, name: str, digest: str, context: str) -> None:
         columns = [{"name": field.name, "type": str(field.type), "required": True} for field in table.schema]
         schema, profile = json.dumps({"mlflow_colspec": columns}), json.dumps({"num_rows": len(table)})
-        self._started().dataset(self.run_id, name, digest, context, str(source), schema, profile)
+        self._open_run().log_dataset(self.run_id, name, digest, context, str(source), schema, profile)
 
-    def _about(self, key: str) -> None:
+    def _link_model(self, key: str) -> None:
         from mlflow.entities import LoggedModelInput
 
-        runs = self._started()
-        if model := runs.model_of(key):
-            runs.client.log_inputs(self.run_id, models=[LoggedModelInput(model)])
+        store = self._open_run()
+        if model := store.model_of(key):
+            store.client.log_inputs(self.run_id, models=[LoggedModelInput(model)])
             self.model_id = model
 
     def _end(self, status: str) -> None:
         import mlflow
 
         mlflow.end_run(status)
-        client = self.runs.client
+        client = self.store.client
         parent = client.get_run(self.run_id).data.tags.get("mlflow.parentRunId")
         if parent and client.get_run(parent).info.status != "FAILED":  # one failed stage fails the pipeline run
             client.set_terminated(parent, status)
 
 
 def _pipeline_key() -> str:
-    """What all stages of one pipeline run share: FILBERT_PIPELINE, or the `dvc` process above them."""
+    """A key that all stages of one pipeline run share: FILBERT_PIPELINE, or the `dvc` process that started them."""
     if key := os.environ.get("FILBERT_PIPELINE"):
         return key
     above = psutil.Process().parents()
@@ -174,7 +174,7 @@ def _pipeline_key() -> str:
 
 
 def _log_model(name: str, model: Any, tokenizer: Any) -> None:
-    """Log a model to the run that is under way."""
+    """Log a model to the active run."""
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema

@@ -1,4 +1,4 @@
-"""history.jsonl is the record, MLflow the view: every stage writes both while it runs."""
+"""What a stage records while it runs: lines of history.jsonl, mirrored to MLflow."""
 
 import json
 import math
@@ -12,59 +12,59 @@ from typing import Any
 
 import pyarrow as pa
 
-from filbert.runtime.files import IS_MAIN_PROCESS
+from filbert.runtime.files import IS_MAIN_PROCESS, write_text
 from filbert.tracking import run_fields
-from filbert.tracking.history import history_points, read_history
+from filbert.tracking.history import history_points, read_history, to_text
 from filbert.tracking.mlflow_run import MlflowRun
 from filbert.tracking.mlflow_store import RunRecord, now
 
 
 class RunRecorder:
-    """Where a stage says what it measures."""
+    """Records what a stage measures."""
 
     def __init__(self, history: Path, view: MlflowRun, provenance: dict[str, Any]):
         self.history, self.view, self.provenance = history, view, provenance
         history.parent.mkdir(parents=True, exist_ok=True)
 
     def log(self, phase: str, step: int, values: dict[str, float]) -> None:
-        """Append one line to the history and, in batches, one point per value to MLflow."""
+        """Append a line to the history; MLflow gets a point per value, in batches."""
         line = {"phase": phase, "step": step, "time": round(time.time(), 3), **values}
         with self.history.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         self.view.points(history_points(line))
 
     def rewind(self, phase: str, step: int, end: float = math.inf) -> None:
-        """Forget what was written of `phase` after `step`, up to `end`: a resumed phase says it again."""
-        lines = read_history(self.history) if self.history.exists() else []
-        kept = [line for line in lines if line["phase"] != phase or not step < line["step"] <= end]
-        self.history.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        """Remove the lines of `phase` after `step`, up to `end`: a resumed phase logs them again."""
+        if IS_MAIN_PROCESS and self.history.exists():
+            lines = read_history(self.history)
+            write_text(self.history, to_text([x for x in lines if x["phase"] != phase or not step < x["step"] <= end]))
 
     def inherit(self, history: Path, name: str) -> None:
-        """Begin with what an earlier student's history tells, its phases named after it: its steps count."""
-        if not self.history.exists():
-            lines = ({**line, "phase": f"{name}/{line['phase']}"} for line in read_history(history))
-            self.history.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        """Begin with the history of the student that this one starts from, its phases under `name/`: its steps count."""
+        if IS_MAIN_PROCESS and not self.history.exists():
+            lines = [{**line, "phase": f"{name}/{line['phase']}"} for line in read_history(history)]
+            write_text(self.history, to_text(lines))
 
     def metrics(self, values: dict[str, Any]) -> None:
-        """Final figures of the stage, nested names joined by `/`."""
-        at = now()
-        self.view.points([(name, float(v), at, 0) for name, v in flatten(values).items() if isinstance(v, int | float)])
+        """Log final figures of the stage, nested names joined by `/`."""
+        time, numbers = now(), {name: v for name, v in flatten(values).items() if isinstance(v, int | float)}
+        self.view.points([(name, float(v), time, 0) for name, v in numbers.items()])
 
     def student(self, shape: dict[str, Any], figures: dict[str, Any]) -> None:
-        """A student that was made or measured: its shape, as `measure.shape` tells it, and final figures."""
+        """Log the shape of a student (models.size.model_shape) and its final figures."""
         self.view.params(run_fields.shape_fields(shape))
         self.metrics(figures)
 
     def dataset(self, table: pa.Table, source: Path, context: str) -> None:
-        """The rows a stage reads, as an MLflow input."""
+        """Log the rows that a stage reads, as an MLflow input."""
         self.view.dataset(table, source, self.provenance["task"], self.provenance["rows"], context)
 
     def model(self, model: Any, tokenizer: Any) -> None:
-        """A trained model as an MLflow model of the transformers flavour, with a signature."""
+        """Log a trained model as an MLflow model of the transformers flavour, with a signature."""
         self.view.model(model, tokenizer)
 
     def runs(self, records: Iterable[RunRecord]) -> None:
-        """Runs beside the stage's own, such as the aggregates of seeds."""
+        """Write runs other than the stage's own, such as the aggregates of seeds."""
         self.view.write(records)
 
 
@@ -76,22 +76,21 @@ def stage_run(
     tags: dict[str, str],
     hashes: dict[str, str],
     scratch: Path,
-    of: dict[str, Any] | None = None,
+    measures: dict[str, Any] | None = None,
 ) -> Iterator[RunRecorder]:
     """One stage as an MLflow run, and its history in `scratch`.
 
-    `params` are the settings it was given (dataclasses allowed as values), `tags` say what it works on and name the
-    run, `hashes` identify what it read, `of` is what the model that it measures was made with. A stage that was killed and
-    starts again goes on in the same run.
+    `params` are its settings (dataclasses allowed as values), `tags` name the run and its inputs, `hashes` identify what it
+    read, `measures` is the provenance of the model that it measures. A stage that was killed resumes the same run.
     """
     settings = json.loads(json.dumps(flatten(params)))
-    worked_on = {"stage": stage, **tags, **hashes}
-    provenance = worked_on | settings
-    key = run_fields.run_key(provenance) if of is None else run_fields.run_key(stage, tags, of)
-    shown = settings | tags | run_fields.training_fields(of or provenance)
-    view = MlflowRun("/".join([stage, *tags.values()]), key, worked_on, shown, provenance, scratch / "mlflow_run.json")
-    if of is not None:
-        view.about(run_fields.run_key(of))
+    inputs = {"stage": stage, **tags, **hashes}
+    provenance = inputs | settings
+    key = run_fields.run_key(provenance) if measures is None else run_fields.run_key(stage, tags, measures)
+    shown = settings | tags | run_fields.training_fields(measures or provenance)
+    view = MlflowRun("/".join([stage, *tags.values()]), key, inputs, shown, provenance, scratch / "mlflow_run.json")
+    if measures is not None:
+        view.link_model(run_fields.run_key(measures))
     try:
         yield RunRecorder(scratch / "history.jsonl" if IS_MAIN_PROCESS else Path(os.devnull), view, provenance)
     except BaseException:

@@ -1,12 +1,14 @@
 """What the files say as runs: in an empty store, and once only."""
 
+import shutil
 from pathlib import Path
 
 import mlflow
 import pytest
 from result_files import CONFIG, details, figures
-from stages.track import track
+from tiny import ROOT
 
+from commands.track import track
 from filbert.evaluation import mlflow_records
 from filbert.evaluation.results import load_results
 from filbert.runtime.files import write_json
@@ -32,9 +34,7 @@ def folder(tmp_path: Path, store: Path) -> Path:
                 write_json(tmp_path / f"s/kd/{seed}/provenance.json", provenance)
                 line = f'{{"phase": "last", "step": 10, "time": {1.7e9 + seed}, "loss": {seed / 2}}}\n'
                 (tmp_path / f"s/kd/{seed}/history.jsonl").write_text(line)
-    (tmp_path / "params.yaml").write_text(
-        "report: {baseline: finetune, against: {}, same_size: 0.05, same_steps: 0.005, margin: 0.5, confidence: 0.95}"
-    )
+    shutil.copy(ROOT / "params.yaml", tmp_path)
     return tmp_path
 
 
@@ -89,7 +89,9 @@ def test_what_a_stage_logged_is_found_again_and_told_its_share_of_the_teacher(fo
     lines = load_results(folder / "m", folder / "d")
     kd = next(line for line in lines if line.student == "kd")
     tags, provenance = {"task": "sst2", "method": "kd", "seed": "1"}, kd.details[0]["provenance"]
-    with stage_run("evaluate", params={}, tags=tags, hashes={}, scratch=Path(".scratch"), of=provenance) as recorder:
+    with stage_run(
+        "evaluate", params={}, tags=tags, hashes={}, scratch=Path(".scratch"), measures=provenance
+    ) as recorder:
         shown = {"score": run_fields.test_score(kd.figures[0]), **run_fields.cost_fields(kd.figures[0])}
         recorder.student({"embedding": 4, "lstm": 8, "hidden": 16}, shown)
     for _ in range(2):

@@ -13,6 +13,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from filbert import FilbertError
 from filbert.evaluation import mlflow_records
 from filbert.runtime.files import write_json
 from filbert.tracking.history import count_steps, read_history, validation_curve
@@ -27,7 +28,7 @@ def runs() -> dict[str, mlflow.entities.Run]:
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every point be written when it is said, whatever that takes."""
     monkeypatch.setattr("filbert.tracking.mlflow_run.FLUSH_SECONDS", -1.0)
-    monkeypatch.setattr("filbert.tracking.mlflow_run.SHARE", float("inf"))
+    monkeypatch.setattr("filbert.tracking.mlflow_run.MAX_SHARE", float("inf"))
 
 
 def points(run: str, name: str) -> list[tuple[int, float, int]]:
@@ -75,12 +76,12 @@ def test_pipeline_runs_that_two_machines_make_at_once_are_one(monkeypatch: pytes
     create, first = one.client.create_run, []
 
     def late(*words, **named):  # type: ignore[no-untyped-def]
-        first.append(other.pipeline("nightly", "of the other"))
+        first.append(other.pipeline_run("nightly", "of the other"))
         time.sleep(0.01)
         return create(*words, **named)
 
     monkeypatch.setattr(one.client, "create_run", late)
-    assert [one.pipeline("nightly", "of the one")] == first
+    assert [one.pipeline_run("nightly", "of the one")] == first
     assert [run.info.run_id for run in runs().values()] == first
 
 
@@ -132,7 +133,7 @@ def test_one_failure_to_write_loses_no_point(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", locked_once)
     at_once(monkeypatch)
     with (
-        pytest.warns(UserWarning, match="MLflow is not reached, the files stay the record"),
+        pytest.warns(UserWarning, match="MLflow cannot be reached, the files stay the record"),
         stage_run("teach", params={}, tags={}, hashes={}, scratch=Path(".scratch/x")) as recorder,
     ):
         for step in (1, 2, 3):
@@ -146,7 +147,7 @@ def test_a_store_that_comes_late_gets_every_point(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with (
-        pytest.warns(UserWarning, match="MLflow is not reached"),
+        pytest.warns(UserWarning, match="MLflow cannot be reached"),
         stage_run("teach", params={"a": 1}, tags={}, hashes={}, scratch=Path(".scratch/x")) as recorder,
     ):
         recorder.log("teach", 1, {"loss": 1.0})
@@ -167,7 +168,7 @@ def test_a_server_that_never_answers_holds_a_stage_up_for_some_seconds(
     with socket.create_server(("127.0.0.1", 0)) as server:  # it takes connections and says nothing
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
         with (
-            pytest.warns(UserWarning, match="MLflow is not reached"),
+            pytest.warns(UserWarning, match="MLflow cannot be reached"),
             stage_run("teach", params={}, tags={}, hashes={}, scratch=tmp_path / "scratch") as recorder,
         ):
             for step in range(100):
@@ -233,7 +234,7 @@ def test_losing_mlflow_loses_no_figure(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with (
-        pytest.warns(UserWarning, match="teach: MLflow lacks a part of this run; `make track` brings it back"),
+        pytest.warns(UserWarning, match="teach: MLflow lacks a part of this run; `make track` restores it"),
         stage_run("teach", params={}, tags={}, hashes={}, scratch=tmp_path / "scratch") as recorder,
     ):
         recorder.log("teach", 1, {"loss": 0.5})
@@ -254,6 +255,37 @@ def test_histories_are_rewound_summed_and_survive_a_cut_line(tmp_path: Path, rec
         stream.write('{"phase": "tw')
     assert count_steps(recorder.history) == 15
     assert validation_curve(recorder.history)[-1] == {"phase": "two", "step": 5, "score": 0.5}
+
+
+def test_a_history_torn_in_the_middle_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "history.jsonl"
+    whole = '{"phase": "train", "step": 1, "time": 1.0, "loss": 0.5}\n'
+    for torn in ('{"phase": "tr\n', "[1]\n", '{"phase": "train", "step": 1}\n', "\n"):
+        file.write_text(whole + torn + whole)
+        with pytest.raises(
+            FilbertError, match=r"history.jsonl, line 2: expected a JSON object with phase, step and time"
+        ):
+            read_history(file)
+    file.write_text(whole + '{"phase": "tr')
+    assert len(read_history(file)) == 1
+
+
+def test_a_history_is_rewritten_under_another_name(recorder, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """A kill while it is rewound leaves the former history."""
+    for step in (1, 2, 3):
+        recorder.log("train", step, {"loss": 0.5})
+
+    def killed(*paths: Path) -> None:
+        raise KeyboardInterrupt
+
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        recorder.rewind("train", 1)
+    monkeypatch.setattr(os, "replace", replace)
+    assert [line["step"] for line in read_history(recorder.history)] == [1, 2, 3]
+    recorder.rewind("train", 1)
+    assert [line["step"] for line in read_history(recorder.history)] == [1]
 
 
 def test_flat() -> None:
