@@ -36,7 +36,7 @@ def masked_lm(task_name: str, prepared: Path, checkpoint: Path, out: Path) -> No
             device.seed_everything(SEED)
             model = load_masked_lm(checkpoint, device.select_device())
             rows = batches.tokenize(table, task, model.tokenizer, config.section("tokenizer", batches.TokenizerConfig))
-            model.learn(rows, settings.training, SEED, scratch, recorder)
+            model.train_head(rows, settings.training, SEED, scratch, recorder)
             checkpoints.save_with_provenance(model.model, model.tokenizer, making, recorder)
         else:
             why = "word vectors alone propose words" if settings.variants else "augment.variants is 0"

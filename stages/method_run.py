@@ -58,7 +58,7 @@ def run_method(
     words = any(column.startswith("words") for column in wanted)
     table, train = batches.load_split(folders.prepared, "train", task, tokenizer, encoding, words)
     validation = batches.load_split(folders.prepared, "validation", task, tokenizer, encoding)[1]
-    transfer = train.part(np.arange(0))
+    transfer = train.select(np.arange(0))
     if folders.transfer:
         unlabelled, transfer = batches.load_split(folders.transfer, "transfer", task, tokenizer, encoding, words)
         hashes = {"transfer": arrow.rows_digest(unlabelled)} | hashes

@@ -3,7 +3,7 @@
 import statistics
 from pathlib import Path
 
-from filbert.evaluation import mlflow_records, page, results, tables
+from filbert.evaluation import comparisons, mlflow_records, page, pareto, results, tables
 from filbert.evaluation.statistics import ReportConfig
 from filbert.runtime import config, files
 from filbert.tracking import recording
@@ -25,7 +25,7 @@ def report(metrics: Path, details: Path, table: Path, picture: Path, folder: Pat
     settings, params = config.section("report", ReportConfig), config.read_params()
     found = results.load_results(metrics, details, results.selected(params))
     sections = tables.build_sections(found, settings, results.nearest_label_scores(metrics, found))
-    rule = tables.verdict_rule(settings)
+    rule = comparisons.verdict_rule(settings)
     with recording.stage_run(
         "report", params={"report": settings}, tags={}, hashes={}, scratch=scratch_of(table)
     ) as recorder:
@@ -35,7 +35,7 @@ def report(metrics: Path, details: Path, table: Path, picture: Path, folder: Pat
         files.write_text(folder / "pareto.csv", results.to_csv(results.pareto_points(found)))
         files.write_text(folder / "curves.csv", results.to_csv(list(results.validation_curves(found))))
         with files.atomic_file(picture) as making:
-            tables.draw_pareto(found, making)
+            pareto.draw_pareto(found, making)
         recorder.runs(mlflow_records.aggregates(found, metrics, settings))
         recorder.metrics({f"{result.task}/{result.student}": statistics.mean(result.scores) for result in found})
     files.clear_scratch(scratch_of(table))

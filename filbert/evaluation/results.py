@@ -10,12 +10,14 @@ from typing import Any
 
 from filbert import FilbertError
 from filbert.data import tasks
+from filbert.evaluation.latency import of_student
 from filbert.runtime import progress
 from filbert.runtime.files import read_json
 from filbert.tracking import run_fields
 
 TEACHER = "teacher"
 TEACHER_SEED = 0
+LATENCY = "latency.json"  # beside the folders of the students
 SEED_KEYS = ("seed", "start")  # provenance that may differ between the seeds of one student
 
 Key = tuple[str, str, int]  # task, student, seed
@@ -44,11 +46,15 @@ class StudentResults:
         return statistics.median(values)
 
 
-def selected(params: dict[str, Any]) -> set[Key]:
-    """The results that a run with these params makes: each task's teacher, and its methods, variants and chains by seed."""
+def students(params: dict[str, Any]) -> list[str]:
+    """The students that a run with these params makes: methods, variants, chains."""
     named = [*(params.get("variants") or []), *(params.get("chains") or [])]
-    students = [*(params.get("methods") or []), *(entry["name"] for entry in named)]
-    made = {(task, student, seed) for task in params["tasks"] for student in students for seed in params["seeds"]}
+    return [*(params.get("methods") or []), *(entry["name"] for entry in named)]
+
+
+def selected(params: dict[str, Any]) -> set[Key]:
+    """The results that a run with these params makes: each task's teacher, and its students by seed."""
+    made = {(task, name, seed) for task in params["tasks"] for name in students(params) for seed in params["seeds"]}
     return made | {(task, TEACHER, TEACHER_SEED) for task in params["tasks"]}
 
 
@@ -96,8 +102,21 @@ def _read(folder: Path, details: Path, only: set[Key] | None) -> StudentResults 
     if not files:
         return None
     seeds = tuple(int(file.stem) for file in files)
-    more = tuple(read_json(details / task / student / file.name) for file in files)
-    return StudentResults(task, student, seeds, tuple(map(read_json, files)), more)
+    figures, more = list(map(read_json, files)), [read_json(details / task / student / file.name) for file in files]
+    if (file := folder.parent / LATENCY).exists():
+        figures, more = _with_latency(student, figures, more, read_json(file))
+    return StudentResults(task, student, seeds, tuple(figures), tuple(more))
+
+
+def _with_latency(
+    student: str, figures: list[dict[str, Any]], details: list[dict[str, Any]], measured: dict[str, Any]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Figures and details with what the `latency` stage measured of this student, once for all seeds."""
+    if not all(student in arms for arms in measured["milliseconds"].values()):
+        return figures, details
+    found = of_student(measured["milliseconds"], student, TEACHER)
+    protocol = {name: measured[name] for name in ("tokens", "threads", "machine")} | {"latency": found.pop("latency")}
+    return [each | found for each in figures], [each | protocol for each in details]
 
 
 def _check_seeds(result: StudentResults) -> None:

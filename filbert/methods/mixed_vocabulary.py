@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from filbert.data.batches import Batch, TokenizedDataset
+from filbert.models.loading import load_pretrained
 from filbert.models.subcloning import SubcloneSelection, select_units, subclone
 from filbert.models.svd import low_rank_factors
 from filbert.runtime.config import Fraction, PositiveInt, Range
@@ -125,7 +126,7 @@ def pretrain(
 ) -> tuple[BertForMaskedLM, PreTrainedTokenizerFast]:  # fmt: skip
     """Stage I on the body of `checkpoint`, then stage II; returns the student and its tokenizer."""
     held_out = _held_out(corpus)
-    train, judge = corpus.only(~held_out), corpus.only(held_out)
+    train, judge = corpus.select(~held_out), corpus.select(held_out)
     tokenizer = new_vocabulary(train, config.vocabulary_size, teacher, config.block_length)
     recorder.metrics({"vocabulary": {"tokens": len(tokenizer), "in_teachers": vocabulary_overlap(tokenizer, teacher)}})
     ours, theirs = WordTokens(corpus.words, tokenizer), WordTokens(corpus.words, teacher)
@@ -133,7 +134,7 @@ def pretrain(
     mixed, part = None, None
     if config.align or config.start != "random":
         seed_everything(seed)
-        sample = pack_blocks(train.only(_held_out(train)), [theirs], 0.0, config.block_length, seed)
+        sample = pack_blocks(train.select(_held_out(train)), [theirs], 0.0, config.block_length, seed)
         mixed, part = new_mixed(
             checkpoint, teacher, tokenizer, config, sample.batch(np.arange(len(sample))[:RANKING_BLOCKS])
         )
@@ -161,10 +162,10 @@ def new_mixed(
 ) -> tuple[MixedVocabularyModel, SubcloneSelection | None]:  # fmt: skip
     """The checkpoint as stage I trains it, its small embeddings initialised; and, for `subclone`, the units of it that the student
     keeps, ranked by their activations on `sample`."""
-    model = AutoModelForMaskedLM.from_pretrained(checkpoint, dtype=torch.float32)
+    model = load_pretrained(AutoModelForMaskedLM, checkpoint, fresh_head=True)
     shape, vocabularies = config.shape, (Vocabulary.of(teacher), Vocabulary.of(tokenizer))
     mixed = MixedVocabularyModel(model, vocabularies, shape.width)
-    table = translate_embeddings(tokenizer, teacher, model.get_input_embeddings().weight.detach())
+    table = translate_embeddings(tokenizer, teacher, model.get_input_embeddings().weight.detach())  # type: ignore[operator]
     if config.start == "subclone":
         part = select_units(model, shape.layers, shape.width, shape.heads, shape.intermediate, sample)
         mixed.start_at(table[:, part.states], table)

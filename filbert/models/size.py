@@ -1,4 +1,4 @@
-"""How large a model is: parameters, multiply-adds, bytes of its weight files, and its shape in a few numbers."""
+"""The size of a model: parameters, multiply-adds, bytes of its weight files, and its shape in a few numbers."""
 
 from pathlib import Path
 from typing import Any
@@ -13,47 +13,66 @@ from filbert.data.batches import Batch, TokenizedDataset
 from filbert.models.bert import FilbertConfig
 from filbert.models.bilstm import BiLstmConfig
 from filbert.models.checkpoints import forward_batch
+from filbert.models.reference_store import FOLDER as STORE
 
 
 def count_parameters(model: nn.Module) -> int:
-    """How many numbers the model holds; a shared one counts once."""
+    """The number of parameters; a shared one counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_prunable(model: nn.Module) -> int:
-    """How many of them lie where ROSITA cuts: in the encoder's layers and the word embedding with its projection; positions,
-    segments, pooler and classifier are left out."""
+    """The parameters that ROSITA can prune: of the encoder's layers and the word embedding with its projection, without
+    positions, token types, pooler and classifier."""
     return sum(p.numel() for name, p in model.named_parameters() if "encoder.layer." in name or ".word_" in name)
 
 
 def model_shape(config: Any) -> dict[str, Any]:
-    """Layers and width, and of a student that was cut in width, heads and neurons of each layer and the embedding's rank; of a
-    BiLSTM its embedding, the units of each direction and the dense layer's width."""
+    """Layers and width; of a student pruned in width also heads and neurons of each layer and the embedding's rank; of a BiLSTM
+    the embedding's width, the units of each direction and the dense layer's width."""
     if isinstance(config, BiLstmConfig):
         return {"embedding": config.embedding_size, "lstm": config.lstm_size, "hidden": config.hidden_size}
-    found = {"layers": config.num_hidden_layers, "hidden": config.hidden_size}
+    shape = {"layers": config.num_hidden_layers, "hidden": config.hidden_size}
     if isinstance(config, FilbertConfig) and not config.is_even:
-        found |= {"heads": config.layer_heads, "intermediate": config.layer_intermediate, "rank": config.embedding_size}
-    return found
+        shape |= {"heads": config.layer_heads, "intermediate": config.layer_intermediate, "rank": config.embedding_size}
+    return shape
 
 
 def weight_bytes(folder: Path) -> int:
-    """The size of the weight files as saved."""
+    """The bytes of the safetensors files in a folder."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def multiply_adds(model: nn.Module, batch: Batch) -> int:
-    """Multiply-adds of all matrix products of one forward pass, counted by torch while it runs."""
+    """Multiply-adds of all matrix products of one forward pass, as torch counts them while it runs."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
         forward_batch(model.eval(), batch)
     return counter.get_total_flops() // 2
 
 
+def measure_size(model: nn.Module, folder: Path, teacher: nn.Module, rows: TokenizedDataset) -> dict[str, float]:
+    """The figures of size of a model saved in `folder`, some relative to its teacher; multiply-adds are of the row of median
+    length."""
+    count = count_parameters(model)
+    figures = {
+        "parameters": count,
+        "bytes": weight_bytes(folder),
+        "multiply_adds": multiply_adds(model, representative_batch(rows, 1)),
+        "smaller": count_parameters(teacher) / count,
+    }
+    if count_prunable(model):
+        figures["smaller_prunable"] = count_prunable(teacher) / count_prunable(model)
+    if (folder / STORE).exists():
+        figures["store_bytes"] = sum(file.stat().st_size for file in (folder / STORE).rglob("*") if file.is_file())
+    return figures
+
+
 def representative_batch(rows: TokenizedDataset, size: int) -> Batch:
-    """A batch of `size` rows spread evenly over the lengths that occur; for 1, the row of median length."""
+    """A batch of `size` rows, spread evenly over the order by length; for 1, the row of median length."""
     return rows.batch(spread_rows(rows, size))
 
 
 def spread_rows(rows: TokenizedDataset, size: int) -> np.ndarray:
+    """The positions of those rows [size]."""
     order = np.argsort(rows.lengths, kind="stable")
     return order[((np.arange(size) + 0.5) / size * len(order)).astype(int)]

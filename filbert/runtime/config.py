@@ -133,7 +133,7 @@ def _build(shape: Any, value: Any, where: str, defaults: Mapping) -> Any:
         return {key: _build(inner[1], item, f"{where}.{key}", defaults) for key, item in value.items()}
     if shape is float and type(value) is int:
         return float(value)
-    if isinstance(shape, type) and type(value) is shape and (shape is not float or math.isfinite(float(value))):
+    if isinstance(shape, type) and type(value) is shape and not (type(value) is float and not math.isfinite(value)):
         return value
     choices = inner if origin is typing.Literal else _values_of(shape)
     expected = " or ".join(map(repr, choices)) if choices else getattr(shape, "__name__", str(shape))

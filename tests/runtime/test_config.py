@@ -15,6 +15,7 @@ from filbert.data.arrow import Partition
 from filbert.data.batches import TokenizerConfig
 from filbert.data.prepare import PrepareConfig
 from filbert.data.tasks import Source
+from filbert.evaluation.latency import LatencyConfig
 from filbert.evaluation.statistics import ReportConfig
 from filbert.methods import load_method, names
 from filbert.methods.mixed_vocabulary import PretrainConfig
@@ -167,7 +168,7 @@ def test_a_variant_is_laid_over_its_method(tmp_path: Path) -> None:
 def test_an_unknown_key_of_a_phase_is_named(tmp_path: Path) -> None:
     file = tmp_path / "params.yaml"
     file.write_text(PHASES + "  a: {weight: 1, training: {rates: 0.3}}")
-    with pytest.raises(config.ConfigError, match="settings.a.training: unknown key `rates`; known are epochs, rate"):
+    with pytest.raises(config.ConfigError, match=r"settings\.a\.training: unknown key `rates`; known are epochs, rate"):
         config.section("settings.a", OnePhase, file)
 
 
@@ -188,7 +189,9 @@ def test_a_broken_file_is_named_by_line(tmp_path: Path, content: bytes, said: st
 
 SECTIONS = {
     "augment": AugmentConfig, "cache": CacheConfig, "cache_columns": CacheColumnsConfig, "checkpoint": Source,
-    "corpus": CorpusConfig, "evaluate": EvaluateConfig, "partitions": Partition, "prepare": PrepareConfig,
+    "corpus": CorpusConfig, "evaluate": EvaluateConfig, "partitions": Partition,
+    "prepare": PrepareConfig,
+    "latency": LatencyConfig,
     "references": RetrievalConfig, "report": ReportConfig, "sources": dict[str, Source], "student": StudentConfig,
     "teacher": TeacherConfig, "tokenizer": TokenizerConfig, "training": TrainingConfig, "transfer": FilterConfig,
     "word_vectors": Source,

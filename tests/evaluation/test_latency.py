@@ -8,7 +8,7 @@ from transformers import BertForSequenceClassification
 
 from filbert.data import batches
 from filbert.data.batches import Batch
-from filbert.evaluation import cost
+from filbert.evaluation import latency
 from filbert.models import size
 
 
@@ -45,9 +45,9 @@ def test_models_are_timed_in_turn(encoded: batches.TokenizedDataset) -> None:
             order.append(self.name)
             assert torch.get_num_threads() == 1
 
-    config = cost.LatencyConfig(batch_sizes=(1,), warmup=1, rounds=3, threads=1)
+    config = latency.LatencyConfig(batch_sizes=(1,), warmup=1, rounds=3, threads=1)
     batch = size.representative_batch(encoded, 1)
-    found = cost.measure_latency({"a": (Spy("a"), batch), "b": (Spy("b"), batch)}, config)
+    found = latency.measure_latency({"a": (Spy("a"), batch), "b": (Spy("b"), batch)}, config)
     assert order == ["a", "b"] * 4
     assert set(found["a"]) == {"minimum", "median", "p95"}
     assert found["a"]["minimum"] <= found["a"]["median"] <= found["a"]["p95"]

@@ -1,0 +1,99 @@
+"""Latency: milliseconds of a forward pass of a teacher and its students, side by side: interleaved, in one process."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from filbert.data.batches import Batch, TokenizedDataset
+from filbert.models.checkpoints import forward_batch
+from filbert.models.reference_bert import REFERENCE, ReferenceForSequenceClassification
+from filbert.models.size import spread_rows
+from filbert.runtime.config import NonNegativeInt, PositiveInt
+
+REFERENCE_GIVEN = "{}, reference at hand"  # the arm of a student that reads references, timed without finding them
+Times = dict[str, float]  # minimum, median, p95 in milliseconds
+
+
+@dataclass(frozen=True)
+class LatencyConfig:
+    """The protocol: models in turn, `rounds` times after `warmup` rounds, on CPU, in float32, with `threads` threads."""
+
+    batch_sizes: tuple[PositiveInt, ...]
+    warmup: NonNegativeInt
+    rounds: PositiveInt
+    threads: PositiveInt
+
+
+def measure_latencies(
+    models: Mapping[str, nn.Module], rows: Mapping[str, TokenizedDataset], config: LatencyConfig
+) -> dict[str, dict[str, Times]]:
+    """By batch size and model the times of a forward pass. A model that finds references itself is timed again with them given.
+
+    Args:
+        rows: by model the same rows in its own tokens; a batch of 1 is the row of median length, a larger one spreads evenly over
+            the order by length of the first model's rows.
+    """
+    order = next(iter(rows.values()))
+    found = {}
+    for size in config.batch_sizes:
+        chosen = spread_rows(order, size)
+        arms = dict(_arms(models, {name: rows[name].batch(chosen) for name in models}))
+        found[str(size)] = measure_latency(arms, config)
+    return found
+
+
+def _arms(
+    models: Mapping[str, nn.Module], batches: Mapping[str, Batch]
+) -> Iterator[tuple[str, tuple[nn.Module, Batch]]]:
+    for name, model in models.items():
+        batch = batches[name]
+        yield name, (model, batch)
+        if isinstance(model, ReferenceForSequenceClassification):
+            references = dict(zip(REFERENCE, model.references(batch.ids, batch.mask), strict=True))
+            yield REFERENCE_GIVEN.format(name), (model, replace(batch, targets=references))
+
+
+def measure_latency(arms: Mapping[str, tuple[nn.Module, Batch]], config: LatencyConfig) -> dict[str, Times]:
+    """Milliseconds of a forward pass by arm: minimum, median and 95th percentile over interleaved rounds."""
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    with _threads(config.threads), torch.inference_mode():
+        for number in range(config.warmup + config.rounds):
+            for name, (model, batch) in arms.items():
+                start = time.perf_counter()
+                forward_batch(model.eval(), batch)
+                if number >= config.warmup:
+                    times[name].append(1000 * (time.perf_counter() - start))
+    return {
+        name: {"minimum": min(found), "median": float(np.median(found)), "p95": float(np.percentile(found, 95))}
+        for name, found in times.items()
+    }
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def of_student(latencies: Mapping[str, Any], student: str, teacher: str) -> dict[str, Any]:
+    """From all latencies of a task what belongs to one student: `milliseconds` and `faster` than the teacher by batch, and under
+    `latency` the times of teacher and student, and of the student with its reference at hand."""
+    arms = {"teacher": teacher, "student": student, "reference at hand": REFERENCE_GIVEN.format(student)}
+    latency = {
+        size: {arm: times[name] for arm, name in arms.items() if name in times} for size, times in latencies.items()
+    }
+    return {
+        "milliseconds": {f"batch_{n}": times["student"]["median"] for n, times in latency.items()},
+        "faster": {f"batch_{n}": t["teacher"]["median"] / t["student"]["median"] for n, t in latency.items()},
+        "latency": latency,
+    }
