@@ -193,7 +193,7 @@ def _references_note(results: list[StudentResults], nearest_label: float | None)
         store, weights = (result.median(name) / 1e6 for name in ("store_bytes", "bytes"))
         notes.append(
             f"`{result.student}` reads a store of {store:.0f} MB beside {weights:.0f} MB of weights; at batch 1 it takes "
-            f"{whole:.2f} ms, {given:.2f} ms with its reference at hand."
+            f"{whole:.2f} ms, {given:.2f} ms with its reference given."
         )
         estimates = [details["information"] for details in result.details if details["information"]]
         if estimates:
