@@ -185,8 +185,13 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise FolderError(f"{file}: expected a tokenizer, got {error}") from error
 
 
-def onnx_runner(folder: Path, file: str, threads: int | None) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
-    """An exported graph as a function of its inputs; references are looked up in the store beside it.
+def onnx_runner(
+    folder: Path, file: str, threads: int | None, watch: Callable[[dict[str, np.ndarray]], object] | None = None
+) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
+    """An exported graph as a function of its inputs; references are looked up in the store in `folder`.
+
+    Args:
+        watch: is given what the graph is fed.
 
     Raises:
         FilbertError: the file cannot be run, or its store is missing.
@@ -197,12 +202,12 @@ def onnx_runner(folder: Path, file: str, threads: int | None) -> Callable[[dict[
 
     def run(inputs: dict[str, np.ndarray]) -> np.ndarray:
         if store:
-            rows = [
-                row[real.astype(bool)].tolist()
-                for row, real in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
-            ]
-            inputs = inputs | store(rows)
-        return session.run(None, {name: value for name, value in inputs.items() if name in names})[0]
+            padded = zip(inputs["input_ids"], inputs["attention_mask"].astype(bool), strict=True)
+            inputs = inputs | store([row[real].tolist() for row, real in padded])
+        given = {name: value for name, value in inputs.items() if name in names}
+        if watch:
+            watch(given)
+        return session.run(None, given)[0]
 
     return run
 

@@ -223,9 +223,15 @@ class LogitsCheck:
 
 
 def check_logits(
-    folder: Path, file: Path, rows: TokenizedDataset, tolerance: float | None = 1e-3, batch: int = 32
+    folder: Path,
+    file: Path,
+    rows: TokenizedDataset,
+    tolerance: float | None = 1e-3,
+    batch: int = 32,
+    alone: int | None = None,
 ) -> LogitsCheck:
-    """Compare the model in `folder` with its export `file` on all `rows`, in batches of mixed length and alone.
+    """Compare the model in `folder` with its export `file` on all `rows` in batches of mixed length, and `alone` of them, or all,
+    one by one.
 
     Raises:
         ExportError: a logit differs by more than `tolerance`.
@@ -233,9 +239,9 @@ def check_logits(
     model, session = checkpoints.load_model(folder), new_session(file)
     order = np.random.default_rng(0).permutation(len(rows))
     mixed = [order[start : start + batch] for start in range(0, len(order), batch)]
-    alone = [order[at : at + 1] for at in range(len(order))]
+    single = [order[at : at + 1] for at in range(len(order))][:alone]
     in_batches, one_by_one = (
-        max(_difference(model, session, rows.batch(at)) for at in part) for part in (mixed, alone)
+        max((_difference(model, session, rows.batch(at)) for at in part), default=0.0) for part in (mixed, single)
     )
     found = LogitsCheck(in_batches, one_by_one, len(rows))
     if tolerance is not None and not found.largest <= tolerance:

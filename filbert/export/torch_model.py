@@ -38,7 +38,8 @@ def open_torch(folder: Path, threads: int | None = None) -> Predictor:
 
 def card_of(folder: Path, model: PreTrainedModel) -> ModelCard:
     """What is known of a trained model: from its configuration, its provenance, and the task table where that has its task."""
-    provenance, named = files.read_json(folder / checkpoints.PROVENANCE), dict(model.config.id2label or {})
+    provenance = files.read_json(folder / checkpoints.PROVENANCE)
+    named: dict[Any, Any] = dict(model.config.id2label or {})
     task, labels = provenance.get("task", ""), tuple(str(named[number]) for number in sorted(named))
     known = tasks.find(task) if config.PARAMS.is_file() and task in tasks.names() else None
     kind = "tagging" if type(model).__name__.endswith("ForTokenClassification") else "single"
