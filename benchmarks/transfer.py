@@ -91,7 +91,7 @@ def _epochs(task: tasks.Task, table, teacher_folder: Path, on: torch.device, rou
     def arm(batch_of: Callable[[np.ndarray], batches.Batch]) -> Callable[[], None]:
         student = BiLstmForSequenceClassification(
             BiLstmConfig(
-                vocab_size=len(tokenizer), kept_tokens=len(tokenizer), hidden_size=teacher.config.hidden_size,
+                vocab_size=len(tokenizer), kept_vocab_size=len(tokenizer), hidden_size=teacher.config.hidden_size,
                 embedding_size=shape.embedding, lstm_size=shape.lstm, pooling=shape.pooling,
             )
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """The encoder: a BERT whose every layer may have its own number of heads and its own feed-forward width.
 
-Parameter names are Hugging Face's, so that checkpoints load and students save without a mapping. This file stands
-alone: it travels with the students that plain `bert` cannot express and is what `trust_remote_code=True` runs.
+Parameter names are Hugging Face's, so that checkpoints load and students save without a mapping. This file imports nothing of
+filbert: it is saved with the students that plain `bert` cannot express, for `trust_remote_code=True`.
 """
 
 from dataclasses import field
@@ -15,7 +15,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 
 class FilbertConfig(BertConfig):
-    """BERT's configuration, and what may differ by layer. Without the extra fields it describes a plain BERT."""
+    """BERT's configuration, and the sizes that may differ by layer. Without the extra fields it describes a plain BERT."""
 
     model_type = "filbert"
 
@@ -47,6 +47,8 @@ class FilbertConfig(BertConfig):
 
 
 class Embeddings(nn.Module):
+    """Word (possibly factorised), position and token type embeddings, summed and normalised."""
+
     def __init__(self, config: FilbertConfig):
         super().__init__()
         rank = config.embedding_size or config.hidden_size
@@ -68,6 +70,8 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
+    """Multi-head self-attention; the number of heads is the layer's own."""
+
     def __init__(self, config: FilbertConfig, heads: int):
         super().__init__()
         self.head_size = config.head_size
@@ -81,7 +85,7 @@ class SelfAttention(nn.Module):
 
 
 class Residual(nn.Module):
-    """Projects back to the model's width, adds what went in, normalises."""
+    """A projection to the model's width, added to the input of the block and normalised."""
 
     def __init__(self, config: FilbertConfig, width: int):
         super().__init__()
@@ -89,11 +93,13 @@ class Residual(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x: Tensor, before: Tensor) -> Tensor:
-        return self.LayerNorm(self.dropout(self.dense(x)) + before)
+    def forward(self, x: Tensor, block_input: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(x)) + block_input)
 
 
 class Layer(nn.Module):
+    """A transformer layer: attention, then feed-forward."""
+
     def __init__(self, config: FilbertConfig, heads: int, width: int):
         super().__init__()
         self.attention = nn.ModuleDict(
@@ -109,6 +115,8 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
+    """The stack of layers."""
+
     def __init__(self, config: FilbertConfig):
         super().__init__()
         shapes = zip(config.layer_heads, config.layer_intermediate, strict=True)
@@ -122,6 +130,8 @@ class Encoder(nn.Module):
 
 
 class Bert(nn.Module):
+    """Embeddings, encoder and (for sequence classification) pooler."""
+
     def __init__(self, config: FilbertConfig, pooled: bool = True):
         super().__init__()
         self.embeddings = Embeddings(config)
@@ -131,8 +141,8 @@ class Bert(nn.Module):
     def forward(
         self, ids: Tensor, types: Tensor, mask: Tensor, *reference: Tensor
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The pooled vector [B, D], without a pooler the last states [B, T, D], and the states after the embeddings and each
-        layer, L + 1 of [B, T, D]; `reference` is for encoders that read one."""
+        """The pooled vector [B, D], or without a pooler the last states [B, T, D]; and the states after the embeddings and after
+        each layer, L + 1 of [B, T, D]. `reference` is passed to encoders that read one."""
         states = self.encoder(self.embeddings(ids, types), mask[:, None, None, :], *reference)
         if self.pooler is None:
             return states[-1], states
@@ -140,7 +150,7 @@ class Bert(nn.Module):
 
 
 class FilbertForSequenceClassification(PreTrainedModel):
-    """The encoder with a classification (or, with one label, regression) head on the pooled first token."""
+    """The encoder with a head for classification (with one label: regression) on the pooled first token."""
 
     config_class = FilbertConfig
     base_model_prefix = "bert"
@@ -157,7 +167,7 @@ class FilbertForSequenceClassification(PreTrainedModel):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, **_: object
     ) -> SequenceClassifierOutput:
-        """Logits [B, C] and all hidden states, from ids, mask and segments [B, T]."""
+        """Logits [B, C] and all hidden states, from token ids, mask and token types [B, T]."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         pooled, states = self.bert(input_ids, types, mask.bool())
@@ -165,6 +175,6 @@ class FilbertForSequenceClassification(PreTrainedModel):
 
 
 class FilbertForTokenClassification(FilbertForSequenceClassification):
-    """The encoder with a head on each of its last states: logits [B, T, C]."""
+    """The encoder with a head on each token's last state: logits [B, T, C]."""
 
     pooled = False

@@ -1,7 +1,7 @@
-"""Models in and out of folders: what a student starts from, how it is saved, and the one way any model is asked.
+"""Models in folders: how teachers and students are built from a checkpoint, saved, loaded and run on batches.
 
-A student that plain `bert` can express is saved as `model_type: bert` and loads without filbert; any other carries
-filbert/bert.py with it and loads with `trust_remote_code=True`.
+A student that plain `bert` can express is saved as `model_type: bert` and loads without filbert; any other is saved with the file
+that defines it (bert.py, reference_bert.py, bilstm.py) and loads elsewhere with `trust_remote_code=True`.
 """
 
 import inspect
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -31,15 +31,16 @@ from filbert.data.batches import Batch, TokenizedDataset
 from filbert.data.tasks import Task, TaskKind
 from filbert.models.bert import FilbertConfig, FilbertForSequenceClassification, FilbertForTokenClassification
 from filbert.models.bilstm import BiLstmConfig, BiLstmForSequenceClassification, BiLstmForTokenClassification
+from filbert.models.loading import load_config, load_pretrained, load_tensors
 from filbert.models.reference_bert import ReferenceConfig, ReferenceForSequenceClassification
 from filbert.runtime.files import IS_MAIN_PROCESS, write_json
 from filbert.tracking.recording import RunRecorder
 
 logging.disable_progress_bar()
-logging.set_verbosity_error()  # a fresh head is what we ask for, no news
-for shape in (FilbertConfig, ReferenceConfig, BiLstmConfig):
-    AutoConfig.register(shape.model_type, shape)
-    shape.register_for_auto_class()
+logging.set_verbosity_error()  # new heads are intended; missing weights are checked in loading.py
+for config_class in (FilbertConfig, ReferenceConfig, BiLstmConfig):
+    AutoConfig.register(config_class.model_type, config_class)
+    config_class.register_for_auto_class()
 for kind in (FilbertForSequenceClassification, ReferenceForSequenceClassification, BiLstmForSequenceClassification):
     AutoModelForSequenceClassification.register(kind.config_class, kind)
     kind.register_for_auto_class("AutoModelForSequenceClassification")
@@ -48,7 +49,7 @@ for kind in (FilbertForTokenClassification, BiLstmForTokenClassification):
     kind.register_for_auto_class("AutoModelForTokenClassification")
 
 HISTORY = "history.jsonl"
-PROVENANCE = "provenance.json"  # settings, task, method, seed, and hashes of what was read
+PROVENANCE = "provenance.json"  # task, method, seed, settings, and hashes of what was read
 ONLY_FILBERT = ("model_type", "architectures", "auto_map", "head_size", "layer_heads", "layer_intermediate",
                 "embedding_size")  # fmt: skip
 
@@ -57,25 +58,26 @@ Student = TypeVar("Student", bound=FilbertForSequenceClassification)
 
 
 class ShapeError(FilbertError):
-    """The checkpoint is not one that this operation can cut a student from."""
+    """A student of this shape cannot be cut from the checkpoint."""
 
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """The student every method trains: the named layers of the checkpoint, from 0, in this order."""
+    """The student that methods train: some layers of the checkpoint, counted from 0, in this order."""
 
     layers: tuple[int, ...]
 
 
 def all_layers(folder: Path) -> StudentConfig:
     """All layers of a model."""
-    return StudentConfig(tuple(range(AutoConfig.from_pretrained(folder).num_hidden_layers)))
+    return StudentConfig(tuple(range(load_config(folder).num_hidden_layers)))
 
 
 def new_teacher(checkpoint: Path, task: Task) -> PreTrainedModel:
-    """Any encoder that transformers knows, with a fresh head for `task`."""
-    face = AutoModelForTokenClassification if task.kind is TaskKind.TAGGING else AutoModelForSequenceClassification
-    return face.from_pretrained(checkpoint, dtype=torch.float32, **label_fields(task))
+    """Any encoder that transformers supports, with a fresh head for `task`."""
+    tagging = task.kind is TaskKind.TAGGING
+    auto_class = AutoModelForTokenClassification if tagging else AutoModelForSequenceClassification
+    return load_pretrained(auto_class, checkpoint, fresh_head=True, **label_fields(task))
 
 
 def encoder_class(task: Task) -> type[FilbertForSequenceClassification]:
@@ -95,11 +97,11 @@ def new_student(checkpoint: Path, task: Task, config: StudentConfig) -> FilbertF
 def new_student_of_class(
     kind: type[Student], checkpoint: Path, task: Task, config: StudentConfig, **fields: Any
 ) -> Student:
-    """A student of another kind, likewise; parts that `kind` adds are fresh, `fields` are of its configuration.
+    """The same for another class of student: parts that `kind` adds are fresh, `fields` are of its configuration.
 
-    The head is drawn before those parts, so that one seed gives students of all kinds one head.
+    The head is drawn before those parts, so that students of all classes have the same head with the same seed.
     """
-    source = AutoConfig.from_pretrained(checkpoint)
+    source = load_config(checkpoint)
     if source.model_type != "bert":
         raise ShapeError(
             f"{checkpoint}: expected a BERT-shaped checkpoint to cut a student from, got {source.model_type}"
@@ -108,32 +110,31 @@ def new_student_of_class(
         raise ShapeError(
             f"student.layers: expected numbers from 0 to {source.num_hidden_layers - 1}, got {config.layers}"
         )
-    taken = {k: v for k, v in source.to_dict().items() if k not in ONLY_FILBERT and k != "dtype"}
-    shape = taken | {"num_hidden_layers": len(config.layers)} | label_fields(task)
+    kept = {k: v for k, v in source.to_dict().items() if k not in ONLY_FILBERT and k != "dtype"}
+    shape = kept | {"num_hidden_layers": len(config.layers)} | label_fields(task)
     if not issubclass(kind, encoder_class(task)):
         raise ShapeError(f"{task.name}: {kind.__name__} has no head for rows of kind {task.kind}")
-    plain = encoder_class(task)(FilbertConfig(**shape))
-    ours = plain.state_dict()
-    weights = {
-        name: value.float() for name, value in _cut(read_weights(checkpoint), config.layers).items() if name in ours
-    }
-    missing = [name for name in ours if name not in weights and not name.startswith(("bert.pooler.", "classifier."))]
+    fresh = encoder_class(task)(FilbertConfig(**shape)).state_dict()
+    selected = _select_layers(read_weights(checkpoint), config.layers)
+    weights = {name: value.float() for name, value in selected.items() if name in fresh}
+    missing = [name for name in fresh if name not in weights and not name.startswith(("bert.pooler.", "classifier."))]
     if missing:
         raise ShapeError(f"{checkpoint}: its weights lack {missing[0]} and {len(missing) - 1} others")
     student = kind(kind.config_class(**shape, **fields))
-    student.load_state_dict(ours | weights, strict=False)
+    student.load_state_dict(fresh | weights, strict=False)
     return student
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of all safetensors files of a checkpoint, with or without the `bert.` prefix, named with it."""
-    tensors = {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()}
+    """The weights of a BERT checkpoint by Hugging Face's names; the prefix `bert.` is added where it is missing."""
+    tensors = load_tensors(folder)
     named = {name if name.startswith(("bert.", "classifier.")) else f"bert.{name}": v for name, v in tensors.items()}
     return {name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): v
             for name, v in named.items()}  # google-bert/bert-base-uncased still has TensorFlow's names  # fmt: skip
 
 
-def _cut(weights: dict[str, torch.Tensor], layers: tuple[int, ...]) -> dict[str, torch.Tensor]:
+def _select_layers(weights: dict[str, torch.Tensor], layers: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """The weights with these layers only, renumbered from 0."""
     prefix = "bert.encoder.layer."
     kept = {name: value for name, value in weights.items() if not name.startswith(prefix)}
     for new, old in enumerate(layers):
@@ -143,7 +144,7 @@ def _cut(weights: dict[str, torch.Tensor], layers: tuple[int, ...]) -> dict[str,
 
 
 def label_fields(task: Task) -> dict[str, Any]:
-    """What a model's configuration says of a task's labels."""
+    """The fields of a model's configuration that describe a task's labels."""
     names = list(task.labels) or ["score"]
     return {
         "num_labels": task.outputs,
@@ -169,7 +170,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
 def save_with_provenance(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, recorder: RunRecorder
 ) -> None:
-    """Save a trained model with its history and what it was made with, and log it to MLflow, if it is one that classifies."""
+    """Save a trained model with its history and provenance and, if it has a classifier, log it to MLflow."""
     if not IS_MAIN_PROCESS:
         return
     save(model, tokenizer, folder)
@@ -180,15 +181,19 @@ def save_with_provenance(
 
 
 def load_model(folder: Path) -> PreTrainedModel:
-    """The model of a saved teacher or student, in evaluation mode."""
-    (architecture,) = AutoConfig.from_pretrained(folder).architectures or ("",)
-    tags = architecture.endswith("ForTokenClassification")
-    face = AutoModelForTokenClassification if tags else AutoModelForSequenceClassification
-    return face.from_pretrained(folder, dtype=torch.float32).eval()
+    """A saved teacher or student, in evaluation mode.
+
+    Raises:
+        ModelError: the folder holds no model, or only a part of one.
+    """
+    architectures = load_config(folder).architectures or [""]
+    tagging = architectures[0].endswith("ForTokenClassification")
+    auto_class = AutoModelForTokenClassification if tagging else AutoModelForSequenceClassification
+    return load_pretrained(auto_class, folder).eval()
 
 
 def load_prunable(folder: Path, task: Task) -> FilbertForSequenceClassification:
-    """A saved student as our own encoder, plain BERTs too: what can be cut.
+    """A saved student, a plain BERT as well, as our own encoder, which can be pruned.
 
     Raises:
         ShapeError: it is not BERT-shaped.
@@ -200,11 +205,11 @@ def load_prunable(folder: Path, task: Task) -> FilbertForSequenceClassification:
 
 
 def forward_batch(model: nn.Module, batch: Batch, states: bool = False) -> Any:
-    """The answer of any model, ours or Hugging Face's, to a batch: `.logits` [B, C], with `states` `.hidden_states` too.
+    """The output of any model, ours or Hugging Face's, for a batch: `.logits` [B, C], with `states` also `.hidden_states`.
 
-    What the batch carries under the name of one of the model's inputs, such as a reference, is given to it.
+    Targets of the batch that have the name of one of the model's inputs, such as a reference, are passed to it.
     """
-    known = _parameters(type(model).forward)
+    known = _parameter_names(type(model).forward)
     inputs: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.mask}
     if "token_type_ids" in known:
         inputs["token_type_ids"] = batch.types
@@ -214,31 +219,30 @@ def forward_batch(model: nn.Module, batch: Batch, states: bool = False) -> Any:
 
 
 @cache
-def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
+def _parameter_names(forward: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(forward).parameters)
 
 
 def predict_logits(model: nn.Module, rows: TokenizedDataset, size: int, device: torch.device) -> np.ndarray:
-    """The logits [N, C] float32 on all rows, of tagged rows [tokens, C], in evaluation mode; rows are grouped by length on the
-    way."""
+    """The logits [N, C] float32 of all rows, in tagging [tokens, C], in evaluation mode; batches hold rows of similar length."""
     order = np.argsort(rows.lengths, kind="stable")
-    was, parts = model.training, []
+    training, parts = model.training, []
     model.to(device).eval()
     with torch.inference_mode():
         for start in range(0, len(rows), size):
             batch = rows.batch(order[start : start + size]).to(device)
-            answer = forward_batch(model, batch).logits.float()
-            parts.append((answer if rows.tags is None else answer[batch.mask]).cpu().numpy())
-    model.train(was)
-    found = np.concatenate(parts)
-    if rows.tags is None:
-        at = order
-    else:  # row by row, each a run of tokens
-        at = np.repeat(rows.offsets[order] - _starts(rows.lengths[order]), rows.lengths[order]) + np.arange(len(found))
-    out = np.empty_like(found)
-    out[at] = found
+            logits = forward_batch(model, batch).logits.float()
+            parts.append((logits if rows.tags is None else logits[batch.mask]).cpu().numpy())
+    model.train(training)
+    by_length = np.concatenate(parts)
+    positions = order if rows.tags is None else _token_positions(rows, order)
+    out = np.empty_like(by_length)
+    out[positions] = by_length
     return out
 
 
-def _starts(lengths: np.ndarray) -> np.ndarray:
-    return np.cumsum(lengths) - lengths
+def _token_positions(rows: TokenizedDataset, order: np.ndarray) -> np.ndarray:
+    """Where the tokens of rows in another order lie among all tokens."""
+    lengths = rows.lengths[order]
+    starts = np.cumsum(lengths) - lengths
+    return np.repeat(rows.offsets[order] - starts, lengths) + np.arange(lengths.sum())

@@ -1,9 +1,9 @@
-"""Cutting an encoder: the importance of its heads and neurons, and smaller matrices in place of larger ones.
+"""Structured pruning of an encoder: importance scores of heads and neurons, and smaller matrices in place of larger ones.
 
-The operators are ROSITA's (Liu, Lin, Yuan 2021, AAAI, arXiv 2103.11367; official code KD/pruning.py): the score of a weight w
-is |w · mean |g||, g its gradient on a batch, gathered while training goes on; of a head the sum over its columns of the
-attention's output projection, of a neuron over its row and its column. The embedding is factorised by SVD and later
-truncated; layers go from the top. Nothing is masked: what is cut is gone.
+The operators are ROSITA's (Liu, Lin, Yuan 2021, AAAI, arXiv 2103.11367; official code KD/pruning.py): the score of a weight w is
+|w · mean |g||, g its gradient on a batch, accumulated during training; of a head the sum over its columns of the attention's output
+projection, of a neuron the sum over its row and its column. The embedding is factorised by SVD and later truncated; layers are
+removed from the top. Nothing is masked: pruned weights are removed.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +22,12 @@ OUTPUT, UP, DOWN = "attention.output.dense.weight", "intermediate.dense.weight",
 
 
 class PruningError(FilbertError):
-    """A model cannot be cut like this."""
+    """A model cannot be pruned to this shape."""
 
 
 @dataclass(frozen=True)
 class UnitScores:
-    """The importance of what one layer has: of its heads [H] and its neurons [F]."""
+    """The importance of the heads [H] and neurons [F] of one layer."""
 
     heads: Tensor
     neurons: Tensor
@@ -35,14 +35,14 @@ class UnitScores:
 
 @dataclass(frozen=True)
 class KeptUnits:
-    """What is left of one layer: the numbers of its heads and its neurons, in rising order."""
+    """The heads and neurons of one layer that are kept, as numbers in ascending order."""
 
     heads: Tensor
     neurons: Tensor
 
 
 class ImportanceRecorder(nn.Module):
-    """Gathers Σ |g| of a model's weights at every backward pass, as buffers; the mean differs by a constant factor."""
+    """Accumulates Σ |g| of a model's weights over backward passes, in buffers; the mean differs by a constant factor."""
 
     def __init__(self, model: FilbertForSequenceClassification):
         super().__init__()
@@ -51,9 +51,9 @@ class ImportanceRecorder(nn.Module):
         for number, layer in enumerate(model.bert.encoder.layer):
             for part in (OUTPUT, UP, DOWN):
                 weight = layer.get_parameter(part)
-                name = _buffer(number, part)
+                name = _buffer_name(number, part)
                 self.register_buffer(name, torch.zeros_like(weight))
-                self.hooks.append(weight.register_post_accumulate_grad_hook(self._adder(name)))
+                self.hooks.append(weight.register_post_accumulate_grad_hook(self._accumulate(name)))
 
     def __enter__(self) -> "ImportanceRecorder":
         return self
@@ -62,7 +62,7 @@ class ImportanceRecorder(nn.Module):
         for hook in self.hooks:
             hook.remove()
 
-    def _adder(self, name: str) -> Callable[[Tensor], None]:
+    def _accumulate(self, name: str) -> Callable[[Tensor], None]:
         def add(weight: Tensor) -> None:
             if weight.grad is not None:
                 self.get_buffer(name).add_(weight.grad.abs())
@@ -71,11 +71,14 @@ class ImportanceRecorder(nn.Module):
 
     def scores(self) -> list[UnitScores]:
         """The importance of every head and neuron, layer by layer, at the present weights."""
-        return [self._of(number, layer) for number, layer in enumerate(self.model[0].bert.encoder.layer)]
+        return [self._layer_scores(number, layer) for number, layer in enumerate(self.model[0].bert.encoder.layer)]
 
-    def _of(self, number: int, layer: nn.Module) -> UnitScores:
+    def _layer_scores(self, number: int, layer: nn.Module) -> UnitScores:
         output, up, down = (
-            (layer.get_parameter(part).detach() * distributed.all_reduce_mean(self.get_buffer(_buffer(number, part))))
+            (
+                layer.get_parameter(part).detach()
+                * distributed.all_reduce_mean(self.get_buffer(_buffer_name(number, part)))
+            )
             .abs()
             .cpu()
             for part in (OUTPUT, UP, DOWN)
@@ -85,21 +88,22 @@ class ImportanceRecorder(nn.Module):
 
 
 def top_k(scores: Sequence[UnitScores], heads: int, neurons: int) -> list[KeptUnits]:
-    """The most important heads and neurons, as many in every layer; all where a layer has no more."""
-    return [KeptUnits(_top(layer.heads, heads), _top(layer.neurons, neurons)) for layer in scores]
+    """The most important heads and neurons, the same numbers in every layer; all where a layer has fewer."""
+    return [KeptUnits(_top_numbers(layer.heads, heads), _top_numbers(layer.neurons, neurons)) for layer in scores]
 
 
 def keep_all(model: FilbertForSequenceClassification, layers: int | None = None) -> list[KeptUnits]:
-    """All that the lowest `layers` layers have, or all layers."""
+    """All heads and neurons of the lowest `layers` layers, or of all layers."""
     shapes = zip(model.config.layer_heads[:layers], model.config.layer_intermediate[:layers], strict=True)
     return [KeptUnits(torch.arange(heads), torch.arange(neurons)) for heads, neurons in shapes]
 
 
 def prune(model: Student, kept: Sequence[KeptUnits], rank: int = 0) -> Student:
-    """A model of what is kept: layers beyond `kept` go from the top, the word embedding is factorised to `rank` (0: stays).
+    """A new model with the kept heads and neurons: layers beyond `kept` are removed, the word embedding is factorised to `rank`
+    (0: it is unchanged).
 
     Raises:
-        PruningError: it would not be smaller: a layer, a rank or a width it does not have.
+        PruningError: more layers or a higher rank than the model has, or no layer.
     """
     config = model.config
     if not 0 < len(kept) <= config.num_hidden_layers or not 0 <= rank <= (config.embedding_size or config.hidden_size):
@@ -113,7 +117,7 @@ def prune(model: Student, kept: Sequence[KeptUnits], rank: int = 0) -> Student:
         "layer_intermediate": [len(layer.neurons) for layer in kept],
         "embedding_size": rank or config.embedding_size,
     }
-    weights = dict(_embedding(model, rank))
+    weights = dict(_factorised_embedding(model, rank))
     for name, value in model.state_dict().items():
         if name.startswith("bert.encoder.layer."):
             number, part = name.removeprefix("bert.encoder.layer.").split(".", 1)
@@ -127,12 +131,12 @@ def prune(model: Student, kept: Sequence[KeptUnits], rank: int = 0) -> Student:
 
 
 def slice_parameter(value: Tensor, part: str, kept: KeptUnits, size: int) -> Tensor:
-    """What is left of one tensor of a layer. By number, not by mask: a weight that is exactly zero stays."""
+    """One tensor of a layer with the kept units only, by number, not by mask: a weight that is exactly zero is kept."""
     columns = (kept.heads[:, None] * size + torch.arange(size)).flatten()
-    names = {"query": (0, columns), "key": (0, columns), "value": (0, columns), "gate": (0, kept.heads)}
+    attention = {"query": (0, columns), "key": (0, columns), "value": (0, columns), "gate": (0, kept.heads)}
     path = part.split(".")
-    if part.startswith("attention.self.") and path[2] in names:
-        dimension, numbers = names[path[2]]
+    if part.startswith("attention.self.") and path[2] in attention:
+        dimension, numbers = attention[path[2]]
     elif part == OUTPUT:
         dimension, numbers = 1, columns
     elif part.startswith("intermediate."):
@@ -144,32 +148,32 @@ def slice_parameter(value: Tensor, part: str, kept: KeptUnits, size: int) -> Ten
     return value.index_select(dimension, numbers.to(value.device))
 
 
-def _embedding(model: FilbertForSequenceClassification, rank: int) -> dict[str, Tensor]:
-    """The word embedding E = U S Vᵀ of rank `rank`: U S of the strongest directions and the projection back to the width;
-    once factorised, its columns are truncated without another decomposition."""
+def _factorised_embedding(model: FilbertForSequenceClassification, rank: int) -> dict[str, Tensor]:
+    """The word embedding E = U S Vᵀ at rank `rank`: U S of the largest singular values and the projection V back to the width;
+    an embedding that is factorised already is truncated without another decomposition."""
     if not rank:
         return {}
-    where = "bert.embeddings.word_"
+    prefix = "bert.embeddings.word_"
     weights = model.state_dict()
-    table = weights[f"{where}embeddings.weight"]
+    table = weights[f"{prefix}embeddings.weight"]
     if model.config.embedding_size:
-        back = weights[f"{where}projection.weight"]  # [D, rank]
+        projection = weights[f"{prefix}projection.weight"]  # [D, rank]
     else:
-        table, back = low_rank_factors(table, rank)
+        table, projection = low_rank_factors(table, rank)
     return {
-        f"{where}embeddings.weight": table[:, :rank].contiguous(),
-        f"{where}projection.weight": back[:, :rank].contiguous(),
+        f"{prefix}embeddings.weight": table[:, :rank].contiguous(),
+        f"{prefix}projection.weight": projection[:, :rank].contiguous(),
     }
 
 
 def interpolate(start: int, end: int, event: int, events: int) -> int:
-    """Where a width stands after an event of several that lead from `start` to `end` in equal steps."""
+    """A width after one of several pruning events that lead from `start` to `end` in equal steps."""
     return round(start + (end - start) * event / events)
 
 
-def _top(values: Tensor, count: int) -> Tensor:
+def _top_numbers(values: Tensor, count: int) -> Tensor:
     return values.topk(min(count, len(values))).indices.sort().values
 
 
-def _buffer(number: int, part: str) -> str:
+def _buffer_name(number: int, part: str) -> str:
     return f"{number}_{part.replace('.', '_')}"

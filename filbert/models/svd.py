@@ -1,4 +1,4 @@
-"""The singular value decomposition of a table of embeddings: the best table of fewer numbers a token, and the way back."""
+"""Low-rank factors of a table of embeddings by the singular value decomposition."""
 
 import torch
 from torch import Tensor
@@ -7,16 +7,15 @@ from filbert import FilbertError
 
 
 def low_rank_factors(table: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """U S [V, rank] and its projection back [D, rank] of the `rank` strongest directions of a table [V, D] = U S Vᵀ.
+    """U S [V, rank] and V [D, rank] of the `rank` largest singular values of a table [V, D] = U S Vᵀ.
 
     Raises:
-        FilbertError: it has fewer directions.
+        FilbertError: `rank` is more than V or D.
     """
     if rank > min(table.shape):
         tokens, width = table.shape
         raise FilbertError(
-            f"embeddings: expected at most {min(table.shape)} numbers a token, what {tokens} tokens of {width} numbers have "
-            f"directions for; got {rank}"
+            f"embeddings: expected a rank of at most {min(table.shape)}, the table has {tokens} tokens of width {width}; got {rank}"
         )
     u, s, v = torch.linalg.svd(table.float(), full_matrices=False)
     return (u * s)[:, :rank], v.T[:, :rank]

@@ -1,5 +1,4 @@
-"""The widths to prune to: even ones, as ROSITA's, or (ours) a budget for which heads and neurons of all layers compete by importance
-per cost."""
+"""The widths to prune to: even ones, as in ROSITA, or (ours) a budget that is given to the most important units of all layers."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +15,7 @@ from filbert.models.size import count_parameters, multiply_adds, representative_
 from filbert.runtime.config import NonNegativeInt, PositiveInt
 
 KINDS = ("heads", "neurons")
-HEAD_FACTOR = (
-    4  # a head's score is that of its output projection, a quarter of its weights; a neuron's is of all of them
-)
+HEAD_FACTOR = 4  # a head's score is that of a quarter of its weights, its output projection; a neuron's is of all
 Count = Callable[[nn.Module], int]
 Unit = tuple[float, int, int, str, int]  # importance per cost, cost, layer, kind, number
 

@@ -129,7 +129,7 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
     digest = xxhash.xxh3_64()
     for name, value in sorted(tensors.items()):
         digest.update(name.encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

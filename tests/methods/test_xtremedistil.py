@@ -70,7 +70,7 @@ def test_the_embedding_is_the_best_of_its_rank_for_the_pieces_seen(with_transfer
     student = new_bilstm(with_transfer, SHAPE)
     table = checkpoints.load_model(with_transfer.teacher).get_input_embeddings().weight.detach()
     seen = torch.from_numpy(np.unique(with_transfer.with_transfer().train.ids).astype(np.int64))
-    assert student.config.kept_tokens == len(seen) + 1
+    assert student.config.kept_vocab_size == len(seen) + 1
     mine = student.embedding.weight[student.rows[seen].long()]
     s = torch.linalg.svdvals(table[seen])
     mine = mine.detach()
