@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tiny import tiny_config, tiny_tokenizer
+from ruamel.yaml import YAML
+from tiny import ROOT, tiny_config, tiny_tokenizer
 from transformers import (
     BertForTokenClassification,
     DistilBertConfig,
@@ -24,6 +25,7 @@ from filbert.models.bert import FilbertConfig, FilbertForSequenceClassification
 from filbert.models.bilstm import BiLstmConfig, BiLstmForSequenceClassification, BiLstmForTokenClassification
 from filbert.models.reference_bert import ReferenceConfig, ReferenceForSequenceClassification
 from filbert.models.reference_store import token_hash
+from filbert.runtime import config
 from filbert.runtime.files import write_json
 
 WIDE = {"initializer_range": 0.5}
@@ -98,3 +100,16 @@ def export_folder(student: Path, out: Path, **more: object) -> Path:
         ModelCard(**{"task": "sst2", "student": "kd", "seed": 1, "max_length": 16, "pad": 0} | fields | more), out
     )
     return out
+
+
+EXPORT = {
+    "tolerance": 1e-3, "check_alone": 5, "max_drop": 0.5, "variants": ["per_channel", "per_tensor"], "score_alone": 5,
+    "calibration_rows": 8, "batch_size": 8, "precisions": [0.5, 0.9],
+    "latency": {"batch_sizes": [1, 8], "warmup": 0, "rounds": 2, "threads": 1},
+}  # fmt: skip
+
+
+def write_params(file: Path, **export: object) -> None:
+    """The project's settings, with those of exports for a tiny world."""
+    params = config.read_params(ROOT / "params.yaml") | {"export": EXPORT | export}
+    YAML(typ="safe").dump(params, file)

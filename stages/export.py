@@ -1,0 +1,136 @@
+"""Export a teacher or student: ONNX in float32, checked on logits, and int8 where it stays good; calibrated, with a model card."""
+
+import dataclasses
+import shutil
+import tempfile
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from filbert.data import arrow, batches, tasks
+from filbert.data.batches import TokenizedDataset
+from filbert.data.tasks import CLASSES, Task
+from filbert.evaluation import metrics
+from filbert.export import calibration, card, gate, inference, onnx
+from filbert.export import folder as folders
+from filbert.export.folder import ModelCard
+from filbert.export.gate import ExportConfig, OnnxModel
+from filbert.export.references import FOLDER as STORE
+from filbert.export.session import processor_flags
+from filbert.models import checkpoints
+from filbert.runtime import config, device, files
+from stages import run
+
+PACKAGES = ("torch", "onnx", "onnxruntime", "tokenizers")
+
+
+def export(task_name: str, student_name: str, seed: int, prepared: Path, folder: Path, out: Path) -> None:
+    """Write the model in FOLDER to the folder OUT as files that onnxruntime runs, chosen on the validation rows of PREPARED."""
+    task, settings = tasks.find(task_name), config.section("export", ExportConfig)
+    encoding, tokenizer = config.section("tokenizer", batches.TokenizerConfig), batches.load_tokenizer(folder)
+    names = sorted(file.stem for file in prepared.glob("*.arrow") if file.stem.startswith(("test", "validation")))
+    splits = {name: batches.load_split(prepared, name, task, tokenizer, encoding) for name in names}
+    table, validation = splits["validation"]
+    few = arrow.read_table(prepared / "train.arrow").slice(0, settings.calibration_rows)
+    with (
+        files.atomic_folder(out) as making,
+        tempfile.TemporaryDirectory(dir=making.parent, prefix=".variants-") as work,
+    ):
+        file = making / folders.FLOAT32
+        onnx.export_onnx(folder, file)
+        check = onnx.check_logits(
+            folder, file, validation, settings.tolerance, settings.batch_size, settings.check_alone
+        )
+        shutil.copyfile(folder / folders.TOKENIZER, making / folders.TOKENIZER)
+        if (folder / STORE).exists():
+            shutil.copytree(folder / STORE, making / STORE)
+        passed, variants = gate.choose_int8(
+            file, making, Path(work), task, validation, batches.tokenize(few, task, tokenizer, encoding), settings
+        )
+        if passed:
+            shutil.copyfile(passed, making / folders.INT8)
+        file = making / (folders.INT8 if passed else folders.FLOAT32)
+        logits = {name: _logits(file, making, rows, settings) for name, (_, rows) in splits.items()}
+        found, fitted = _calibrate(task, logits["validation"], validation, settings)
+        about = ModelCard(
+            task=task_name, student=student_name, seed=seed, kind=str(task.kind), columns=task.columns, labels=task.labels,
+            max_length=encoding.max_length, pad=tokenizer.pad_token_id or 0, model=file.name,
+            flags=processor_flags() if passed else "", **fitted,
+        )  # fmt: skip
+        folders.write_card(about, making)
+        record = {
+            "task": task_name,
+            "student": student_name,
+            "seed": seed,
+            "published": file.name,
+            "scores": {name: _scores(task, logits[name], rows) for name, (_, rows) in splits.items()},
+            "bytes": deployed_bytes(making, file.name),
+            "model_bytes": file.stat().st_size,
+            "milliseconds": _milliseconds(making, texts_of(table, task), settings),
+            "threads": settings.latency.threads,
+            "logits": dataclasses.asdict(check) | {"rows_alone": min(settings.check_alone, len(validation))},
+            "variants": [variant.to_json() for variant in variants],
+            "max_drop": settings.max_drop,
+            "calibration": found,
+            "machine": device.machine_facts() | {"integer_flags": processor_flags()},
+            "versions": {name: version(name) for name in PACKAGES},
+            "rows": arrow.rows_digest(table),
+            "model": files.weights_hash(folder)[:12],
+            "provenance": files.read_json(folder / checkpoints.PROVENANCE),
+        }
+        files.write_json(making / folders.RECORD, record)
+        files.write_text(making / "README.md", card.model_card(about, task, tasks.source_of(task), record))
+
+
+def _logits(file: Path, store: Path, rows: TokenizedDataset, settings: ExportConfig) -> np.ndarray:
+    return checkpoints.predict_logits(OnnxModel(store, file), rows, settings.batch_size, gate.CPU)
+
+
+def _calibrate(
+    task: Task, logits: np.ndarray, rows: TokenizedDataset, settings: ExportConfig
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """What was found, and what of it the model card needs; nothing for tasks whose rows have no class."""
+    if task.kind not in CLASSES:
+        return None, {}
+    found = dataclasses.asdict(calibration.calibrate(logits, rows.label, settings.precisions))
+    return found, {name: found[name] for name in ("temperature", "thresholds")}
+
+
+def _scores(task: Task, logits: np.ndarray, rows: TokenizedDataset) -> dict[str, Any]:
+    """The scores on one split, and where it is an accuracy its interval over rows."""
+    found: dict[str, Any] = metrics.scores_on(task, logits, rows)
+    if task.metrics == ("accuracy",):
+        found["interval"] = card.mean_interval((metrics.predictions(task, logits) == rows.label).astype(float).tolist())
+    return found
+
+
+def texts_of(table: Any, task: Task) -> list[inference.Text]:
+    """The texts of rows, as a predictor takes them."""
+    columns = [table[name].to_pylist() for name in task.columns]
+    return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+
+
+def _milliseconds(folder: Path, texts: list[inference.Text], settings: ExportConfig) -> dict[str, float]:
+    """Median milliseconds from text to answer by batch size; a batch of 1 is the text of median length."""
+    model = inference.open_model(folder, settings.latency.threads)
+    order = sorted((text for text in texts if not model.problem(text)), key=lambda text: len("".join(text)))
+    found = {}
+    for size in settings.latency.batch_sizes:
+        chosen = [order[int((i + 0.5) / size * len(order))] for i in range(size)]
+        arm = {"text": partial(model.predict, chosen)}
+        times = gate.time_in_turn(arm, settings.latency.warmup, settings.latency.rounds)
+        found[f"batch_{size}"] = times["text"]["median"]
+    return found
+
+
+def deployed_bytes(folder: Path, model: str) -> int:
+    """What has to be deployed: the model, its tokenizer and the references that it reads."""
+    parts = [folder / model, folder / folders.TOKENIZER, *(folder / STORE).rglob("*")]
+    return sum(part.stat().st_size for part in parts if part.is_file())
+
+
+if __name__ == "__main__":
+    run(export)
