@@ -45,7 +45,7 @@ def main(
     """Measure steps of the student that params.yaml describes under `pretrain.NAME`, on the corpus WORDS."""
     settings, on = config.section(f"pretrain.{name}", PretrainConfig), device.select_device()
     read = corpus.read_corpus(words / corpus.TEXT)
-    few = read.only(np.concatenate([[0], read.ends[:-1]]) < WORDS)
+    few = read.select(np.concatenate([[0], read.ends[:-1]]) < WORDS)
     tokenizer = new_vocabulary(few, settings.vocabulary, batches.load_tokenizer(checkpoint), settings.length)
     rows = corpus.pack_blocks(few, [corpus.WordTokens(few.words, tokenizer)], 0.0, settings.length, 0)
     arms = {

@@ -132,7 +132,7 @@ def context(
     shutil.copytree(cached, tmp_path, dirs_exist_ok=True)
     cache = TeacherCache([tmp_path / "cache"], cache_fingerprint(teacher, TOKENIZER, CACHE, CPU))
     return MethodContext(
-        task=find_task("sst2"), train=encoded, validation=validation, transfer=encoded.part(np.arange(0)),
+        task=find_task("sst2"), train=encoded, validation=validation, transfer=encoded.select(np.arange(0)),
         checkpoint=checkpoint, teacher=teacher, shape=checkpoints.StudentConfig((0,)), layer_map=LAYERS, cache=cache,
         cache_config=CACHE, references=tmp_path / "references", word_vectors=None, seed=1, device=CPU,
         scratch=tmp_path / ".scratch" / "context", recorder=recorder,

@@ -1,4 +1,4 @@
-"""Prepared rows as Arrow IPC files: written whole, memory-mapped back, known by their digest."""
+"""Prepared rows as Arrow IPC files: written atomically, memory-mapped when read, identified by a digest."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -16,11 +16,11 @@ from filbert.data.tasks import Task, TaskKind
 from filbert.runtime.files import atomic_file
 
 Row = dict[str, Any]  # idx, the text columns of the task, label (None where there is none), hash
-WRITTEN = 4096  # rows held at a time
+ROWS_AT_A_TIME = 4096  # rows in memory while a file is written
 
 
 def row_schema(task: Task) -> pa.Schema:
-    """What a prepared row of a task is."""
+    """The columns of a prepared table: idx, the texts, label, hash."""
     label = {TaskKind.REGRESSION: pa.float32(), TaskKind.TAGGING: pa.list_(pa.int32())}.get(task.kind, pa.int32())
     texts = [(name, pa.string()) for name in task.columns]
     return pa.schema([("idx", pa.int32()), *texts, ("label", label), ("hash", pa.int64())])
@@ -66,24 +66,24 @@ def rows_digest(table: pa.Table) -> str:
 
 @contextmanager
 def open_writer(file: Path, schema: pa.Schema) -> Iterator[pa.RecordBatchFileWriter]:
-    """An Arrow IPC file to write batches to, whole or not at all."""
+    """A writer of an Arrow IPC file, which appears when the block succeeds."""
     with atomic_file(file) as making, pa.OSFile(str(making), "wb") as sink, pa.ipc.new_file(sink, schema) as out:
         yield out
 
 
 def write_table(table: pa.Table, file: Path) -> None:
-    """Write `table` as an Arrow IPC file, whole or not at all."""
+    """Write `table` as an Arrow IPC file, atomically."""
     with open_writer(file, table.schema) as out:
         out.write_table(table)
 
 
 def write_rows(rows: Iterable[Row], task: Task, file: Path) -> int:
-    """Write rows as they come, some in memory at a time, as `write_table` does; how many they were."""
-    form, count = row_schema(task), 0
-    with open_writer(file, form) as out:
+    """Write rows as they come, some in memory at a time, as `write_table` does; returns their number."""
+    schema, count = row_schema(task), 0
+    with open_writer(file, schema) as out:
         left = iter(rows)
-        while part := list(islice(left, WRITTEN)):
-            out.write_table(pa.Table.from_pylist(part, schema=form))
+        while part := list(islice(left, ROWS_AT_A_TIME)):
+            out.write_table(pa.Table.from_pylist(part, schema=schema))
             count += len(part)
     return count
 

@@ -1,9 +1,9 @@
-"""Arrow rows become batches: tokenised once, grouped by length, padded to the longest of their batch."""
+"""From Arrow rows to batches: tokenised once, grouped by length, padded to the longest row of a batch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +13,10 @@ from tokenizers import Encoding
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from filbert import FilbertError
 from filbert.data.arrow import read_table
 from filbert.data.tasks import Task, TaskKind
+from filbert.runtime.config import Range
 
 BUCKET = 50  # batches whose rows are sorted by length together
 ROWS_AT_A_TIME = 16384  # rows whose tokens are Python lists at one time
@@ -24,7 +26,7 @@ ROWS_AT_A_TIME = 16384  # rows whose tokens are Python lists at one time
 class TokenizerConfig:
     """How text becomes tokens."""
 
-    max_length: int  # tokens, special ones included; longer rows are cut
+    max_length: Annotated[int, Range(4)]  # tokens, special ones included; longer rows are cut
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class Batch:
     ids: Tensor  # [B, T] int64
     types: Tensor  # [B, T] int64
     mask: Tensor  # [B, T] bool
-    label: Tensor  # [B] int64, or float32 for regression; of tags [B, T] int64, -1 where a token begins no word
-    word: Tensor | None = None  # [B, T] int64: the number of the word a token begins, -1 where it begins none
-    targets: Mapping[str, Tensor] = field(default_factory=dict)  # what the cache holds on these rows, [B, …]
+    label: Tensor  # [B] int64, or float32 for regression; for tagging [B, T] int64, -1 where a token begins no word
+    word: Tensor | None = None  # [B, T] int64: the index of the word that a token begins, -1 if none
+    targets: Mapping[str, Tensor] = field(default_factory=dict)  # the teacher's cached outputs for these rows, [B, …]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -51,20 +53,20 @@ class Batch:
 
 
 class TargetSource(Protocol):
-    """The teacher's words on the rows of one split: something that can be asked for the rows of a batch."""
+    """The teacher's cached outputs for the rows of one split, by position."""
 
     def take(self, rows: np.ndarray, /) -> Mapping[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
 class TargetSubset:
-    """What a teacher says of some of the rows it was asked about."""
+    """The targets of some of the rows of a source."""
 
-    teacher: TargetSource
-    rows: np.ndarray
+    source: TargetSource
+    rows: np.ndarray  # their positions in the source
 
     def take(self, at: np.ndarray) -> Mapping[str, Tensor]:
-        return self.teacher.take(self.rows[at])
+        return self.source.take(self.rows[at])
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,12 @@ class TokenizedDataset:
     ids: np.ndarray  # [tokens] uint32
     types: np.ndarray  # [tokens] uint8
     offsets: np.ndarray  # [N + 1] int64
-    label: np.ndarray  # [N] int64 or float32; of tags [words] int64, ragged: row i is `label[tags[i]:tags[i + 1]]`
+    label: np.ndarray  # [N] int64 or float32; for tagging [words] int64, ragged: row i is `label[tags[i]:tags[i + 1]]`
     idx: np.ndarray  # [N] int32
     hash: np.ndarray  # [N] int64
     pad: int
-    word: np.ndarray | None = None  # [tokens] int32, see Batch; None unless asked for
-    tags: np.ndarray | None = None  # [N + 1] int64; None unless rows are tagged
+    word: np.ndarray | None = None  # [tokens] int32, see Batch; optional
+    tags: np.ndarray | None = None  # [N + 1] int64, offsets into `label`; for tagging only
     target_sources: tuple[TargetSource, ...] = ()
 
     def __len__(self) -> int:
@@ -89,18 +91,18 @@ class TokenizedDataset:
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 
-    def with_targets(self, *teachers: TargetSource) -> "TokenizedDataset":
-        """The same rows, whose batches also carry what the teachers say of them."""
-        return replace(self, target_sources=teachers)
+    def with_targets(self, *sources: TargetSource) -> "TokenizedDataset":
+        """The same rows, whose batches also hold the targets of the sources."""
+        return replace(self, target_sources=sources)
 
-    def part(self, rows: np.ndarray) -> "TokenizedDataset":
-        """Some rows alone, in the order of `rows`, with what the teachers say of them."""
+    def select(self, rows: np.ndarray) -> "TokenizedDataset":
+        """Some rows, in the order of the positions `rows`, with their targets."""
         offsets, at = _ragged(self.offsets, rows)
         tokens = {name: getattr(self, name)[at] for name in ("ids", "types")}
         whole = {name: getattr(self, name)[rows] for name in ("idx", "hash")}
         tags, labelled = (None, rows) if self.tags is None else _ragged(self.tags, rows)
         word = None if self.word is None else self.word[at]
-        teachers = tuple(TargetSubset(teacher, rows) for teacher in self.target_sources)
+        sources = tuple(TargetSubset(source, rows) for source in self.target_sources)
         return replace(
             self,
             **tokens,
@@ -109,7 +111,7 @@ class TokenizedDataset:
             offsets=offsets,
             word=word,
             tags=tags,
-            target_sources=teachers,
+            target_sources=sources,
         )
 
     @property
@@ -119,7 +121,7 @@ class TokenizedDataset:
         return np.add.reduceat(hash_terms(self.ids, place), self.offsets[:-1])
 
     def batch(self, rows: np.ndarray) -> Batch:
-        """The rows with these positions, padded to the longest of them."""
+        """The rows at these positions, padded to the longest of them."""
         lengths = self.lengths[rows]
         column = np.arange(lengths.max())
         mask = column < lengths[:, None]
@@ -129,11 +131,11 @@ class TokenizedDataset:
         tensor = torch.from_numpy
         word = None if self.word is None else tensor(np.where(mask, self.word[at], -1).astype(np.int64))
         label = self.label[rows] if self.tags is None else self.labels_by_token(rows, mask, at)
-        targets = {name: value for teacher in self.target_sources for name, value in teacher.take(rows).items()}
+        targets = {name: value for source in self.target_sources for name, value in source.take(rows).items()}
         return Batch(tensor(ids), tensor(types), tensor(mask), tensor(label), word, targets)
 
     def labels_by_token(self, rows: np.ndarray, mask: np.ndarray, at: np.ndarray) -> np.ndarray:
-        """The tags of rows at the tokens `at` [B, T] that begin their words; -1 at others, on padding, and where there are none."""
+        """The tags of rows at the tokens `at` [B, T] that begin a word; -1 at other tokens, on padding, and without labels."""
         assert self.tags is not None
         assert self.word is not None
         if not len(self.label):
@@ -150,14 +152,25 @@ def hash_terms(tokens: np.ndarray, position: np.ndarray) -> np.ndarray:
 
 
 def _ragged(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of some ragged rows: their new offsets, and where their values lie."""
+    """The new offsets of a selection of ragged rows, and the positions of their values."""
     lengths = np.diff(offsets)[rows]
     new = np.concatenate([[0], np.cumsum(lengths)])
     return new, np.arange(new[-1]) + np.repeat(offsets[rows] - new[:-1], lengths)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(folder)
+    """The tokenizer in a local folder; the hub is not asked and no code of the folder runs.
+
+    Raises:
+        FilbertError: there is none, or it cannot be read.
+    """
+    if not folder.is_dir() or not any((folder / name).exists() for name in ("tokenizer.json", "vocab.txt")):
+        raise FilbertError(f"{folder}: no tokenizer; expected a model's folder with tokenizer.json or vocab.txt")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises bare ones
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise FilbertError(f"{folder}: not a tokenizer that can be used: {reason}") from error
 
 
 def tokenize(
@@ -165,8 +178,8 @@ def tokenize(
 ) -> TokenizedDataset:
     """Tokenise the rows of `table`; pairs share `max_length`, the longer text is cut first.
 
-    With `words`, say also which token begins which word of the text: what tokenizers that cut words differently share. Of rows
-    that are tagged it is always said.
+    With `words`, and always for tagging, also store which token begins which word: words are common to tokenizers whose tokens
+    differ.
     """
     words = words or task.kind is TaskKind.TAGGING
     parts = [
@@ -180,7 +193,7 @@ def _encode(
     table: pa.Table, task: Task, tokenizer: PreTrainedTokenizerBase, config: TokenizerConfig, words: bool
 ) -> TokenizedDataset:
     texts = [table[name].to_pylist() for name in task.columns]
-    tokens: Any = {"input_ids": [], "token_type_ids": []}  # of no rows, which a tokenizer does not take
+    tokens: Any = {"input_ids": [], "token_type_ids": []}  # for an empty table, which tokenizers refuse
     if len(table):
         tokens = tokenizer(*texts, truncation=True, max_length=config.max_length, return_token_type_ids=True,
                            return_attention_mask=False, return_offsets_mapping=words)  # fmt: skip
@@ -207,7 +220,7 @@ def _encode(
 
 
 def concatenate(*parts: TokenizedDataset) -> TokenizedDataset:
-    """The rows of several splits one after the other, without what teachers say of them."""
+    """The rows of several splits one after the other, without targets."""
     if len(parts) == 1:
         return parts[0]
 
@@ -226,11 +239,11 @@ def concatenate(*parts: TokenizedDataset) -> TokenizedDataset:
 
 
 def _words(tokens: Encoding, texts: tuple[str, ...]) -> np.ndarray:
-    """For each token of a row the number of the whitespace-separated word it begins, or -1; a pair is counted through."""
+    """For each token of a row the index of the whitespace-separated word it begins, or -1; the second text of a pair counts on."""
     spaces = [np.fromiter(map(str.isspace, text), bool, len(text)) for text in texts]
     begins = [~space & np.concatenate([[True], space[:-1]]) for space in spaces]
     before = np.concatenate([[0], np.cumsum([b.sum() for b in begins])])
-    number = [np.cumsum(b) - 1 + n for b, n in zip(begins, before, strict=False)]  # of the word at each character
+    number = [np.cumsum(b) - 1 + n for b, n in zip(begins, before, strict=False)]  # word index at each character
     out, last = np.full(len(tokens.ids), -1, np.int32), -1
     for at, (text, (start, end)) in enumerate(zip(tokens.sequence_ids, tokens.offsets, strict=True)):
         if text is not None and end > start:
@@ -247,20 +260,20 @@ def load_split(
     config: TokenizerConfig,
     words: bool = False,
 ) -> tuple[pa.Table, TokenizedDataset]:
-    """The rows of one split in the folder `prepared`, as they are and as tokens."""
+    """The rows of one split in the folder `prepared`, as a table and tokenised."""
     table = read_table(prepared / f"{name}.arrow")
     return table, tokenize(table, task, tokenizer, config, words)
 
 
 def shuffled_batches(lengths: np.ndarray, size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The batches of one epoch as positions of rows: shuffled, then rows of like length put together.
+    """The batches of one epoch as positions of rows: shuffled, then grouped by similar length.
 
-    Depends on nothing but its arguments, so that a resumed epoch continues where it stopped.
+    Depends on its arguments alone, so that a resumed epoch continues where it stopped.
     """
-    draw = np.random.default_rng((seed, epoch))
-    order = draw.permutation(len(lengths))
+    generator = np.random.default_rng((seed, epoch))
+    order = generator.permutation(len(lengths))
     bucket = size * BUCKET
     groups = (order[start : start + bucket] for start in range(0, len(order), bucket))
     ordered = [group[np.argsort(lengths[group], kind="stable")] for group in groups]
     batches = [group[start : start + size] for group in ordered for start in range(0, len(group), size)]
-    return [batches[i] for i in draw.permutation(len(batches))]
+    return [batches[i] for i in generator.permutation(len(batches))]

@@ -15,15 +15,16 @@ import pyarrow as pa
 from filbert.data.arrow import Row, row_schema
 from filbert.data.readers import RowError, normalize_text, read_rows
 from filbert.data.tasks import CLASSES, Task
+from filbert.runtime.config import Fraction, PositiveInt
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
     """Fractions of the training rows that become validation rows, and test rows where the task has no test file."""
 
-    validation: float
-    test: float
-    max_rows: int  # no slice is larger
+    validation: Fraction
+    test: Fraction
+    max_rows: PositiveInt  # no slice is larger
     seed: int
 
 

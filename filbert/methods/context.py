@@ -71,7 +71,7 @@ class MethodContext:
 
     def with_transfer(self) -> "MethodContext":
         """The same context with the transfer rows, which have no labels, appended to the training rows."""
-        return replace(self, train=concatenate(self.train, self.transfer), transfer=self.transfer.part(np.arange(0)))
+        return replace(self, train=concatenate(self.train, self.transfer), transfer=self.transfer.select(np.arange(0)))
 
     def with_targets(self, columns: Sequence[str], *more: TargetSource) -> TokenizedDataset:
         """The training rows, whose batches carry these columns of the teacher's cache (and other targets)."""
@@ -98,7 +98,7 @@ class MethodContext:
         rows = {"idx": self.train.idx, "hash": self.train.hash, "row": np.arange(len(self.train))}
 
         def tokenize(part: pa.Table) -> TokenizedDataset:
-            return self.train.part(part["row"].to_numpy())
+            return self.train.select(part["row"].to_numpy())
 
         stored = [column_for_task(self.task.kind, column) for column in columns]
         build.build_cache(folder, model, pa.table(rows), tokenize, stored, expected, self.cache_config, self.device)

@@ -103,7 +103,7 @@ def _in_stages(
 ) -> BiLstmForSequenceClassification:
     """Representation, then logits, then labels (algorithm 1)."""
     rows, held_out = texts.with_targets(["logits", "pooled"]), _held_out(len(texts.train))
-    train, judge = rows.part(np.flatnonzero(~held_out)), rows.part(np.flatnonzero(held_out))
+    train, judge = rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
     times = 1.0 if config.unfreeze else len(PARTS)
     logits = replace(config.logits, epochs=config.logits.epochs * times)
     if config.learn_representation:
@@ -233,8 +233,8 @@ def _word_vectors(context: MethodContext, seen: Tensor) -> Tensor:
     """The word vectors of tokens that are words; of all others their mean: [tokens, width]."""
     if context.word_vectors is None:
         raise FilbertError("shape.embedding_init: this stage has no word vectors; take svd or random")
-    vectors = WordVectors(context.word_vectors, most=400_000)
+    vectors = WordVectors(context.word_vectors, max_words=400_000)
     tokens = load_tokenizer(context.teacher).convert_ids_to_tokens(seen.tolist())
-    at = [vectors.at.get(token.lstrip("▁Ġ").lower(), -1) for token in tokens]
+    at = [vectors.index.get(token.lstrip("▁Ġ").lower(), -1) for token in tokens]
     table = torch.from_numpy(np.concatenate([vectors.table, vectors.table.mean(0, keepdims=True)]))
     return table[at]

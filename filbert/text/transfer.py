@@ -17,6 +17,7 @@ import xxhash
 from filbert.data.arrow import Row
 from filbert.data.readers import low_bits, normalize_text, text_hash
 from filbert.data.tasks import Task, TaskKind
+from filbert.runtime.config import Fraction, NonNegativeInt, PositiveInt
 
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|<br\s*/?>|\n+")
 WORD = re.compile(r"\w+")
@@ -28,12 +29,12 @@ Texts = tuple[str, ...]  # of one row
 class FilterConfig:
     """Which texts are kept."""
 
-    min_words: int
-    max_words: int
-    shingle: int  # words of a shingle
-    overlap: float  # share of a text's shingles that may occur in held-out rows
-    quoted: float  # share of a held-out row's shingles that may occur in a text
-    max_rows: int  # rows of one source: a text, or the task's own rows without labels
+    min_words: NonNegativeInt
+    max_words: PositiveInt
+    shingle: PositiveInt  # words of a shingle
+    overlap: Fraction  # share of a text's shingles that may occur in held-out rows
+    quoted: Fraction  # share of a held-out row's shingles that may occur in a text
+    max_rows: PositiveInt  # rows of one source: a text, or the task's own rows without labels
 
 
 def split_sentences(text: str) -> Iterator[str]:

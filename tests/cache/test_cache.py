@@ -166,7 +166,7 @@ def test_only_missing_columns_are_asked(
     opened = read.TeacherCache([tmp_path], key(teacher))
     assert [entry.columns for entry in opened.parts[0].entries.values()] == [("logits",), ("hidden.0", "attention.2")]
     model = checkpoints.load_model(teacher)
-    assert max(opened.verify(rows.part(np.arange(8)), SOME, model, CONFIG, CPU).values()) < 0.05
+    assert max(opened.verify(rows.select(np.arange(8)), SOME, model, CONFIG, CPU).values()) < 0.05
 
 
 def test_a_killed_run_goes_on(
@@ -208,7 +208,7 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(read.CacheError, match=r"no column `hidden.1`, only attention.2, hidden.0, logits"):
         opened.on(rows, ["hidden.1"])
     other = read.TeacherCache([folder], replace(right, precision="float8"))  # made on another machine: verify decides
-    first = rows.part(np.arange(30))
+    first = rows.select(np.arange(30))
     assert len(other.on(first, ["logits"]).at["logits"]) == 30
     with pytest.raises(read.CacheError, match="no words on 30 of 30 rows"):
         opened.on(replace(first, idx=first.idx + 1), ["logits"])
@@ -250,7 +250,7 @@ def test_words_of_other_rows_and_other_teachers_are_found_out(
     opened, other, sample = (
         read.TeacherCache([tmp_path], key(teacher)),
         checkpoints.load_model(teacher),
-        rows.part(np.arange(0, 40, 5)),
+        rows.select(np.arange(0, 40, 5)),
     )
     opened.verify(sample, SOME, other, CONFIG, CPU)
     with torch.no_grad():

@@ -62,7 +62,7 @@ def test_many_rows_are_tokenised_in_parts_and_joined(
     whole = replace(encoded, word=parts.word)
     for name in ("ids", "types", "offsets", "label", "idx", "hash"):
         np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
-    nothing = encoded.part(np.arange(0))
+    nothing = encoded.select(np.arange(0))
     same = batches.concatenate(nothing, encoded, nothing)
     assert len(same) == len(encoded)
     np.testing.assert_array_equal(same.batch(np.arange(5)).ids, encoded.batch(np.arange(5)).ids)

@@ -54,10 +54,10 @@ def small(words: corpus.Corpus) -> PreTrainedTokenizerFast:
 
 def test_words_come_back_as_they_went(words: corpus.Corpus, texts: list[str]) -> None:
     every = np.arange(len(texts))
-    assert [words.words[i] for i in words.only(every == 3).text] == texts[3].split()
+    assert [words.words[i] for i in words.select(every == 3).text] == texts[3].split()
     assert len(words.ends) == len(texts)
     assert len(set(words.words)) == len(words.words)
-    part = words.only(every % 7 == 2)
+    part = words.select(every % 7 == 2)
     assert [words.words[i] for i in part.text[part.ends[0] : part.ends[1]]] == texts[9].split()
 
 

@@ -66,7 +66,7 @@ def test_scores_are_those_of_the_formula() -> None:
 def test_a_row_is_never_its_own_reference_nor_is_its_twin(
     encoded: batches.TokenizedDataset, validation: batches.TokenizedDataset
 ) -> None:
-    twice = encoded.part(np.concatenate([np.arange(len(encoded)), [0, 0]]))  # row 0 three times
+    twice = encoded.select(np.concatenate([np.arange(len(encoded)), [0, 0]]))  # row 0 three times
     found = retrieval.neighbour_positions(retrieval.find_references(retrieval.build_index(twice), twice, twice, 5))
     assert not (twice.token_hashes[found] == twice.token_hashes[:, None]).any()
     last = len(encoded)
@@ -82,7 +82,7 @@ def test_equal_scores_go_in_their_order_however_many_are_asked() -> None:
 
 
 def test_too_few_others_are_named(encoded: batches.TokenizedDataset) -> None:
-    few = encoded.part(np.arange(3))
+    few = encoded.select(np.arange(3))
     with pytest.raises(retrieval.RetrievalError, match="expected 3 references of each row among 3 training rows"):
         retrieval.find_references(retrieval.build_index(few), few, few, 3)
 
@@ -220,7 +220,7 @@ def test_references_of_other_rows_are_refused(context: MethodContext, prepared: 
         train(context)
     write_table(table, context.references / "train.arrow")
     with pytest.raises(
-        retrieval.RetrievalError, match=r"expected 9 references of each row, found 3; raise references.most"
+        retrieval.RetrievalError, match=r"expected 9 references of each row, found 3; raise references.max_references"
     ):
         train(context, references=ReferenceSettings(9, "int8"))
 

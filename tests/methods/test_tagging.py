@@ -75,9 +75,9 @@ def context(
     build.build_cache(tmp_path / "cache", checkpoints.load_model(tagger), prepared.tables["train"],
               lambda table: batches.tokenize(table, TASK, tiny_tokenizer(), ENCODE), columns, key, config, CPU)  # fmt: skip
     opened = read.TeacherCache([tmp_path / "cache"], key)
-    opened.verify(split["train"].part(np.arange(8)), columns, checkpoints.load_model(tagger), config, CPU)
+    opened.verify(split["train"].select(np.arange(8)), columns, checkpoints.load_model(tagger), config, CPU)
     return MethodContext(
-        TASK, split["train"], split["validation"], split["train"].part(np.arange(0)), checkpoint, tagger,
+        TASK, split["train"], split["validation"], split["train"].select(np.arange(0)), checkpoint, tagger,
         checkpoints.StudentConfig((0,)), LayerMap(1, 2), opened, config, tmp_path, None, 1, CPU, tmp_path / ".scratch" / "study",
         recorder,
     )  # fmt: skip
@@ -203,8 +203,8 @@ def test_logits_come_back_row_by_row(context: MethodContext) -> None:
 
 def test_part_and_joined_keep_tags_with_their_rows(context: MethodContext) -> None:
     order = np.array([7, 2, 11])
-    part = context.train.part(order)
-    both = batches.concatenate(part, context.train.part(np.array([3])))
+    part = context.train.select(order)
+    both = batches.concatenate(part, context.train.select(np.array([3])))
     for i, row in enumerate([*order, 3]):
         one, other = both.batch(np.array([i])), context.train.batch(np.array([row]))
         assert torch.equal(one.ids, other.ids)

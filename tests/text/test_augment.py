@@ -52,7 +52,7 @@ def vectors(tmp_path: Path) -> WordVectors:
 def test_words_are_replaced_by_what_fits(masked: MaskedLanguageModel, vectors: WordVectors) -> None:
     """Words of one token by the model's whole words, words of several by neighbours; stop words and marks stay."""
     found = replaceable_words(TEXTS, masked, vectors, CONFIG)
-    said = [[(text[p.start : p.end], p.by) for p in each] for text, each in zip(TEXTS, found, strict=True)]
+    said = [[(text[p.start : p.end], p.candidates) for p in each] for text, each in zip(TEXTS, found, strict=True)]
     assert [[word for word, _ in each] for each in said] == [
         ["film", "great", "long"], ["cats", "dogs"], ["dull", "Movie", "warm"], []
     ]  # fmt: skip
@@ -117,14 +117,14 @@ def test_a_rows_variants_do_not_depend_on_the_others(masked: MaskedLanguageModel
 
 def test_without_a_model_word_vectors_say_what_fits(vectors: WordVectors) -> None:
     (found,) = replaceable_words(["cats like film"], None, vectors, replace(CONFIG, candidates=2))
-    assert [(p.start, p.by[0]) for p in found] == [(0, "cat"), (10, "films")]
+    assert [(p.start, p.candidates[0]) for p in found] == [(0, "cat"), (10, "films")]
 
 
 def test_a_head_learns_what_fits(tmp_path: Path, encoded: batches.TokenizedDataset, recorder: RunRecorder) -> None:
     """After training on the tiny world an adjective stands where adjectives do."""
     torch.manual_seed(0)
     model = MaskedLanguageModel(BertForMaskedLM(tiny_config()), tiny_tokenizer(), CPU)
-    model.learn(
+    model.train_head(
         encoded, TrainingConfig(60, 16, 5e-3, 0.1, "linear", 0.0, 1.0, validations=4, patience=2), 0, tmp_path, recorder
     )
     (found,) = model.predict_words([MaskedCopy("the film was [MASK] and not", "the film was great and not", 1)], 8, 8)
@@ -139,7 +139,7 @@ def test_tables_of_vectors_are_read_alike_and_strictly(tmp_path: Path, vectors: 
     assert other.words == vectors.words
     assert other.nearest("cats", 2) == vectors.nearest("cats", 2) == ["cat", "dogs"]
     assert other.nearest("nobody", 2) == []
-    assert WordVectors(tmp_path / "arrays", most=3).words == vectors.words[:3]
+    assert WordVectors(tmp_path / "arrays", max_words=3).words == vectors.words[:3]
     for text, said in (
         ("a 1 2\nb 1\n", "line 2: expected a word and 2 numbers, got 'b 1'"),
         ("a 1 x\n", "line 1: expected a word and numbers"),
@@ -188,6 +188,6 @@ def test_byte_level_pieces_are_read_as_text() -> None:
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names),
         CPU,
     )
-    assert [word for word, is_word in zip(made.spelled, made.words.tolist(), strict=True) if is_word] == [
+    assert [word for word, is_word in zip(made.token_texts, made.is_word.tolist(), strict=True) if is_word] == [
         "film", "plot", "voilà", "good"
     ]  # fmt: skip
