@@ -33,6 +33,7 @@ class Column:
     texts: int = 0  # values that are strings
 
     def add(self, value: Any) -> None:
+        """Count a value; empty ones are skipped."""
         text = "" if value is None else str(value).strip()
         if text:
             self.values[text] += 1
@@ -41,6 +42,7 @@ class Column:
 
     @property
     def rows(self) -> int:
+        """How many rows have a value."""
         return self.values.total()
 
     @property

@@ -1,10 +1,15 @@
 """Filbert: BERT in a nutshell. What is computed: tensors in, tensors out."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from filbert.export.inference import Predictor
+
+
+os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # `datasets` would report each load to a counter on the network
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 class FilbertError(Exception):

@@ -44,6 +44,7 @@ class Batch:
         return len(self.ids)
 
     def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
         targets = {name: value.to(device, non_blocking=True) for name, value in self.targets.items()}
         ids, types, mask, label = (
             t.to(device, non_blocking=True) for t in (self.ids, self.types, self.mask, self.label)
@@ -55,7 +56,9 @@ class Batch:
 class TargetSource(Protocol):
     """The teacher's cached outputs for the rows of one split, by position."""
 
-    def take(self, rows: np.ndarray, /) -> Mapping[str, Tensor]: ...
+    def take(self, rows: np.ndarray, /) -> Mapping[str, Tensor]:
+        """Targets by column, [B, …], of the rows at these positions."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class TargetSubset:
     rows: np.ndarray  # their positions in the source
 
     def take(self, at: np.ndarray) -> Mapping[str, Tensor]:
+        """Targets of the rows at these positions of the selection."""
         return self.source.take(self.rows[at])
 
 
@@ -89,6 +93,7 @@ class TokenizedDataset:
 
     @property
     def lengths(self) -> np.ndarray:
+        """[N] int64, tokens of each row."""
         return np.diff(self.offsets)
 
     def with_targets(self, *sources: TargetSource) -> "TokenizedDataset":

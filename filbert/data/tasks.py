@@ -51,6 +51,7 @@ class Source:
 
     @property
     def pins(self) -> dict[str, str]:
+        """The pinned hashes by file; empty where none are."""
         return self.sha256 or {}
 
 

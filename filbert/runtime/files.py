@@ -85,15 +85,18 @@ def sync(path: Path) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
+    """Write a text file atomically."""
     with atomic_file(file) as making:
         making.write_text(text, encoding="utf-8")
 
 
 def write_json(file: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
     write_text(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(file: Path) -> Any:
+    """The content of a JSON file."""
     return json.loads(file.read_text(encoding="utf-8"))
 
 

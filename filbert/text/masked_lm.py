@@ -41,6 +41,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Vocabulary":
+        """The vocabulary of a tokenizer."""
         return cls(len(tokenizer), tokenizer.mask_token_id, tuple(tokenizer.all_special_ids))
 
 

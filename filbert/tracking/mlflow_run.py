@@ -55,6 +55,7 @@ class MlflowRun:
             self.next_attempt = time.monotonic() + FLUSH_SECONDS  # starting a run takes longer than writing points
 
     def params(self, values: dict[str, Any]) -> None:
+        """Add parameters; they are written with the next points."""
         self.pending_params |= values
 
     def points(self, points: list[Point]) -> None:
@@ -64,9 +65,12 @@ class MlflowRun:
             self._try(self._flush)
 
     def dataset(self, table: pa.Table, source: Path, name: str, digest: str, context: str) -> None:
+        """Log the rows that the stage reads."""
         self._once(lambda: self._dataset(table, source, name, digest, context))
 
     def model(self, model: Any, tokenizer: Any) -> None:
+        """Log the model that the stage made."""
+
         def log() -> None:
             self._open_run()
             _log_model(model_name(self.name), model, tokenizer)
@@ -82,6 +86,7 @@ class MlflowRun:
         self._once(lambda: [self._open_run().write(record) for record in records])
 
     def end(self, status: str) -> None:
+        """Write what is pending, and end the run as FINISHED or FAILED; warns where a part could not be written."""
         self.complete &= self._try(self._flush)
         if self.run_id:
             self.complete &= self._try(lambda: self._end(status))

@@ -1,13 +1,16 @@
 """Package, folder and hub: what arrives is what was pinned, and nothing half-written stays."""
 
 import json
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny import find_task, write_sst2
+from tiny import ROOT, find_task, write_sst2
 
 from filbert.data import readers, sources
 from filbert.data.sources import SourceError
@@ -130,3 +133,25 @@ def test_a_hub_data_set_in_nyu_mll_glues_layout(tmp_path: Path, monkeypatch: pyt
     assert names == ["SOURCE.json", "dev_matched.parquet", "dev_mismatched.parquet", "train.parquet"]
     read = list(readers.read_rows(tmp_path / "out", "dev_mismatched", find_task("mnli")))
     assert [(row["hypothesis"], row["label"]) for row in read] == [("validation_mismatched", 2)]
+
+
+def test_no_load_is_reported_to_the_network() -> None:
+    """`datasets` counts each load on a server unless its import finds a setting, which not every process has from outside."""
+    settings = "datasets.config.HF_UPDATE_DOWNLOAD_COUNTS, huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY"
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    command = [sys.executable, "-c", f"import filbert, datasets, huggingface_hub; print({settings})"]
+    done = subprocess.run(command, cwd=ROOT, env=bare, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
+
+
+def test_local_tables_are_read_without_the_datasets_library(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("sentence,label\ngood,1\n")
+    code = (
+        "import sys; from pathlib import Path; from filbert.data import readers, tasks; "
+        "print(len(list(readers.read_rows(Path(sys.argv[1]), 'train', tasks.find('sst2')))), 'datasets' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split() == [
+        "1",
+        "False",
+    ]
