@@ -1,4 +1,4 @@
-"""What a run leaves on Prefect's pages: the tables, a link to its MLflow run, how far its stages are."""
+"""What a run leaves on Prefect's pages: its tables, a link to its MLflow run, the progress of its stages."""
 
 import os
 import re
@@ -16,21 +16,22 @@ from prefect.artifacts import (
 
 from filbert.tracking.mlflow_store import EXPERIMENT, PIPELINE_TAG
 from pipelines.graph import Stage
+from pipelines.stage import BAR
 
-BAR = re.compile(r"(?P<what>\S.*?):\s+(?P<percent>\d+)%\|")  # tqdm's
 
-
-class Progress:
-    """The progress bars of one stage, each as an artifact of its task run."""
+class StageOutput:
+    """What a stage's command prints: each line goes into the log of its task run, each progress bar becomes an artifact of it."""
 
     def __init__(self) -> None:
+        self.log = get_run_logger()
         self.bars: dict[str, UUID] = {}
 
-    def see(self, line: str) -> None:
-        """Take notice of a line if it is a bar."""
-        if not (bar := BAR.match(line)):
-            return
-        what, percent = bar["what"], float(bar["percent"])
+    def __call__(self, line: str) -> None:
+        self.log.info(line)
+        if bar := BAR.match(line):
+            self._show(bar["what"], float(bar["percent"]))
+
+    def _show(self, what: str, percent: float) -> None:
         if what in self.bars:
             update_progress_artifact(self.bars[what], percent)
         else:
@@ -38,14 +39,14 @@ class Progress:
 
 
 def publish_tables(stages: list[Stage], folder: Path) -> None:
-    """The Markdown files among the outs of these stages, one artifact per file."""
+    """Publish the Markdown files among the outs of these stages, one artifact per file."""
     for file in (folder / out for stage in stages for out in stage.plain if out.endswith(".md")):
         key = re.sub("[^a-z0-9]+", "-", file.stem.lower())
         create_markdown_artifact(file.read_text(encoding="utf-8"), key=key, description=f"{file.name} after this run")
 
 
 def publish_mlflow_link(pipeline: str) -> None:
-    """A link to the MLflow run that holds this run's stages, where MLflow's server is up and a stage has run."""
+    """Publish a link to the MLflow run that holds this run's stages, if MLflow's server is up and a stage has run."""
     try:
         server = httpx.URL(mlflow_server())
         bare = server.copy_with(userinfo=b"")
@@ -66,6 +67,6 @@ def publish_mlflow_link(pipeline: str) -> None:
 
 
 def mlflow_server() -> str:
-    """Where MLflow's pages are: MLFLOW_TRACKING_URI if that is a server, else where `make ui` starts one."""
+    """The address of MLflow's pages: MLFLOW_TRACKING_URI if that is a server, else where `make ui` starts one."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     return uri if uri.startswith("http") else f"http://127.0.0.1:{os.environ.get('PORT', 5000)}"

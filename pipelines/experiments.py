@@ -1,4 +1,4 @@
-"""A run with other parameters as a DVC experiment: in a working tree of its own, the user's is left as it is."""
+"""Runs with other settings, each in a git worktree of its own with DVC's cache shared: the user's files stay as they are."""
 
 import re
 import shutil
@@ -6,18 +6,18 @@ import subprocess
 from pathlib import Path
 
 from dvc.repo import Repo
-from dvc.utils.hydra import apply_overrides
 
 from filbert.runtime.files import SCRATCH
 from pipelines.graph import StageError
-from pipelines.stage import dvc
+from pipelines.stage import dvc_command
 
 
 def begin(name: str, overrides: list[str]) -> Path:
-    """A git worktree of the last commit with DVC's cache shared and `overrides` in its params.yaml.
+    """A worktree of the last commit with `overrides` in its params.yaml; one that a failed run of that name and commit left is
+    used again.
 
-    One that a failed run of that name and commit left is gone on with. Raises StageError if the experiment exists already or
-    cannot have that name.
+    Raises:
+        StageError: the experiment exists already or cannot have that name.
     """
     if not re.fullmatch(r"\w[\w-]*", name):
         raise StageError(f"an experiment's name is of letters, digits, - and _, not {name!r}")
@@ -25,18 +25,10 @@ def begin(name: str, overrides: list[str]) -> Path:
     commit, folder = git(root, "rev-parse", "HEAD"), root / SCRATCH / "experiments" / name
     if git(root, "for-each-ref", f"refs/exps/{commit[:2]}/{commit[2:]}/{name}"):
         raise StageError(f"there is an experiment {name} of this commit: give another name or `dvc exp remove {name}`")
-    left = (folder / ".git").exists() and git(folder, "rev-parse", "HEAD") == commit
-    if left:
-        git(folder, "checkout", "--quiet", "--", "params.yaml")
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-        git(root, "worktree", "add", "--quiet", "--force", "--detach", str(folder))
-    if (local := root / ".dvc" / "config.local").exists():
-        shutil.copy(local, folder / ".dvc" / "config.local")
-    dvc(folder, "config", "--quiet", "--local", "cache.dir", Repo(str(root)).cache.local_cache_dir)
-    if not left:  # what it has made is its own: checking out would take what a cache has grown by
-        dvc(folder, "checkout", "--quiet", "--force", "--allow-missing")
+    open_worktree(root, folder)
     if overrides:
+        from dvc.utils.hydra import apply_overrides  # imports Hydra, 1 s
+
         apply_overrides(str(folder / "params.yaml"), overrides)
     return folder
 
@@ -44,12 +36,30 @@ def begin(name: str, overrides: list[str]) -> Path:
 def save(name: str, folder: Path) -> None:
     """Make the experiment `name` of what is in `folder`, for `dvc exp show` in every working tree, and remove it."""
     git(folder, "add", "--all")  # figures of new students, too
-    dvc(folder, "exp", "save", "--name", name)
+    dvc_command(folder, "exp", "save", "--name", name)
     git(folder, "worktree", "remove", "--force", str(folder))
 
 
+def open_worktree(root: Path, folder: Path) -> None:
+    """A worktree of the last commit at `folder`, its params.yaml as committed; made anew unless `folder` is one of that commit."""
+    if worktree_commit(folder) == git(root, "rev-parse", "HEAD"):
+        git(folder, "checkout", "--quiet", "--", "params.yaml")
+        return  # its outs are its own: checking out would remove what a cache has grown by
+    shutil.rmtree(folder, ignore_errors=True)
+    git(root, "worktree", "add", "--quiet", "--force", "--detach", str(folder))
+    if (local := root / ".dvc" / "config.local").exists():
+        shutil.copy(local, folder / ".dvc" / "config.local")
+    dvc_command(folder, "config", "--quiet", "--local", "cache.dir", Repo(str(root)).cache.local_cache_dir)
+    dvc_command(folder, "checkout", "--quiet", "--force", "--allow-missing")
+
+
+def worktree_commit(folder: Path) -> str:
+    """The commit of the worktree at `folder`; empty where there is none."""
+    return git(folder, "rev-parse", "HEAD") if (folder / ".git").exists() else ""
+
+
 def git(folder: Path, *words: str) -> str:
-    """What one git command says. Raises StageError."""
+    """What one git command prints. Raises StageError."""
     done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise StageError(f"`git {' '.join(words)}` failed:\n{done.stderr.strip()}")

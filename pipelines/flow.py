@@ -1,7 +1,7 @@
 """DVC's own graph as a Prefect flow: one task per stage, independent stages in parallel, nothing computed here.
 
-The graph is written once, in dvc.yaml; the cache is DVC's alone. A stage runs as `dvc repro --single-item`, so that it
-does nothing when nothing has changed. A stage that fails stops what depends on it; other branches finish.
+The graph is written once, in dvc.yaml; the cache is DVC's alone: a stage does nothing when nothing has changed. A stage that
+fails stops what depends on it; the others finish.
 """
 
 import json
@@ -19,15 +19,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two busy processes with s
 
 import typer
 from dvc.utils.hydra import apply_overrides
-from prefect import flow, get_run_logger
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, as_completed, wait
 from prefect.runtime import flow_run
 from prefect.states import State
 
 from filbert.tracking.mlflow_store import STORE
-from pipelines import artifacts, experiments, spread
-from pipelines.graph import graph
-from pipelines.stage import run_stage, stopping
+from pipelines import artifacts, clones, experiments
+from pipelines.graph import Stage, graph
+from pipelines.stage import dvc_command, reproduce, stopping, thread_environment
 
 Engine = Literal["threads", "dask"]
 
@@ -56,7 +57,7 @@ def repro(
         tasks: in place of those in params.yaml
         methods: in place of those in params.yaml
         seeds: in place of those in params.yaml
-        params: other settings, as in `dvc exp run -S`, such as distill.kd.temperature=4
+        params: other settings, as in `dvc exp run -S`, such as settings.kd.temperature=4
         experiment: the experiment's name; the flow run's if none is given and one is needed
         engine: threads of this process, or Dask
         workers: stages at once on this machine; each gets its share of the cores
@@ -73,10 +74,10 @@ def repro(
     states = run(folder, env, targets or [], lambda stage: force, engine, workers, cluster)
     if experiment and all(state.is_completed() for state in states):
         if cluster:
-            experiments.dvc(folder, "pull", "--allow-missing")  # to save it DVC wants what was made in one place
+            dvc_command(folder, "pull", "--allow-missing")  # `dvc exp save` needs all outs in one place
         experiments.save(experiment, folder)
     elif experiment:
-        get_run_logger().error("not saved; another run named %s of the same commit goes on with it", experiment)
+        get_run_logger().error("not saved; another run named %s of the same commit resumes it", experiment)
     return states  # a flow fails if a state it returns has failed
 
 
@@ -94,7 +95,7 @@ def sweep(
     """Run the pipeline once for each point of a grid of settings, each as a DVC experiment.
 
     Args:
-        grid: values by setting, such as {"distill.kd.temperature": [1, 2, 4]}; one point if there is none
+        grid: values by setting, such as {"settings.kd.temperature": [1, 2, 4]}; one point if there is none
         tasks: in place of those in params.yaml
         methods: in place of those in params.yaml
         seeds: in place of those in params.yaml
@@ -124,11 +125,11 @@ def sweep(
 
 @flow(name="filbert-refresh", log_prints=True)
 def refresh(sources: list[str] = ["fetch"], targets: list[str] = ["teach"], workers: int = 2) -> list[State]:  # noqa: B006
-    """Fetch the data again; where it has changed, make anew what depends on it, up to `targets`.
+    """Fetch the data again; where they have changed, run what depends on them, up to `targets`.
 
     Args:
         sources: the stages that are run whether or not anything here has changed
-        targets: how far to go, by default to the teachers; to the end if none
+        targets: the last stages, by default the teachers; all if none
         workers: stages at once; each gets its share of the cores
     """
     env = {"FILBERT_PIPELINE": uuid.uuid4().hex}
@@ -144,35 +145,43 @@ def run(
     workers: int,
     cluster: str | None,
 ) -> list[State]:
-    """Run the graph of `folder`, within a flow; each stage with `env` where its environment does not say otherwise."""
+    """Run the graph of `folder` within a flow, each stage with `env` where the environment does not set it already."""
     stages = graph(folder, targets)
-    if not cluster:  # there each machine's workers have their own
-        share = max(1, (os.cpu_count() or 1) // workers)
-        env = env | {"OMP_NUM_THREADS": str(share), "MLFLOW_TRACKING_URI": f"sqlite:///{STORE.resolve()}"}
+    if not cluster:  # workers elsewhere have their own
+        env = env | {"MLFLOW_TRACKING_URI": f"sqlite:///{STORE.resolve()}"}
     futures: dict[str, PrefectFuture] = {}
-    with spread.runner(engine, workers, cluster) as runner, stopping():
+    with clones.task_runner(engine, workers, cluster) as runner, stopping():
         for stage in stages:
             needs = [futures[name] for name in stage.needs]
             work = {"stage": stage, "needs": needs, "force": forced(stage.name), "env": env}
             if cluster:
-                own = spread.pack(folder, stage, "params.yaml")
-                futures[stage.name] = runner.submit(spread.run_stage_apart, work | {"own": own})
+                own = clones.pack(folder, stage, "params.yaml")
+                futures[stage.name] = runner.submit(clones.run_stage_in_clone, work | {"own": own})
                 continue
             if stage.alone:
                 wait(list(futures.values()))
+            work["env"] = env | thread_environment(stage, workers)
             futures[stage.name] = runner.submit(run_stage, work | {"folder": folder})
             if stage.alone:
                 futures[stage.name].wait()
         for future in as_completed(list(futures.values())):
             future.wait()
             if cluster and future.state.is_completed():
-                spread.unpack(folder, future.result())
+                clones.unpack(folder, future.result())
             elif cluster and future.state.is_failed():  # its own log is on its worker
                 get_run_logger().error(future.state.message)
         states = {name: future.state for name, future in futures.items()}
     artifacts.publish_tables([stage for stage in stages if states[stage.name].is_completed()], folder)
     artifacts.publish_mlflow_link(env["FILBERT_PIPELINE"])
     return list(states.values())
+
+
+@task(cache_policy=NO_CACHE, task_run_name="{stage.name}")
+def run_stage(stage: Stage, needs: list[None], force: bool, folder: Path, env: dict[str, str]) -> None:
+    """Run one stage in `folder`; `needs` are the tasks before it."""
+    log = artifacts.StageOutput()
+    if not reproduce(stage, force, folder, env, log):
+        log("nothing has changed")
 
 
 def setting(name: str, value: Any) -> str:

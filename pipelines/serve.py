@@ -1,4 +1,4 @@
-"""The flows on Prefect's pages: nightly, on demand with other parameters, a sweep, teachers made anew when data change."""
+"""The flows on Prefect's pages: on demand with other settings, nightly, a sweep, and teachers again when their data change."""
 
 import os
 from typing import Annotated, cast
@@ -14,23 +14,23 @@ NIGHTLY, WEEKLY = "0 2 * * *", "0 1 * * 0"
 
 
 def deployments(nightly: str = NIGHTLY, weekly: str = WEEKLY) -> list[RunnerDeployment]:
-    """What is served; the schedules are cron's."""
+    """The deployments that are served; `nightly` and `weekly` are cron lines."""
     made = [
-        repro.to_deployment("on-demand", description="The pipeline; with other parameters as a DVC experiment."),
+        repro.to_deployment("on-demand", description="The pipeline; with other settings as a DVC experiment."),
         repro.to_deployment("nightly", cron=nightly, description="What has changed, every night."),
         sweep.to_deployment(
             "sweep",
-            parameters={"grid": {"distill.kd.temperature": [1, 2, 4]}},
+            parameters={"grid": {"settings.kd.temperature": [1, 2, 4]}},
             description="One DVC experiment per point of a grid.",
         ),
-        refresh.to_deployment("teachers", cron=weekly, description="Teachers made anew where the data have changed."),
+        refresh.to_deployment("teachers", cron=weekly, description="Teachers again where their data have changed."),
     ]
     return cast(list[RunnerDeployment], made)  # a coroutine is returned in coroutines only
 
 
 def main(
     nightly: Annotated[str, typer.Option(help="cron line of the pipeline")] = NIGHTLY,
-    weekly: Annotated[str, typer.Option(help="cron line of the look for changed data")] = WEEKLY,
+    weekly: Annotated[str, typer.Option(help="cron line of the refresh of data and teachers")] = WEEKLY,
 ) -> None:
     """Serve the deployments from this working tree, one run at a time."""
     api = os.environ.get("PREFECT_API_URL", "")

@@ -1,67 +1,168 @@
-"""One stage, run by DVC: its output streams into the flow's log, its progress bar into an artifact."""
+"""One stage, run by DVC in this process: several at once, each with its own environment, its output line by line.
 
+DVC lets a stage's command run without its lock, so that commands run side by side while what DVC does before and after them
+(compare hashes, store results, write dvc.lock) goes one at a time.
+"""
+
+import logging
 import os
+import re
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import dvc.stage.run
 import psutil
-from prefect import get_run_logger, task
-from prefect.cache_policies import NO_CACHE
+from dvc.exceptions import ReproductionError
+from dvc.lock import Lock, LockError
+from dvc.repo import Repo
 
-from pipelines.artifacts import Progress
 from pipelines.graph import Stage, StageError
 
-LOCKED = "acquire lock", "is busy, it is being blocked by"  # the one failure worth another try: another DVC is at it
+LOCKED = "acquire lock", "is busy, it is being blocked by"  # the failures of `dvc` that are worth another try
 LAST_LINES = 15
+BAR = re.compile(r"(?P<what>\S.*?):\s+(?P<percent>\d+)%\|")  # tqdm's
+OnLine = Callable[[str], None]
+
+logging.getLogger("dvc").setLevel(logging.CRITICAL)  # no bars and warnings between the stages' own lines
+_cancelled = threading.Event()
 
 
-@task(cache_policy=NO_CACHE, task_run_name="{stage.name}")
-def run_stage(stage: Stage, needs: list[None], force: bool, folder: Path, env: dict[str, str]) -> None:
-    """Run one stage in `folder`; `needs` are the tasks before it."""
-    reproduce(stage, force, folder, env)
+def cores() -> int:
+    """Physical cores that this process may use."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, psutil.cpu_count(logical=False) or allowed)
 
 
-def reproduce(stage: Stage, force: bool, folder: Path, env: dict[str, str], *more: str) -> None:
-    """`dvc repro --single-item`: nothing happens where nothing has changed."""
-    dvc(folder, "repro", "--single-item", stage.name, *(["--force"] if force else []), *more, env=env)
+def thread_environment(stage: Stage, jobs: int) -> dict[str, str]:
+    """The threads of a stage where `jobs` run at once: its share of the cores, all of them if it runs alone.
+
+    Results depend on the number of threads in the last bits, so it depends on nothing else: not on what runs beside a stage.
+    """
+    return {"OMP_NUM_THREADS": str(cores() if stage.alone else max(1, cores() // jobs))}
 
 
-def dvc(folder: Path, *words: str, env: dict[str, str] | None = None) -> None:
+def reproduce(
+    stage: Stage, force: bool, folder: Path, env: dict[str, str], on_line: OnLine, pull: bool = False
+) -> bool:
+    """`dvc repro --single-item` with `env` where the environment does not set it already; whether something had to be done.
+
+    Raises:
+        StageError: its command failed, or DVC did.
+    """
+    added = {name: value for name, value in env.items() if name not in os.environ}
+    while True:
+        repo = _Repo(folder, on_line)
+        try:
+            return bool(repo.reproduce(stage.name, single_item=True, force=force, pull=pull, run_env=added))
+        except ReproductionError as error:
+            if not isinstance(error.__cause__, LockError):
+                raise StageError(str(error.__cause__ or error)) from error
+        finally:
+            repo.close()
+        time.sleep(1)  # another process's DVC reads or writes its files
+
+
+def dvc_command(folder: Path, *words: str, on_line: OnLine = lambda line: None) -> None:
     """Run one DVC command, again for as long as another process holds DVC's lock. Raises StageError."""
     while True:
-        code, lines = _stream(["dvc", *words], folder, (env or {}) | os.environ)
+        code, lines = _stream(["dvc", *words], on_line, cwd=folder)
         if not code:
             return
         if not any(phrase in line for line in lines for phrase in LOCKED):
-            last = "\n".join(lines[-LAST_LINES:])
-            raise StageError(f"`dvc {' '.join(words)}` failed with exit status {code}:\n{last}")
+            raise StageError(_failure(f"`dvc {' '.join(words)}`", code, lines))
         time.sleep(1)
-
-
-def _stream(command: list[str], folder: Path, env: dict[str, str]) -> tuple[int, list[str]]:
-    log, lines, progress = get_run_logger(), [], Progress()
-    process = subprocess.Popen(
-        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    )
-    assert process.stdout is not None
-    for line in process.stdout:  # a carriage return ends a line, too: each state of a bar is one
-        if text := line.rstrip():
-            lines.append(text)
-            log.info(text)
-            progress.see(text)
-    return process.wait(), lines
 
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """End the stages that are still running when the flow is cancelled: nothing of it outlives it."""
+    """End the commands that are still running when the block is left by an error or a signal: nothing outlives it."""
+    _cancelled.clear()
     try:
         yield
     except BaseException:
+        _cancelled.set()
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
         raise
+
+
+class _Lock(Lock):
+    """DVC's lock of a repository. The threads of one process queue for it instead of polling a file twice a second, and whoever
+    has it works in that folder: DVC looks for stages in the working directory."""
+
+    threads = threading.Lock()
+
+    def __init__(self, folder: Path, file: str) -> None:
+        super().__init__(file, wait=True)
+        self.folder = folder
+
+    def lock(self) -> None:
+        self.threads.acquire()
+        try:
+            super().lock()
+        except BaseException:
+            self.threads.release()
+            raise
+        self.before = Path.cwd()
+        os.chdir(self.folder)
+
+    def unlock(self) -> None:
+        os.chdir(self.before)
+        super().unlock()
+        self.threads.release()
+
+
+class _Repo(Repo):
+    """DVC's repository; `on_line` is given what its stages' commands print."""
+
+    lock: Any
+
+    def __init__(self, folder: Path, on_line: OnLine) -> None:
+        super().__init__(str(folder))
+        self.lock = _Lock(folder, self.lock.lockfile)
+        self.on_line = on_line
+
+
+def _run_command(stage: Any, dry: bool = False, run_env: dict[str, str] | None = None) -> None:
+    """In place of DVC's own, which writes to the terminal."""
+    options = dvc.stage.run.prepare_kwargs(stage, run_env)
+    for command in [stage.cmd] if isinstance(stage.cmd, str) else stage.cmd:
+        code, lines = _stream(["/bin/sh", "-c", command], stage.repo.on_line, cwd=options["cwd"], env=options["env"])
+        if code:
+            raise StageError(_failure(stage.addressing, code, lines))
+
+
+dvc.stage.run.cmd_run = _run_command
+
+
+def _stream(command: list[str], on_line: OnLine, **options: Any) -> tuple[int, deque[str]]:
+    lines: deque[str] = deque(maxlen=LAST_LINES)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        **options,
+    )
+    if _cancelled.is_set():
+        process.terminate()
+    assert process.stdout is not None
+    for line in process.stdout:  # a carriage return ends a line, too: each state of a bar is one
+        if text := line.rstrip():
+            on_line(text)
+            if not BAR.match(text):
+                lines.append(text)
+    return process.wait(), lines
+
+
+def _failure(what: str, code: int, lines: deque[str]) -> str:
+    return "\n".join([f"{what} failed with exit status {code}", *lines])

@@ -13,7 +13,7 @@ from prefect.testing.utilities import prefect_test_harness
 from ruamel.yaml import YAML
 from tiny import ROOT
 
-from pipelines import serve, spread
+from pipelines import clones, serve
 from pipelines.flow import refresh, repro, sweep
 from pipelines.graph import StageError, graph
 
@@ -224,7 +224,7 @@ def test_a_team_with_work_pools_has_the_same_deployments() -> None:
 def test_without_its_package_dask_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prefect_dask", None)
     with pytest.raises(StageError, match=r"pip install -e '\.\[spread\]'"):
-        spread.runner("dask", 2, None)
+        clones.task_runner("dask", 2, None)
 
 
 @pytest.mark.parametrize("dying", [False, True], ids=["whole", "a worker dies"])
