@@ -1,4 +1,4 @@
-"""Filling the cache: the teacher is asked for what is missing, once, and its words stream to disk."""
+"""Filling the cache: the teacher runs on the rows and for the columns that are missing, and its outputs are streamed to disk."""
 
 import json
 import math
@@ -29,96 +29,105 @@ from filbert.models.activations import (
 from filbert.runtime import progress
 from filbert.runtime.device import autocast
 
-ENCODED = 16384  # rows held as tokens at a time
-SAMPLE = 512  # rows, or a twentieth of all, whose lengths tell the size of the whole
+ROWS_AT_A_TIME = 16384  # rows whose tokens are in memory at one time
+SAMPLE = 512  # most rows (or a twentieth of all) from whose lengths the size of the cache is estimated
+
+Missing = tuple[tuple[str, ...], np.ndarray]  # columns, and positions of the rows that lack exactly these
+Tokenize = Callable[[pa.Table], TokenizedDataset]
 
 
 def build_cache(
     folder: Path,
     teacher: nn.Module,
     table: pa.Table,
-    encode: Callable[[pa.Table], TokenizedDataset],
+    tokenize: Tokenize,
     columns: Sequence[str],
     key: Fingerprint,
     config: CacheConfig,
     device: torch.device,
 ) -> int:
-    """Ask the teacher for every column of every row of `table` that the cache does not hold; the number of rows asked.
+    """Compute every column of every row of `table` that the cache lacks; the number of rows that the teacher ran on.
 
-    Rows are encoded some at a time and written as they are asked, so that memory does not grow with their number but for
-    their keys; a killed run goes on at the shard where it stopped. Shards damaged or of another fingerprint go.
+    Rows are tokenised some at a time and their outputs written at once, so that only their keys stay in memory; a killed run
+    continues after its last complete shard. Damaged shards, and those with another fingerprint, are deleted.
 
     Raises:
         CacheError: the cache would grow over `config.budget_gb`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    asking = _TeacherRunner(teacher.to(device).eval(), key, config, device)
+    runner = _TeacherRunner(teacher.to(device).eval(), key, config, device)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        return _build(ShardFolder(folder), asking, table, encode, columns)
+        return _build(ShardFolder.for_writing(folder), runner, table, tokenize, columns)
 
 
 def _build(
-    shards: ShardFolder,
-    asking: "_TeacherRunner",
-    table: pa.Table,
-    encode: Callable[[pa.Table], TokenizedDataset],
-    columns: Sequence[str],
+    shards: ShardFolder, runner: "_TeacherRunner", table: pa.Table, tokenize: Tokenize, columns: Sequence[str]
 ) -> int:
-    config = asking.config
-    lacking, spoilt = _lacking(shards, table, columns, asking.key)
-    samples = (rows[evenly_spaced(len(rows), min(SAMPLE, max(32, len(rows) // 20)))] for _, rows in lacking)
-    sizes = [
-        asking.bytes_per_row(encode(table.take(sample)), wanted)
-        for sample, (wanted, _) in zip(samples, lacking, strict=True)
-    ]
-    kept = sum(entry.bytes for name, entry in shards.entries.items() if name not in spoilt)
-    _check_budget(
-        shards.folder, kept, [(len(rows), size) for size, (_, rows) in zip(sizes, lacking, strict=True)], config
-    )
-    for name in spoilt:
+    config = runner.config
+    groups, unusable = _find_missing(shards, table, columns, runner.key)
+    sizes = [runner.bytes_per_row(tokenize(table.take(_sample(rows))), names) for names, rows in groups]
+    kept = sum(entry.bytes for name, entry in shards.entries.items() if name not in unusable)
+    wanted = [(len(rows), size) for size, (_, rows) in zip(sizes, groups, strict=True)]
+    _check_budget(shards.folder, kept, wanted, config)
+    for name in unusable:
         shards.drop(name)
     shards.remove_unlisted()
-    with progress.bar("teacher", sum(len(rows) for _, rows in lacking)) as bar:
-        for size, (wanted, rows) in zip(sizes, lacking, strict=True):
+    with progress.bar("teacher", sum(len(rows) for _, rows in groups)) as bar:
+        for size, (names, rows) in zip(sizes, groups, strict=True):
             step = max(config.batch_size, int(config.shard_mb * 1e6 / sum(size.values())))
             for start in range(0, len(rows), step):
                 shard = rows[start : start + step]
-                parts = (encode(table.take(shard[at : at + ENCODED])) for at in range(0, len(shard), ENCODED))
-                batches = chain.from_iterable(asking.batches(part, wanted, bar) for part in parts)
+                parts = (table.take(shard[at : at + ROWS_AT_A_TIME]) for at in range(0, len(shard), ROWS_AT_A_TIME))
+                batches = chain.from_iterable(runner.batches(tokenize(part), names, bar) for part in parts)
                 first = next(batches)
-                shards.append(wanted, first.schema, chain([first], batches))
+                shards.append(names, first.schema, chain([first], batches))
     shards.write()
-    return len(np.unique(np.concatenate([rows for _, rows in lacking]))) if lacking else 0
+    return len(np.unique(np.concatenate([rows for _, rows in groups]))) if groups else 0
 
 
-def _lacking(
+def _sample(rows: np.ndarray) -> np.ndarray:
+    """The rows from which the size of all is estimated."""
+    return rows[evenly_spaced(len(rows), min(SAMPLE, max(32, len(rows) // 20)))]
+
+
+def _find_missing(
     shards: ShardFolder, table: pa.Table, columns: Sequence[str], key: Fingerprint
-) -> tuple[list[tuple[tuple[str, ...], np.ndarray]], list[str]]:
+) -> tuple[list[Missing], list[str]]:
     """Which columns are missing of which rows, as groups of rows that lack the same; and the shards that cannot be used."""
     keys = row_keys(table["idx"].to_numpy(), table["hash"].to_numpy())
-    held, spoilt = {column: [np.empty(0, np.int64)] for column in columns}, []
-    for name in list(shards.entries):
-        try:
-            reader = open_shard(shards, name, key, but="precision")
-        except CacheError as error:
-            progress.log(f"computed again: {error}")
-            spoilt.append(name)
-            continue
-        batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        found = np.concatenate([row_keys(b["idx"].to_numpy(), b["hash"].to_numpy()) for b in batches])
-        for column in set(columns) & set(shards.entries[name].columns):
-            held[column].append(found)
+    stored, unusable = _stored_keys(shards, columns, key)
     code = np.zeros(len(keys), np.int64)  # bit i: column i is missing
     for bit, column in enumerate(columns):
-        code |= (~np.isin(keys, np.concatenate(held[column]))).astype(np.int64) << bit
+        code |= (~np.isin(keys, np.concatenate(stored[column]))).astype(np.int64) << bit
     groups = [
         (tuple(c for bit, c in enumerate(columns) if pattern >> bit & 1), np.flatnonzero(code == pattern))
         for pattern in np.unique(code[code > 0]).tolist()
     ]
-    return groups, spoilt
+    return groups, unusable
+
+
+def _stored_keys(
+    shards: ShardFolder, columns: Sequence[str], key: Fingerprint
+) -> tuple[dict[str, list[np.ndarray]], list[str]]:
+    """By column the keys of the rows that have it, shard by shard; and the shards that cannot be used."""
+    stored: dict[str, list[np.ndarray]] = {column: [np.empty(0, np.int64)] for column in columns}
+    unusable = []
+    for name in list(shards.entries):
+        try:
+            reader = open_shard(shards, name, key, except_for="precision")
+        except CacheError as error:
+            progress.log(f"computed again: {error}")
+            unusable.append(name)
+            continue
+        batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        found = np.concatenate([row_keys(b["idx"].to_numpy(), b["hash"].to_numpy()) for b in batches])
+        for column in set(columns) & set(shards.entries[name].columns):
+            stored[column].append(found)
+    return stored, unusable
 
 
 def _check_budget(folder: Path, kept: int, wanted: list[tuple[int, dict[str, float]]], config: CacheConfig) -> None:
+    """Refuse, before the teacher runs, a cache over the budget: `kept` bytes, and these rows with their bytes by column."""
     parts: dict[str, float] = {}
     for rows, sizes in wanted:
         for column, size in sizes.items():
@@ -127,16 +136,16 @@ def _check_budget(folder: Path, kept: int, wanted: list[tuple[int, dict[str, flo
     if parts and total > config.budget_gb:
         largest = ", ".join(f"{c} {gb:.3g}" for c, gb in sorted(parts.items(), key=lambda item: -item[1])[:4])
         raise CacheError(
-            f"{folder}: the cache would take {total:.3g} GB (there are {kept / 1e9:.3g}; to come {largest}), over cache.budget_gb "
-            f"= {config.budget_gb}; lower encode.max_length, set cache.states to int8, take methods that need these columns "
-            "out of `methods`, delete the folder if it holds what is needed no more, or raise the budget"
+            f"{folder}: the cache would take {total:.3g} GB ({kept / 1e9:.3g} exist; new are {largest}), over cache.budget_gb "
+            f"= {config.budget_gb}; lower tokenizer.max_length, set cache.states to int8, remove columns from cache_columns, "
+            "delete the folder if much of it is not needed any more, or raise the budget"
         )
     if parts:
         progress.log(f"{folder}: {total:.3g} GB of {config.budget_gb:g}")
 
 
 class _TeacherRunner:
-    """One teacher asked for columns: rows in, record batches out."""
+    """A teacher that computes columns: rows in, record batches out."""
 
     def __init__(self, teacher: nn.Module, key: Fingerprint, config: CacheConfig, device: torch.device):
         self.teacher, self.key, self.config, self.device = teacher, key, config, device
@@ -144,38 +153,37 @@ class _TeacherRunner:
     def batches(
         self, rows: TokenizedDataset, columns: Sequence[str], bar: tqdm | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """The words on all rows, rows of like length together."""
+        """The outputs for all rows; batches hold rows of similar length."""
         order, tokens = np.argsort(rows.lengths, kind="stable"), rows.token_hashes
-        with ActivationRecorder(self.teacher, columns) as listen:
+        with ActivationRecorder(self.teacher, columns) as record:
             for at in range(0, len(order), self.config.batch_size):
                 part = order[at : at + self.config.batch_size]
                 batch = rows.batch(part).to(self.device)
                 with torch.inference_mode(), autocast(self.device):
-                    said = listen(batch)[1]
-                yield self._record(
-                    said, batch, dict(zip(KEYS, (rows.idx[part], rows.hash[part], tokens[part]), strict=True))
-                )
+                    outputs = record(batch)[1]
+                keys = dict(zip(KEYS, (rows.idx[part], rows.hash[part], tokens[part]), strict=True))
+                yield self._record_batch(outputs, batch, keys)
                 if bar is not None:
                     bar.update(len(batch))
 
     def bytes_per_row(self, sample: TokenizedDataset, columns: Sequence[str]) -> dict[str, float]:
-        """By column, from the lengths of a sample and the widths of what the teacher says of one row of it."""
-        (one,) = self.batches(sample.part(np.arange(1)), columns)
+        """Bytes by column, from the lengths of a sample and the widths of the outputs for one row of it."""
+        (one,) = self.batches(sample.select(np.arange(1)), columns)
         schema = one.schema
-        whole, found = sample.batch(np.arange(len(sample))), {}
+        batch, sizes = sample.batch(np.arange(len(sample))), {}
         for column in columns:
             field = schema.field(column)
-            real = row_shapes(column, unit_counts(column, whole).tolist(), int(field.metadata[WIDTH]))
-            values, vectors = sum(map(math.prod, real)), sum(math.prod(shape[:-1]) for shape in real)
+            shapes = row_shapes(column, unit_counts(column, batch).tolist(), int(field.metadata[WIDTH]))
+            values, vectors = sum(map(math.prod, shapes)), sum(math.prod(shape[:-1]) for shape in shapes)
             scales = 4 * vectors * (f"{column}{SCALE}" in schema.names)
-            found[column] = (values * field.type.value_type.bit_width / 8 + scales) / len(sample)
-        return found
+            sizes[column] = (values * field.type.value_type.bit_width / 8 + scales) / len(sample)
+        return sizes
 
-    def _record(self, said: dict[str, Tensor], batch: Batch, key: dict[str, np.ndarray]) -> pa.RecordBatch:
-        arrays, width = {name: pa.array(values) for name, values in key.items()}, column_widths(said)
-        for column, dense in said.items():
-            real = row_shapes(column, unit_counts(column, batch).tolist(), width[column])
-            arrays |= _arrays(column, dense, real, self.config.states)
+    def _record_batch(self, outputs: dict[str, Tensor], batch: Batch, keys: dict[str, np.ndarray]) -> pa.RecordBatch:
+        arrays, width = {name: pa.array(values) for name, values in keys.items()}, column_widths(outputs)
+        for column, dense in outputs.items():
+            shapes = row_shapes(column, unit_counts(column, batch).tolist(), width[column])
+            arrays |= _arrays(column, dense, shapes, self.config.states)
         fields = [
             pa.field(name, array.type, metadata={WIDTH: str(width[name])} if name in width else None)
             for name, array in arrays.items()
@@ -186,16 +194,15 @@ class _TeacherRunner:
 
 def _arrays(column: str, dense: Tensor, shapes: list[tuple[int, ...]], states: str) -> dict[str, pa.Array]:
     """A dense column as ragged Arrow lists: float, or int8 with a scale per vector."""
-    small = column not in FLOAT32_COLUMNS and states == "int8"
-    rows = remove_padding(
-        dense.to(torch.float32 if small or column in FLOAT32_COLUMNS else torch.float16).cpu().numpy(), shapes
-    )
-    if not small:
-        return {column: _lists(rows)}
+    int8 = column not in FLOAT32_COLUMNS and states == "int8"
+    dtype = torch.float32 if int8 or column in FLOAT32_COLUMNS else torch.float16
+    rows = remove_padding(dense.to(dtype).cpu().numpy(), shapes)
+    if not int8:
+        return {column: _ragged_lists(rows)}
     values, scales = zip(*map(quantize_int8, rows), strict=True)
-    return {column: _lists(values), f"{column}{SCALE}": _lists(scales)}
+    return {column: _ragged_lists(values), f"{column}{SCALE}": _ragged_lists(scales)}
 
 
-def _lists(rows: Sequence[np.ndarray]) -> pa.Array:
+def _ragged_lists(rows: Sequence[np.ndarray]) -> pa.Array:
     offsets = np.cumsum([0, *(row.size for row in rows)], dtype=np.int64)
     return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate([row.ravel() for row in rows])))

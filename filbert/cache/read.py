@@ -1,9 +1,9 @@
-"""The teacher's words as Arrow files: computed once, appended to, verified, joined to rows; a mismatch is refused.
+"""The cache of the teacher's outputs: Arrow files that are computed once, appended to, verified, and joined to rows.
 
-A cache is a folder of parts, each a folder of shards (shards.py) that a stage of its own fills, on whatever machine. Each shard's
-schema carries the fingerprint of what was asked whom; each row carries its `idx` and the hashes of its text and of its tokens. What
-the teacher says of a row is a ragged list per column (columns.py): float32 or float16 values, or int8 with one float32 scale per
-vector in `{column}.scale`.
+A cache is one folder of shards (shards.py) for each partition, each filled by a stage of its own, on whatever machine. The schema
+of a shard has the fingerprint of its teacher and settings; each row has its `idx` and the hashes of its text and of its token ids.
+Each column (models/activations.py) is a ragged list per row: float32 or float16 values, or int8 values with one float32 scale per
+vector in `{column}.scale`. What does not fit is refused.
 """
 
 import json
@@ -22,6 +22,7 @@ from filbert.cache.shards import MANIFEST, ShardError, ShardFolder
 from filbert.cache.targets import SCALE, CachedColumn, CachedTargets, RaggedColumn, ShardIndex
 from filbert.data.batches import TokenizedDataset, TokenizerConfig
 from filbert.models.activations import ActivationRecorder, column_layout, remove_padding, row_shapes, unit_counts
+from filbert.runtime.config import NonNegative, NonNegativeInt, Positive, PositiveInt
 from filbert.runtime.device import autocast, precision
 from filbert.runtime.files import sha256, weights_hash
 
@@ -30,29 +31,31 @@ WIDTH = b"filbert.width"
 
 
 class CacheError(FilbertError):
-    """The cache does not hold this teacher's words on these rows."""
+    """The cache does not have this teacher's outputs for these rows."""
 
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """How the teacher is asked, and how its words are kept."""
+    """How the teacher's outputs are computed and stored."""
 
-    states: Literal["float16", "int8"]  # of everything but logits; int8 has a scale per vector
-    batch_size: int
-    shard_mb: int
-    budget_gb: float  # a part that would grow larger is refused before the teacher is asked
-    verify_rows: int  # rows asked again, live, whenever the cache is opened for training
-    tolerance: float  # largest difference from the live teacher that verification accepts, relative, root mean square
+    states: Literal["float16", "int8"]  # of all columns but logits; int8 has a scale per vector
+    batch_size: PositiveInt
+    shard_mb: PositiveInt
+    budget_gb: Positive  # of a partition; a larger one is refused before the teacher runs
+    verify_rows: NonNegativeInt  # compared with the live teacher whenever the cache is opened for training
+    tolerance: (
+        NonNegative  # largest relative difference from the live teacher, root mean square, that verification accepts
+    )
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What was asked whom: equal fingerprints mean equal words on equal rows."""
+    """The teacher and the settings of its outputs: equal fingerprints mean equal outputs for equal rows."""
 
     teacher: str  # SHA-256 over the weights
     tokenizer: str  # SHA-256 of tokenizer.json
     max_length: int
-    states: str  # how states are stored
+    states: str  # as in CacheConfig
     precision: str  # of the teacher's arithmetic
 
 
@@ -63,19 +66,23 @@ def cache_fingerprint(teacher: Path, encode: TokenizerConfig, config: CacheConfi
 
 
 class TeacherCache:
-    """The shards of some folders, opened for reading."""
+    """The cache of a task, opened for reading."""
 
     def __init__(self, folders: Sequence[Path], expected: Fingerprint):
-        """Read what is there; shards are mapped when a column of theirs is asked for.
+        """Read the manifests of all partitions; shards are mapped when one of their columns is read.
 
         Raises:
-            CacheError: there is no cache, or a part is missing.
+            CacheError: there is no cache, a partition is missing, or a manifest is damaged.
         """
-        self.expected, self.parts = expected, [ShardFolder(folder) for folder in folders]
-        self.folder = folders[0] if len(folders) == 1 else folders[0].parent  # named in what is said of all
-        self._mapped: dict[frozenset[Path], ShardIndex] = {}
-        if lacking := [part.folder for part in self.parts if not part.has_manifest]:
-            raise CacheError(f"{lacking[0]}: no teacher cache; run `dvc repro` to make it")
+        try:
+            self.parts = [ShardFolder(folder) for folder in folders]
+        except ShardError as error:
+            raise CacheError(f"{error}; run `dvc repro`") from error
+        self.expected = expected
+        self.folder = folders[0] if len(folders) == 1 else folders[0].parent  # named in errors
+        self._indices: dict[frozenset[Path], ShardIndex] = {}
+        if missing := [part.folder for part in self.parts if not part.has_manifest]:
+            raise CacheError(f"{missing[0]}: no teacher cache; run `dvc repro` to make it")
 
     @property
     def digest(self) -> str:
@@ -84,71 +91,71 @@ class TeacherCache:
 
     @property
     def bytes(self) -> int:
+        """The bytes of all shards."""
         return sum(part.bytes for part in self.parts)
 
-    def column(self, column: str) -> CachedColumn:
-        """All of one column.
+    def column(self, name: str) -> CachedColumn:
+        """One column, in all shards that have it.
 
         Raises:
-            CacheError: no shard has it, one is damaged, or was made by another teacher or in another way. Another
-                precision is accepted, so that a cache can travel between machines: `verify` says whether it will do.
+            CacheError: no shard has it, or one is damaged or was made by another teacher or with other settings. Another
+                precision is accepted, so that a cache can move between machines: `verify` decides.
         """
         shards = [
-            (part, name) for part in self.parts for name, entry in part.entries.items() if column in entry.columns
+            (part, shard) for part in self.parts for shard, entry in part.entries.items() if name in entry.columns
         ]
         if not shards:
             known = sorted({c for part in self.parts for entry in part.entries.values() for c in entry.columns})
-            raise CacheError(f"{self.folder}: no column `{column}`, only {', '.join(known)}; run `dvc repro`")
-        held = self._held(shards)
-        scale = f"{column}{SCALE}"
+            raise CacheError(f"{self.folder}: no column `{name}`, only {', '.join(known)}; run `dvc repro`")
+        index = self._index(shards)
+        schema, scale = index.batches[0].schema, f"{name}{SCALE}"
         return CachedColumn(
-            held=held,
-            width=int(held.batches[0].schema.field(column).metadata[WIDTH]),
-            values=RaggedColumn.of(held.batches, column),
-            scales=RaggedColumn.of(held.batches, scale) if scale in held.batches[0].schema.names else None,
+            index=index,
+            width=int(schema.field(name).metadata[WIDTH]),
+            values=RaggedColumn.of(index.batches, name),
+            scales=RaggedColumn.of(index.batches, scale) if scale in schema.names else None,
         )
 
-    def _held(self, shards: list[tuple[ShardFolder, str]]) -> ShardIndex:
-        """The rows of some shards, mapped once for all the columns they hold."""
+    def _index(self, shards: list[tuple[ShardFolder, str]]) -> ShardIndex:
+        """The index of some shards, made once for all their columns."""
         files = frozenset(part.folder / name for part, name in shards)
-        if files not in self._mapped:
-            self._mapped[files] = ShardIndex.of(
-                [open_shard(*shard, self.expected, but="precision") for shard in shards]
-            )
-        return self._mapped[files]
+        if files not in self._indices:
+            readers = [open_shard(*shard, self.expected, except_for="precision") for shard in shards]
+            self._indices[files] = ShardIndex.of(readers)
+        return self._indices[files]
 
-    def width(self, column: str) -> int:
-        """Classes, hidden size or heads: the width of a column."""
-        return self.column(column).width
+    def width(self, name: str) -> int:
+        """The width of a column: classes, hidden size or heads."""
+        return self.column(name).width
 
     def on(self, rows: TokenizedDataset, columns: Sequence[str]) -> CachedTargets:
-        """The teacher's words on `rows`, joined by row number and text hash.
+        """The teacher's outputs for `rows`, joined by row number and text hash.
 
         Raises:
-            CacheError: the cache lacks a column or a row, or holds states of other tokens than the rows are cut into.
+            CacheError: a column or a row is missing, or a column of the teacher's tokens is wanted for rows with other tokens.
         """
-        stored, tokens, at = {column: self.column(column) for column in columns}, rows.token_hashes, {}
-        for held in {id(found.held): found.held for found in stored.values()}.values():  # columns of the same shards
-            joined = self._join(rows, held)
-            other = held.key["tokens"][joined] != tokens
-            for column in (name for name, found in stored.items() if found.held is held):
-                if column_layout(column).unit == "token" and other.any():
-                    raise CacheError(
-                        f"{self.folder}: `{column}` belongs to the teacher's tokens, but {other.sum()} of {len(rows)} rows are "
-                        f"cut into others, the first with idx {rows.idx[other][0]}; with another tokenizer use logits, pooled "
-                        "or words.i"
-                    )
-                at[column] = joined
-        return CachedTargets(stored, at)
+        found, tokens, numbers = {name: self.column(name) for name in columns}, rows.token_hashes, {}
+        joined = {
+            id(index): self._join(rows, index) for index in {id(c.index): c.index for c in found.values()}.values()
+        }
+        for name, column in found.items():
+            numbers[name] = joined[id(column.index)]
+            other = column.index.keys["tokens"][numbers[name]] != tokens
+            if column_layout(name).unit == "token" and other.any():
+                raise CacheError(
+                    f"{self.folder}: `{name}` belongs to the teacher's tokens, but {other.sum()} of {len(rows)} rows have others, "
+                    f"the first is idx {rows.idx[other][0]}; with another tokenizer use logits, pooled or words.i"
+                )
+        return CachedTargets(found, numbers)
 
-    def _join(self, rows: TokenizedDataset, held: ShardIndex) -> np.ndarray:
-        at, there = held.find(rows)
-        if not there.all():
+    def _join(self, rows: TokenizedDataset, index: ShardIndex) -> np.ndarray:
+        numbers, present = index.find(rows)
+        if not present.all():
             raise CacheError(
-                f"{self.folder}: no words on {(~there).sum()} of {len(rows)} rows, the first with idx {rows.idx[~there][0]}; "
+                f"{self.folder}: no outputs for {(~present).sum()} of {len(rows)} rows, the first is idx {rows.idx[~present][0]}; "
                 "the rows have changed since the cache was made: run `dvc repro`"
             )
-        return at
+        return numbers
 
     def verify(
         self,
@@ -158,7 +165,7 @@ class TeacherCache:
         config: CacheConfig,
         device: torch.device,
     ) -> dict[str, float]:
-        """Ask the teacher again about `rows`, a sample; by column the largest difference of any value.
+        """Run the teacher on `rows`, a sample, and compare; by column the largest difference of any value.
 
         Raises:
             CacheError: the root mean square of the differences is over `config.tolerance` of that of the values.
@@ -168,42 +175,42 @@ class TeacherCache:
             batch = rows.batch(sample).to(device)
             live = ActivationRecorder(teacher.to(device).eval(), columns)(batch)[1]
         cached, largest = self.on(rows, columns).take(sample), {}
-        for column in columns:
-            real = row_shapes(column, unit_counts(column, batch).tolist(), self.width(column))
-            theirs, ours = (
-                np.concatenate([row.ravel() for row in remove_padding(said[column].float().cpu().numpy(), real)])
-                for said in (live, cached)
+        for name in columns:
+            shapes = row_shapes(name, unit_counts(name, batch).tolist(), self.width(name))
+            expected, stored = (
+                np.concatenate([row.ravel() for row in remove_padding(outputs[name].float().cpu().numpy(), shapes)])
+                for outputs in (live, cached)
             )
-            largest[column] = float(np.abs(theirs - ours).max())
-            relative = float(np.linalg.norm(theirs - ours) / np.linalg.norm(theirs))
+            largest[name] = float(np.abs(expected - stored).max())
+            relative = float(np.linalg.norm(expected - stored) / np.linalg.norm(expected))
             if not relative <= config.tolerance:
                 raise CacheError(
-                    f"{self.folder}: `{column}` of the live teacher differs from the cache by {relative:.3g} (root mean square, "
-                    f"relative; the largest by {largest[column]:.3g}) on {len(sample)} rows, over cache.tolerance = "
+                    f"{self.folder}: `{name}` of the live teacher differs from the cache by {relative:.3g} (root mean square, "
+                    f"relative; the largest by {largest[name]:.3g}) on {len(sample)} rows, over cache.tolerance = "
                     f"{config.tolerance}; delete the folder and run `dvc repro`"
                 )
         return largest
 
 
 def evenly_spaced(rows: int, count: int) -> np.ndarray:
-    """`count` of `rows` row numbers, evenly spread."""
+    """`count` of the row numbers below `rows`, evenly spaced."""
     return np.linspace(0, rows - 1, min(count, rows)).astype(int)
 
 
-def open_shard(shards: ShardFolder, name: str, expected: Fingerprint, but: str = "") -> pa.RecordBatchFileReader:
-    """Map a shard that was made as `expected`; a difference in `but` is accepted.
+def open_shard(shards: ShardFolder, name: str, expected: Fingerprint, except_for: str = "") -> pa.RecordBatchFileReader:
+    """Map a shard that has the expected fingerprint; `except_for` is a field that may differ.
 
     Raises:
-        CacheError: it is damaged, or was made in another way.
+        CacheError: it is damaged, or has another fingerprint.
     """
     try:
         reader = shards.open(name)
     except ShardError as error:
         raise CacheError(f"{error}; run `dvc repro`") from error
-    said = json.loads((reader.schema.metadata or {}).get(FINGERPRINT, b"{}"))
-    for what, value in asdict(expected).items():
-        if what != but and said.get(what) != value:
+    found = json.loads((reader.schema.metadata or {}).get(FINGERPRINT, b"{}"))
+    for key, value in asdict(expected).items():
+        if key != except_for and found.get(key) != value:
             raise CacheError(
-                f"{shards.folder / name}: made with another {what}: expected {value}, got {said.get(what)}; run `dvc repro`"
+                f"{shards.folder / name}: made with another {key}: expected {value}, got {found.get(key)}; run `dvc repro`"
             )
     return reader

@@ -25,6 +25,7 @@ from filbert.evaluation import metrics
 from filbert.models.reference_bert import REFERENCE
 from filbert.models.reference_store import ARRAYS, BM25Index, random_rows, token_hash, zero_reference
 from filbert.runtime import progress
+from filbert.runtime.config import PositiveInt
 from filbert.runtime.files import atomic_folder, write_json
 
 ReferenceKind = Literal["nearest", "random", "zero"]
@@ -39,14 +40,14 @@ class RetrievalError(FilbertError):
 class RetrievalConfig:
     """How references are found."""
 
-    max_references: int  # of each row, nearest first
+    max_references: PositiveInt  # of each row, nearest first
 
 
 @dataclass(frozen=True)
 class ReferenceSettings:
     """How many references a student reads, and how its store holds them."""
 
-    count: int  # references of each row
+    count: PositiveInt  # references of each row
     store: Literal["float16", "int8"]  # int8 has a scale per vector
 
 

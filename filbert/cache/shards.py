@@ -1,8 +1,10 @@
-"""Arrow IPC shards in a folder: streamed to disk batch by batch, listed with a checksum, memory-mapped back.
+"""Arrow IPC shards in a folder: written batch by batch, listed with a checksum in `manifest.json`, memory-mapped for reading.
 
-A shard counts once `manifest.json` lists it, so that a killed writer leaves nothing that could be mistaken for whole.
+A shard is valid once the manifest lists it, so that a killed writer leaves nothing that could be taken for complete.
 """
 
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,18 +14,20 @@ import xxhash
 
 from filbert import FilbertError
 from filbert.data.arrow import open_writer
+from filbert.runtime import progress
 from filbert.runtime.files import read_json, write_json
 
 MANIFEST = "manifest.json"
+NAME = re.compile(r"shard-\d{5}\.arrow")  # a manifest that names other files could have them opened or deleted
 
 
 class ShardError(FilbertError):
-    """A shard is not what the manifest says."""
+    """A shard differs from its entry in the manifest, or the manifest cannot be read."""
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """What the manifest says of one shard."""
+    """One shard in the manifest."""
 
     rows: int
     columns: tuple[str, ...]
@@ -35,21 +39,37 @@ class ShardFolder:
     """The shards of one folder."""
 
     def __init__(self, folder: Path):
+        """Read the manifest in `folder`, if there is one.
+
+        Raises:
+            ShardError: it cannot be read, or names a file that is no shard.
+        """
         self.folder = folder
-        listed = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
-        self.entries = {name: ShardEntry(**said | {"columns": tuple(said["columns"])}) for name, said in listed.items()}
+        self.entries = _read_manifest(folder / MANIFEST) if self.has_manifest else {}
+
+    @classmethod
+    def for_writing(cls, folder: Path) -> "ShardFolder":
+        """The shards of a folder; a manifest that cannot be read is renamed, and all shards will be made again."""
+        try:
+            return cls(folder)
+        except ShardError as error:
+            aside = folder.with_name(f".{folder.name}.{MANIFEST}.damaged")
+            os.replace(folder / MANIFEST, aside)
+            progress.log(f"{error}; moved to {aside.name}, all shards are made again")
+            return cls(folder)
 
     @property
     def has_manifest(self) -> bool:
-        """Whether a writer has written a manifest here, if only to say that there is nothing."""
+        """Whether a writer has finished here, if only without any row."""
         return (self.folder / MANIFEST).exists()
 
     @property
     def bytes(self) -> int:
+        """The bytes of all listed shards."""
         return sum(entry.bytes for entry in self.entries.values())
 
     def append(self, columns: tuple[str, ...], schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
-        """Write one shard as its batches come, holding one at a time in memory, and list it."""
+        """Write the batches to a new shard, with one at a time in memory, and list it."""
         number = max((int(name.split("-")[1].split(".")[0]) for name in self.entries), default=-1) + 1
         file, rows = self.folder / f"shard-{number:05d}.arrow", 0
         with open_writer(file, schema) as out:
@@ -60,21 +80,22 @@ class ShardFolder:
         self.write()
 
     def drop(self, name: str) -> None:
+        """Delete a listed shard."""
         (self.folder / name).unlink(missing_ok=True)
         del self.entries[name]
         self.write()
 
     def remove_unlisted(self) -> None:
-        """Remove what the manifest does not list: the remains of a killed writer."""
+        """Delete shards that the manifest does not list: what a killed writer left."""
         for file in [*self.folder.glob("shard-*.arrow"), *self.folder.glob(".*-shard-*.arrow")]:
             if file.name not in self.entries:
                 file.unlink()
 
     def open(self, name: str) -> pa.RecordBatchFileReader:
-        """Map a shard, after checking that its bytes are those that were written.
+        """Map a shard after checking its size and checksum.
 
         Raises:
-            ShardError: it is missing, cut off, or changed.
+            ShardError: it is missing, truncated, or changed.
         """
         file, entry = self.folder / name, self.entries[name]
         if not file.exists():
@@ -88,6 +109,23 @@ class ShardFolder:
     def write(self) -> None:
         """Write the manifest."""
         write_json(self.folder / MANIFEST, {name: asdict(entry) for name, entry in sorted(self.entries.items())})
+
+
+def _read_manifest(file: Path) -> dict[str, ShardEntry]:
+    """The entries of a manifest by the names of their shards.
+
+    Raises:
+        ShardError: it is no manifest, or names a file that is no shard.
+    """
+    try:
+        listed = {
+            name: ShardEntry(**entry | {"columns": tuple(entry["columns"])}) for name, entry in read_json(file).items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ShardError(f"{file}: damaged: expected a manifest of shards ({type(error).__name__}: {error})") from error
+    if wrong := next((name for name in listed if not NAME.fullmatch(name)), None):
+        raise ShardError(f"{file}: damaged: expected names like shard-00000.arrow, got {wrong!r}")
+    return listed
 
 
 def _checksum(file: Path) -> str:

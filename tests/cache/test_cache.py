@@ -124,7 +124,7 @@ def test_only_missing_rows_are_asked(
 ) -> None:
     asked = [filled(tmp_path, teacher, part) for part in (table.slice(0, 30), table, table)]
     assert asked == [30, len(table) - 30, 0]
-    assert len(read.TeacherCache([tmp_path], key(teacher)).on(rows, SOME).at["logits"]) == len(table)
+    assert len(read.TeacherCache([tmp_path], key(teacher)).on(rows, SOME).numbers["logits"]) == len(table)
     assert len(list(tmp_path.glob("*.arrow"))) == 2 + -(-(len(table) - 30) // 20)
 
 
@@ -149,7 +149,7 @@ def test_parts_are_filled_apart_and_read_as_one(
     )  # no other row has moved
     filled(tmp_path / "3", teacher, table.slice(0, 0))
     with_nothing = read.TeacherCache([tmp_path / "3", *(tmp_path / str(part) for part in parts.indices)], key(teacher))
-    assert len(with_nothing.on(rows, SOME).at["logits"]) == len(table)
+    assert len(with_nothing.on(rows, SOME).numbers["logits"]) == len(table)
     with pytest.raises(read.CacheError, match=r"4: no teacher cache; run `dvc repro`"):
         read.TeacherCache([tmp_path / "0", tmp_path / "4"], key(teacher))
     with pytest.raises(FilbertError, match=r"expected a partition below partitions\.count = 3, got 3"):
@@ -180,7 +180,7 @@ def test_a_killed_run_goes_on(
             raise KeyboardInterrupt
         return ask(model, batch, states)
 
-    monkeypatch.setattr(checkpoints, "ask", dies)
+    monkeypatch.setattr(checkpoints, "forward_batch", dies)
     with pytest.raises(KeyboardInterrupt):
         filled(tmp_path, teacher, table)
     assert sorted(file.name for file in tmp_path.iterdir()) == [
@@ -203,14 +203,14 @@ def test_what_does_not_fit_is_refused(
         with pytest.raises(read.CacheError, match=f"made with another {name}: expected {value}"):
             read.TeacherCache([folder], replace(right, **{name: value})).on(rows, ["logits"])
     opened = read.TeacherCache([folder], right)
-    with pytest.raises(read.CacheError, match=rf"no words on {len(table) - 30} of {len(table)} rows"):
+    with pytest.raises(read.CacheError, match=rf"no outputs for {len(table) - 30} of {len(table)} rows"):
         opened.on(rows, ["logits"])
     with pytest.raises(read.CacheError, match=r"no column `hidden.1`, only attention.2, hidden.0, logits"):
         opened.on(rows, ["hidden.1"])
     other = read.TeacherCache([folder], replace(right, precision="float8"))  # made on another machine: verify decides
     first = rows.select(np.arange(30))
-    assert len(other.on(first, ["logits"]).at["logits"]) == 30
-    with pytest.raises(read.CacheError, match="no words on 30 of 30 rows"):
+    assert len(other.on(first, ["logits"]).numbers["logits"]) == 30
+    with pytest.raises(read.CacheError, match="no outputs for 30 of 30 rows"):
         opened.on(replace(first, idx=first.idx + 1), ["logits"])
     with pytest.raises(read.CacheError, match="no teacher cache; run `dvc repro`"):
         read.TeacherCache([tmp_path / "nowhere"], right)
@@ -219,7 +219,7 @@ def test_what_does_not_fit_is_refused(
 def test_a_cache_over_the_budget_is_not_begun(tmp_path: Path, teacher: Path, table: pa.Table) -> None:
     with pytest.raises(
         read.CacheError,
-        match=r"would take .* GB \(there are 0; to come attention.2 .*\), over cache.budget_gb = 1e-06; lower",
+        match=r"would take .* GB \(0 exist; new are attention.2 .*\), over cache.budget_gb = 1e-06; lower",
     ):
         filled(tmp_path, teacher, table, config=replace(CONFIG, budget_gb=1e-6))
     assert not list(tmp_path.iterdir())
@@ -284,7 +284,7 @@ def test_a_damaged_shard_is_refused_and_made_again(
     with pytest.raises(read.CacheError, match=r"shard-00001.arrow: (damaged: expected|missing).*; run `dvc repro`"):
         read.TeacherCache([tmp_path], key(teacher)).on(rows, SOME)
     assert filled(tmp_path, teacher, table) == 20
-    assert len(read.TeacherCache([tmp_path], key(teacher)).on(rows, SOME).at["logits"]) == len(table)
+    assert len(read.TeacherCache([tmp_path], key(teacher)).on(rows, SOME).numbers["logits"]) == len(table)
 
 
 def test_any_encoder_may_teach(tmp_path: Path, table: pa.Table, rows: batches.TokenizedDataset) -> None:
@@ -313,3 +313,28 @@ def test_reading_maps_and_does_not_load(
     views = read.TeacherCache([tmp_path], key(teacher)).column("hidden.0").values.values
     assert not any(view.flags.owndata for view in views)
     assert not any(view.flags.writeable for view in views)
+
+
+@pytest.mark.parametrize("damage", ["cut", "no mapping", "forged"])
+def test_a_damaged_or_forged_manifest_is_set_aside_and_the_shards_are_made_again(
+    tmp_path: Path,
+    teacher: Path,
+    table: pa.Table,
+    rows: batches.TokenizedDataset,
+    capsys: pytest.CaptureFixture,
+    damage: str,
+) -> None:
+    folder, outside = tmp_path / "cache", tmp_path / "canary.arrow"
+    outside.write_bytes(b"not the cache's")
+    filled(folder, teacher, table)
+    manifest = folder / "manifest.json"
+    whole = manifest.read_text()
+    forged = whole.replace("shard-00000.arrow", "../canary.arrow")
+    manifest.write_text({"cut": whole[:40], "no mapping": "[1]", "forged": forged}[damage])
+    with pytest.raises(read.CacheError, match=r"manifest\.json: damaged: expected .*; run `dvc repro`"):
+        read.TeacherCache([folder], key(teacher))
+    assert filled(folder, teacher, table) == len(table)
+    assert "moved to .cache.manifest.json.damaged, all shards are made again" in capsys.readouterr().err
+    assert (tmp_path / ".cache.manifest.json.damaged").exists()
+    assert outside.read_bytes() == b"not the cache's"
+    assert len(read.TeacherCache([folder], key(teacher)).on(rows, SOME).numbers["logits"]) == len(table)
