@@ -90,7 +90,7 @@ class Bench:
         self.depth = LayerMap(len(self.shape.layers), self.teacher.config.num_hidden_layers)
         self.key = read.cache_fingerprint(teacher_folder, self.encoding, asking, self.on)
         self.folder = folder
-        self.build(self.folder / "kept", self.depth.columns)
+        self.build(self.folder / "kept", self.depth.columns())
         self.cache = read.TeacherCache([self.folder / "kept"], self.key)
 
     def encode(self, table: pa.Table) -> batches.TokenizedDataset:
@@ -115,13 +115,13 @@ class Bench:
             "the bare teacher": self.bare,
             "cache of logits": lambda: self.build(self.folder / str(next(number)), ("logits",)),
             "cache of states, attention, logits": lambda: self.build(
-                self.folder / str(next(number)), self.depth.columns
+                self.folder / str(next(number)), self.depth.columns()
             ),
         }
         return "## Building\n\n" + ratios(in_turn(arms, rounds), len(self.rows), "rows/s")
 
     def training(self, rounds: int) -> str:
-        plain, words = self.rows, self.cache.on(self.rows, self.depth.columns)
+        plain, words = self.rows, self.cache.on(self.rows, self.depth.columns())
         states, logits = self.rows.with_targets(words), self.rows.with_targets(self.cache.on(self.rows, ["logits"]))
         order = batches.shuffled_batches(plain.lengths, BATCH, 0, 0)[:STEPS]
         given = dict(zip(map(bytes, order), map(states.batch, order), strict=True))
@@ -131,7 +131,7 @@ class Bench:
             "logits, live": self._epoch(order, partial(self._live, ("logits",)), "logits"),
             "states, given": self._epoch(order, lambda at: given[bytes(at)], "states"),
             "states, cached": self._epoch(order, states.batch, "states"),
-            "states, live": self._epoch(order, partial(self._live, self.depth.columns), "states"),
+            "states, live": self._epoch(order, partial(self._live, self.depth.columns()), "states"),
         }
         seen = sum(map(len, order))
         times = in_turn(arms, rounds)
@@ -187,7 +187,7 @@ class Bench:
         return run
 
     def reading(self, rounds: int) -> str:
-        words = self.cache.on(self.rows, self.depth.columns)
+        words = self.cache.on(self.rows, self.depth.columns())
         order = batches.shuffled_batches(self.rows.lengths, BATCH, 0, 0)
         taken = [words.take(at) for at in order]
         size = sum(tensor.nbytes for batch in taken for tensor in batch.values())

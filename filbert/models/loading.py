@@ -1,4 +1,4 @@
-"""Loading models from local folders: the hub is not asked, no code of the folder runs, incomplete weights are refused."""
+"""Loading models from local folders: never from the hub, without running code of the folder, and only if complete."""
 
 from pathlib import Path
 from typing import Any

@@ -52,7 +52,7 @@ def test_heads_and_neurons_that_say_nothing_go(model: BertForMaskedLM, some: bat
             layer.intermediate.dense.bias[odd::2] = 0
     heads, neurons = shape.num_attention_heads - 1, shape.intermediate_size // 2
     found = select_units(model, shape.num_hidden_layers, heads * size, heads, neurons, some)
-    for kept, odd in zip(found.inner, silent, strict=True):
+    for kept, odd in zip(found.units, silent, strict=True):
         assert odd not in kept.heads.tolist()
         assert kept.neurons.tolist() == list(range(1 - odd, shape.intermediate_size, 2))
 
