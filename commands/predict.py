@@ -1,25 +1,26 @@
-"""Ask a student about new text."""
+"""Ask a trained or exported model about text: `python -m commands.predict MODEL "a text"`, from stdin, or file to file."""
 
 import json
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import pyarrow as pa
-import torch
 import typer
 
 from filbert import FilbertError
-from filbert.data import batches, tasks
-from filbert.data.arrow import row_schema
-from filbert.evaluation import metrics
-from filbert.models import checkpoints
-from filbert.runtime import device, files
+from filbert.data.formats import RowError
+from filbert.export import folder as folders
+from filbert.export.inference import TOKENS, Predictor, Text, open_model
+from filbert.export.predict_file import Counts, Options, answer_rows, predict_file
+from filbert.runtime.progress import log
 from stages import run
 
-BATCH = 32
+BAD_ROWS = 3  # the exit code where some rows could not be answered
+SHOWN = 100  # bad rows that are named
+LINES = 256  # of stdin, answered together
 
 
 def predict(
@@ -27,49 +28,75 @@ def predict(
     texts: Annotated[
         list[str] | None, typer.Argument(help="one text each, a pair joined by a tab; else lines of stdin")
     ] = None,
+    file: Annotated[Path | None, typer.Option(help="texts: .csv, .tsv, .jsonl, .parquet or .txt")] = None,
+    out: Annotated[Path | None, typer.Option(help="answers: .jsonl, .csv or .parquet; needed with --file")] = None,
+    columns: Annotated[str, typer.Option(help="the columns of FILE with the texts, if not the task's: a,b")] = "",
+    every: Annotated[bool, typer.Option("--all", help="the probabilities of all labels")] = False,
+    abstain: Annotated[float | None, typer.Option(help="wanted precision: no label where it would be missed")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="of each batch; all cores if not given")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="batches at the same time")] = 1,
+    tokens: Annotated[int, typer.Option(min=1, help="budget of a batch, padding included")] = TOKENS,
+    float32: Annotated[
+        bool, typer.Option("--float32", help="the float32 file, also where int8 passed the gate")
+    ] = False,
 ) -> None:
-    """Print what the student in FOLDER says of each of TEXTS: a line of JSON with the text, its label and probability, or
-    its number where the task is a regression, or its words and their tags."""
-    model, tokenizer, on = checkpoints.load_model(folder), batches.load_tokenizer(folder), device.select_device()
-    torch.nn.Module.to(model, on)
-    length = files.read_json(folder / checkpoints.PROVENANCE)["encode/max_length"]
-    answer = _tags if type(model).__name__.endswith("ForTokenClassification") else _labels
-    lines = iter(texts or (line.rstrip("\n") for line in sys.stdin))
-    while part := list(islice(lines, BATCH)):
-        for text, said in zip(part, answer(model, tokenizer, part, length, on), strict=True):
-            print(json.dumps({"text": text, **said}, ensure_ascii=False))
+    """Print what the model in FOLDER answers to each of TEXTS, a line of JSON each, or answer FILE into OUT."""
+    options = Options(every, abstain, tokens, workers)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        model = open_model(folder, threads, folders.FLOAT32 if float32 else "")
+    for warning in said:
+        if issubclass(warning.category, UserWarning):
+            log(f"warning: {warning.message}")
+    report = Reporter()
+    if file or out:
+        if not (file and out) or texts:
+            raise FilbertError("expected --file with --out, and no texts beside them")
+        named = tuple(columns.split(",")) if columns else model.card.columns
+        if len(named) != len(model.card.columns):
+            raise FilbertError(
+                f"--columns: expected {len(model.card.columns)}, for {', '.join(model.card.columns)}; got {columns}"
+            )
+        counts = predict_file(model, folder, file, out, named, options, report)
+        log(f"{out}: {counts.answered} answers")
+    else:
+        counts = _print_answers(model, texts, options, report)
+    if counts.cut:
+        log(f"{counts.cut} texts were longer than {model.card.max_length} tokens and were cut")
+    if counts.bad:
+        log(f"{counts.bad} of {counts.read} rows could not be answered")
+        raise typer.Exit(BAD_ROWS)
 
 
-def _labels(model: Any, tokenizer: Any, part: list[str], length: int, on: torch.device) -> Iterator[dict[str, Any]]:
-    rows = [line.split("\t") for line in part]
-    if ragged := next((row for row in rows if len(row) != len(rows[0])), None):
-        raise FilbertError(
-            f"expected {len(rows[0])} texts joined by tabs in each line, got {len(ragged)} in: {ragged[0][:60]}"
-        )
-    tokens = tokenizer(
-        *map(list, zip(*rows, strict=True)), padding=True, truncation=True, max_length=length, return_tensors="pt"
-    )
-    with torch.inference_mode():
-        logits = model(**tokens.to(on)).logits.float()
-    for row in logits:
-        if len(row) == 1:
-            yield {"score": float(row)}
-        else:
-            yield {"label": model.config.id2label[int(row.argmax())], "probability": float(row.softmax(-1).max())}
+class Reporter:
+    """Names the first bad rows on stderr."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, problem: str) -> None:
+        self.count += 1
+        if self.count <= SHOWN:
+            log(problem if self.count < SHOWN else f"{problem}\nfurther rows are only counted")
 
 
-def _tags(model: Any, tokenizer: Any, part: list[str], length: int, on: torch.device) -> Iterator[dict[str, Any]]:
-    names = tuple(model.config.id2label[i] for i in range(len(model.config.id2label)))
-    task = tasks.Task(kind=tasks.TaskKind.TAGGING, columns=("sentence",), labels=names, source="")
-    unknown = [{"idx": i, "sentence": text, "label": [0] * len(text.split()), "hash": 0} for i, text in enumerate(part)]
-    table = pa.Table.from_pylist(unknown, schema=row_schema(task))
-    rows = batches.tokenize(table, task, tokenizer, batches.TokenizerConfig(length))
-    found = metrics.tags_by_word(
-        metrics.predictions(task, checkpoints.predict_logits(model, rows, BATCH, on)), rows
-    ).tolist()
-    for i, text in enumerate(part):
-        tags = found[sum(len(other.split()) for other in part[:i]) :]
-        yield {"tags": [[word, names[tag]] for word, tag in zip(text.split(), tags, strict=False)]}
+def _print_answers(model: Predictor, texts: list[str] | None, options: Options, report: Reporter) -> Counts:
+    counts, size = Counts(), 1 if not texts and sys.stdin.isatty() else LINES
+    rows = ((f"text {number}", text) for number, text in enumerate(texts, 1)) if texts else _stdin()
+    while part := list(islice(rows, size)):
+        parsed: Iterable[tuple[str, Text | RowError]] = [(where, _split(model, line)) for where, line in part]
+        for number, answer in answer_rows(model, parsed, options, counts, report):
+            print(json.dumps({"text": part[number][1], **answer}, ensure_ascii=False), flush=size == 1)
+    return counts
+
+
+def _stdin() -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        yield f"line {number}", line.decode(errors="surrogateescape").rstrip("\r\n")
+
+
+def _split(model: Predictor, line: str) -> Text:
+    return tuple(line.split("\t")) if len(model.card.columns) > 1 else line  # type: ignore[return-value]
 
 
 if __name__ == "__main__":

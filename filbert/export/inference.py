@@ -33,6 +33,7 @@ class Predictor:
 
     def __init__(self, card: ModelCard, tokenizer: Tokenizer, run: Callable[[dict[str, np.ndarray]], np.ndarray]):
         self.card, self.tokenizer, self.run = card, tokenizer, run
+        self.cut = 0  # texts of the last call that were longer than the maximum length
         tokenizer.enable_truncation(card.max_length, strategy="longest_first")
         tokenizer.no_padding()
 
@@ -60,6 +61,7 @@ class Predictor:
             if problem := self.problem(text):
                 raise TextError(f"text {number}: {problem}")
         encodings = self.encode(texts)
+        self.cut = sum(bool(encoding.overflowing) for encoding in encodings)
         rows = self.logits(encodings, tokens, workers)
         return [
             self._answer(*row, every=every, threshold=threshold) for row in zip(texts, encodings, rows, strict=True)
