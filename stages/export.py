@@ -52,12 +52,15 @@ def export(task_name: str, student_name: str, seed: int, prepared: Path, folder:
         )
         if passed:
             shutil.copyfile(passed, making / folders.INT8)
-        file = making / (folders.INT8 if passed else folders.FLOAT32)
-        logits = {name: _logits(file, making, rows, settings) for name, (_, rows) in splits.items()}
-        found, fitted = _calibrate(task, logits["validation"], validation, settings)
+        made = [folders.INT8, folders.FLOAT32] if passed else [folders.FLOAT32]
+        logits = {
+            name: {split: _logits(making / name, making, rows, settings) for split, (_, rows) in splits.items()}
+            for name in made
+        }
+        found, fitted = _calibrate(task, logits[made[0]]["validation"], validation, settings)
         about = ModelCard(
             task=task_name, student=student_name, seed=seed, kind=str(task.kind), columns=task.columns, labels=task.labels,
-            max_length=encoding.max_length, pad=tokenizer.pad_token_id or 0, model=file.name,
+            max_length=encoding.max_length, pad=tokenizer.pad_token_id or 0, model=made[0],
             flags=processor_flags() if passed else "", **fitted,
         )  # fmt: skip
         folders.write_card(about, making)
@@ -65,11 +68,16 @@ def export(task_name: str, student_name: str, seed: int, prepared: Path, folder:
             "task": task_name,
             "student": student_name,
             "seed": seed,
-            "published": file.name,
-            "scores": {name: _scores(task, logits[name], rows) for name, (_, rows) in splits.items()},
-            "bytes": deployed_bytes(making, file.name),
-            "model_bytes": file.stat().st_size,
-            "milliseconds": _milliseconds(making, texts_of(table, task), settings),
+            "published": made[0],
+            "files": {
+                name: {
+                    **{split: _scores(task, logits[name][split], rows) for split, (_, rows) in splits.items()},
+                    "bytes": deployed_bytes(making, name),
+                    "model_bytes": (making / name).stat().st_size,
+                    "milliseconds": _milliseconds(making, name, texts_of(table, task), settings),
+                }
+                for name in made
+            },
             "threads": settings.latency.threads,
             "logits": dataclasses.asdict(check) | {"rows_alone": min(settings.check_alone, len(validation))},
             "variants": [variant.to_json() for variant in variants],
@@ -113,9 +121,9 @@ def texts_of(table: Any, task: Task) -> list[inference.Text]:
     return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
 
 
-def _milliseconds(folder: Path, texts: list[inference.Text], settings: ExportConfig) -> dict[str, float]:
+def _milliseconds(folder: Path, file: str, texts: list[inference.Text], settings: ExportConfig) -> dict[str, float]:
     """Median milliseconds from text to answer by batch size; a batch of 1 is the text of median length."""
-    model = inference.open_model(folder, settings.latency.threads)
+    model = inference.open_model(folder, settings.latency.threads, file)
     order = sorted((text for text in texts if not model.problem(text)), key=lambda text: len("".join(text)))
     found = {}
     for size in settings.latency.batch_sizes:

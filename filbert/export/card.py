@@ -35,16 +35,15 @@ def _summary(card: ModelCard, task: Task, source: Source) -> str:
 
 
 def _scores(record: dict[str, Any]) -> str:
-    facts = machine_facts()
-    rows = [
-        f"| {name} | {100 * scores['score']:.1f} | {_interval(scores)} |" for name, scores in record["scores"].items()
-    ]
+    facts, file = machine_facts(), record["files"][record["published"]]
+    splits = {name: found for name, found in file.items() if name.startswith(("test", "validation"))}
+    rows = [f"| {name} | {100 * found['score']:.1f} | {_interval(found)} |" for name, found in splits.items()]
     times = ", ".join(
-        f"{found:.2f} ms for {size.removeprefix('batch_')}" for size, found in record["milliseconds"].items()
+        f"{found:.2f} ms for {size.removeprefix('batch_')}" for size, found in file["milliseconds"].items()
     )
     return "\n".join([
         "## How good, how large, how fast", "", "| rows | score | 95 % interval over rows |", "| --- | --- | --- |", *rows, "",
-        f"{record['bytes'] / 1e6:.1f} MB ({record['model_bytes'] / 1e6:.1f} MB the model, the rest tokenizer and references). "
+        f"{file['bytes'] / 1e6:.1f} MB ({file['model_bytes'] / 1e6:.1f} MB the model, the rest tokenizer and references). "
         f"Text in, answer out, {record['threads']} thread: {times}. {facts['processor']}, {facts['flags']}.",
     ])  # fmt: skip
 

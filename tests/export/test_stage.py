@@ -36,11 +36,12 @@ def test_a_teacher_is_exported_and_asked(world: Path) -> None:
     assert not [f for f in out.parent.iterdir() if f.name != "0"]
     record, about = read_json(out / "export.json"), read_json(out / "config.json")
     assert record["logits"]["mixed"] < 1e-4
-    assert record["scores"]["test"]["interval"][0] <= record["scores"]["test"]["score"]
     assert record["published"] == about["model"]
+    file = record["files"][about["model"]]
+    assert file["test"]["interval"][0] <= file["test"]["score"]
     assert (out / about["model"]).exists()
-    assert set(record["milliseconds"]) == {"batch_1", "batch_8"}
-    assert record["bytes"] == record["model_bytes"] + (out / "tokenizer.json").stat().st_size
+    assert set(file["milliseconds"]) == {"batch_1", "batch_8"}
+    assert file["bytes"] == file["model_bytes"] + (out / "tokenizer.json").stat().st_size
     said = (out / "README.md").read_text()
     for part in ("# teacher on sst2", "one of negative, positive", "## Limits", "per_channel", "glue", "validation"):
         assert part in said

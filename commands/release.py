@@ -1,0 +1,33 @@
+"""Put the best exported model under a budget into a folder to hand over: `make release TASK=…`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from filbert.export.pick import NAMES, Budget, load_candidates, pick
+from filbert.export.release import write_release
+from stages import run
+
+
+def release(
+    task_name: Annotated[str, typer.Argument(metavar="TASK")],
+    exported: Annotated[Path, typer.Argument(help="the folder of all exports")],
+    out: Annotated[Path, typer.Argument(help="the folder to write")],
+    max_mb: Annotated[float | None, typer.Option(min=0)] = None,
+    max_ms: Annotated[float | None, typer.Option(min=0)] = None,
+    min_share: Annotated[float | None, typer.Option(min=0, max=2)] = None,
+    student: Annotated[str, typer.Option(help="this one, rather than the best")] = "",
+) -> None:
+    """Write the model of TASK that is best on validation rows within the budget to OUT, with all that it takes to ask it."""
+    candidates = [c for c in load_candidates(exported, task_name) if student in ("", c.name)]
+    best = pick(candidates, Budget(max_mb, max_ms, min_share))
+    file = next(file for file, name in NAMES.items() if name == best.file)
+    write_release(best.folders[0], file, out)
+    print(
+        f"{out}: {best.label}, {best.validation:.1f} on validation rows, {best.bytes / 1e6:.1f} MB, {best.milliseconds:.2f} ms"
+    )
+
+
+if __name__ == "__main__":
+    run(release)

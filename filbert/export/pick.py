@@ -1,0 +1,196 @@
+"""Which exported file to take: the best on validation rows within a budget, the Pareto front, and what a baseline dominates.
+
+A candidate is one file of one model over its seeds, or a baseline; scores and costs are means over seeds. Size is all that has to
+be deployed; time is from text to answer, one text of median length.
+"""
+
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filbert import FilbertError
+from filbert.export import folder as folders
+
+TEACHER = "teacher"
+NAMES = {folders.FLOAT32: "float32", folders.INT8: "int8"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One thing that can be deployed."""
+
+    name: str
+    file: str  # float32 or int8; empty of a baseline
+    validation: float  # in points
+    test: float  # in points; never chosen by
+    bytes: float
+    milliseconds: float
+    folders: tuple[Path, ...] = ()  # of the seeds, the best on validation rows first
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} {self.file}".strip()
+
+    @property
+    def is_baseline(self) -> bool:
+        return not self.folders or self.name == TEACHER
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a choice must keep to; None: anything."""
+
+    max_mb: float | None = None
+    max_ms: float | None = None
+    min_share: float | None = None  # of the teacher's float32 score
+
+    def allows(self, candidate: Candidate, teacher: float | None) -> bool:
+        return (
+            (self.max_mb is None or candidate.bytes <= 1e6 * self.max_mb)
+            and (self.max_ms is None or candidate.milliseconds <= self.max_ms)
+            and (self.min_share is None or teacher is None or candidate.validation >= self.min_share * teacher)
+        )
+
+
+def load_candidates(exported: Path, task: str, baselines: Path | None = None) -> list[Candidate]:
+    """All files exported for a task, and its baselines, the best first.
+
+    Raises:
+        FilbertError: nothing was exported, or a record cannot be read.
+    """
+    where = exported / task
+    records = [(file.parent, _read(file)) for file in sorted(where.glob(f"*/*/{folders.RECORD}"))]
+    if not records:
+        raise FilbertError(f"{where}: expected exported models, found none; run `make repro` with the task {task}")
+    groups: dict[tuple[str, str], list[tuple[Path, dict[str, Any]]]] = {}
+    for folder, record in records:
+        for file, figures in record["files"].items():
+            groups.setdefault((folder.parent.name, file), []).append((folder, figures))
+    found = [_candidate(name, NAMES.get(file, file), seeds) for (name, file), seeds in groups.items()]
+    if baselines and baselines.is_file():
+        found += [_candidate(name, "", [(None, figures)]) for name, figures in _read(baselines).items()]
+    return sorted(found, key=lambda candidate: (-candidate.validation, candidate.milliseconds))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FilbertError(f"{file}: expected JSON as the export stage writes it, got {error}") from error
+
+
+def _candidate(name: str, file: str, seeds: Sequence[tuple[Path | None, dict[str, Any]]]) -> Candidate:
+    best_first = sorted(seeds, key=lambda seed: -seed[1]["validation"]["score"])
+
+    def mean(values: Iterator[float]) -> float:
+        return statistics.mean(values)
+
+    tests = [[100 * s["score"] for split, s in figures.items() if split.startswith("test")] for _, figures in seeds]
+    return Candidate(
+        name, file, mean(100 * figures["validation"]["score"] for _, figures in seeds), mean(map(statistics.mean, tests)),
+        mean(figures["bytes"] for _, figures in seeds), mean(figures["milliseconds"]["batch_1"] for _, figures in seeds),
+        tuple(folder for folder, _ in best_first if folder),
+    )  # fmt: skip
+
+
+def teacher_score(candidates: Sequence[Candidate]) -> float | None:
+    """The validation score of the teacher in float32; None where it was not exported."""
+    return next((c.validation for c in candidates if c.name == TEACHER and c.file == "float32"), None)
+
+
+def pick(candidates: Sequence[Candidate], budget: Budget) -> Candidate:
+    """The exported model with the best validation score within a budget; of equals the faster.
+
+    Raises:
+        FilbertError: none is within it, or a share is wanted and no teacher was exported.
+    """
+    teacher = teacher_score(candidates)
+    if budget.min_share is not None and teacher is None:
+        raise FilbertError("--min-share: expected an exported teacher to take a share of, found none")
+    models = [candidate for candidate in candidates if candidate.folders]
+    fitting = [candidate for candidate in models if budget.allows(candidate, teacher)]
+    if not fitting:
+        least = min(models, key=lambda c: c.bytes), min(models, key=lambda c: c.milliseconds)
+        raise FilbertError(
+            f"no model is within {_described(budget)}; the smallest is {least[0].label} with {least[0].bytes / 1e6:.1f} MB, the "
+            f"fastest {least[1].label} with {least[1].milliseconds:.2f} ms, the best {models[0].label} with "
+            f"{models[0].validation:.1f} points"
+        )
+    return min(fitting, key=lambda c: (-c.validation, c.milliseconds, c.bytes))
+
+
+def _described(budget: Budget) -> str:
+    said = {"max_mb": "{:g} MB", "max_ms": "{:g} ms", "min_share": "{:.0%} of the teacher's score and more"}
+    return ", ".join(text.format(value) for name, text in said.items() if (value := getattr(budget, name)) is not None)
+
+
+def dominated_by(candidates: Sequence[Candidate], score: str = "test") -> dict[str, str]:
+    """By the label of a student's file the baseline that is at least as good in score, size and time, the best of them."""
+    baselines = sorted((c for c in candidates if c.is_baseline), key=lambda c: -getattr(c, score))
+    return {
+        c.label: next(b.label for b in baselines if _at_least_as_good(b, c, score))
+        for c in candidates
+        if not c.is_baseline and any(_at_least_as_good(b, c, score) for b in baselines)
+    }
+
+
+def _at_least_as_good(one: Candidate, other: Candidate, score: str) -> bool:
+    better = getattr(one, score) >= getattr(other, score)
+    return better and one.bytes <= other.bytes and one.milliseconds <= other.milliseconds
+
+
+def pareto_front(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that no other beats in score, size and time at once, the best score first."""
+    return [
+        c for c in candidates
+        if not any(_at_least_as_good(o, c, "validation") and not _at_least_as_good(c, o, "validation") for o in candidates)
+    ]  # fmt: skip
+
+
+def front_table(candidates: Sequence[Candidate]) -> str:
+    """All candidates as text for a terminal; those on the front are marked, and those that a baseline dominates named."""
+    front, beaten = pareto_front(candidates), dominated_by(candidates)
+    head = ("", "model", "validation", "test", "MB", "ms", "")
+    rows = [
+        ("*" if c in front else "", c.label, f"{c.validation:.1f}", f"{c.test:.1f}", f"{c.bytes / 1e6:.1f}",
+         f"{c.milliseconds:.2f}", f"dominated by {beaten[c.label]}" if c.label in beaten else "baseline" if c.is_baseline else "")
+        for c in candidates
+    ]  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    left = (0, 1, len(head) - 1)
+
+    def line(row: Sequence[str]) -> str:
+        cells = zip(row, widths, strict=True)
+        return "  ".join(c.ljust(w) if at in left else c.rjust(w) for at, (c, w) in enumerate(cells)).rstrip()
+
+    return "\n".join(map(line, (head, *rows)))
+
+
+def draw_front(candidates: Sequence[Candidate], file: Path) -> None:
+    """Score against size and against time, both on logarithmic axes, baselines hollow, the front named."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "filbert"
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+    front = pareto_front(candidates)
+    for panel, (name, scale, label) in zip(
+        panels, (("bytes", 1e-6, "MB"), ("milliseconds", 1, "ms a text")), strict=True
+    ):
+        for c in candidates:
+            at = getattr(c, name) * scale, c.validation
+            panel.plot(*at, "o", color="tab:blue", fillstyle="none" if c.is_baseline else "full")
+            if c in front:
+                panel.annotate(c.label, at, fontsize=7, xytext=(4, 3), textcoords="offset points")
+        panel.set_xscale("log")
+        panel.set_xlabel(label)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("validation score")
+    figure.tight_layout()
+    figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+    plt.close(figure)

@@ -1,0 +1,40 @@
+"""A folder to hand over: one model, its tokenizer, a model card, and a predict.py that needs onnxruntime and tokenizers alone."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+from filbert.export import folder as folders
+from filbert.export import references
+from filbert.runtime import files
+
+SCRIPT = "predict.py"
+
+
+def write_release(exported: Path, file: str, out: Path) -> None:
+    """Write the exported model `file` of the folder `exported` to the folder `out`, as `model.onnx`.
+
+    Raises:
+        FolderError: the folder is not an export.
+    """
+    card = folders.read_card(exported)
+    card = dataclasses.replace(card, model=folders.FLOAT32, flags=card.flags if file == folders.INT8 else "")
+    with files.atomic_folder(out) as making:
+        shutil.copyfile(exported / file, making / folders.FLOAT32)
+        shutil.copyfile(exported / folders.TOKENIZER, making / folders.TOKENIZER)
+        folders.write_card(card, making)
+        text = (exported / "README.md").read_text(encoding="utf-8")
+        use = (
+            f'## Use\n\n```sh\npip install onnxruntime tokenizers\npython {SCRIPT} "a text" "another"\n```\n\n## Limits'
+        )
+        files.write_text(making / "README.md", _replace_section(text, use))
+        shutil.copyfile(Path(__file__).with_name("release_predict.py"), making / SCRIPT)
+        if (exported / references.FOLDER).exists():
+            shutil.copytree(exported / references.FOLDER, making / references.FOLDER)
+            shutil.copyfile(Path(references.__file__), making / "references.py")
+
+
+def _replace_section(card: str, use: str) -> str:
+    """The model card with another way to use the model."""
+    before, _, after = card.partition("## Use")
+    return before + use + after.partition("## Limits")[2]

@@ -1,0 +1,145 @@
+"""`pick` and `release`: the best within a budget, who dominates whom, and a folder that runs on its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from export_files import MODELS, export_folder, reference_student, saved
+from tiny import sentences
+
+import filbert
+from commands.pick import choose
+from commands.release import release
+from filbert import FilbertError
+from filbert.data import batches
+from filbert.export.pick import Budget, Candidate, dominated_by, load_candidates, pareto_front, pick
+from filbert.runtime.files import write_json
+
+TEXTS = [text for text, _ in sentences(6)]
+
+
+def figures(score: float, megabytes: float, ms: float) -> dict:
+    return {
+        "validation": {"score": score},
+        "test": {"score": score - 0.01},
+        "bytes": 1e6 * megabytes,
+        "milliseconds": {"batch_1": ms},
+    }
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    """Records of a teacher, of a student over two seeds, and of a small one."""
+    made = {
+        ("teacher", 0): {"model.onnx": figures(0.90, 90, 10), "model.int8.onnx": figures(0.895, 23, 3)},
+        ("kd", 1): {"model.onnx": figures(0.86, 60, 5)},
+        ("kd", 2): {"model.onnx": figures(0.88, 60, 7)},
+        ("small", 1): {"model.int8.onnx": figures(0.80, 2, 0.2)},
+    }
+    for (name, seed), files in made.items():
+        write_json(tmp_path / "exported" / "sst2" / name / str(seed) / "export.json", {"files": files})
+    write_json(tmp_path / "baselines.json", {"majority": figures(0.5, 0.0, 0.001), "tfidf": figures(0.81, 1, 0.1)})
+    return tmp_path / "exported"
+
+
+@pytest.mark.parametrize(
+    ("budget", "chosen"),
+    [
+        (Budget(), "teacher float32"),
+        (Budget(max_mb=30), "teacher int8"),
+        (Budget(max_ms=2), "small int8"),
+        (Budget(max_mb=70, max_ms=6.5), "teacher int8"),
+        (Budget(max_mb=3), "small int8"),
+    ],
+)
+def test_the_best_within_a_budget(budget: Budget, chosen: str, exported: Path) -> None:
+    assert pick(load_candidates(exported, "sst2"), budget).label == chosen
+
+
+def test_seeds_are_averaged_and_the_best_one_is_named(exported: Path) -> None:
+    kd = next(c for c in load_candidates(exported, "sst2") if c.name == "kd")
+    assert (kd.validation, kd.milliseconds) == (pytest.approx(87), 6)
+    assert kd.folders[0].name == "2"
+
+
+def test_nothing_within_a_budget_is_an_error_that_says_what_there_is(exported: Path) -> None:
+    with pytest.raises(
+        FilbertError, match=r"no model is within 1 MB; the smallest is small int8 with 2.0 MB, the fastest small"
+    ):
+        pick(load_candidates(exported, "sst2"), Budget(max_mb=1))
+    with pytest.raises(FilbertError, match="expected exported models, found none"):
+        load_candidates(exported, "cola")
+    students = [c for c in load_candidates(exported, "sst2") if c.name != "teacher"]
+    with pytest.raises(FilbertError, match="expected an exported teacher"):
+        pick(students, Budget(min_share=0.9))
+    (exported / "sst2" / "kd" / "1" / "export.json").write_text("{")
+    with pytest.raises(FilbertError, match="expected JSON as the export stage writes it"):
+        load_candidates(exported, "sst2")
+
+
+def test_baselines_dominate_and_the_front_is_printed(
+    exported: Path, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    choose("sst2", exported, exported.parent / "baselines.json", min_share=0.99, picture=tmp_path / "front.svg")
+    said = capsys.readouterr().out
+    assert "dominated by teacher int8" in next(line for line in said.splitlines() if "kd" in line)
+    assert "dominated by tfidf" in next(line for line in said.splitlines() if "small int8" in line)
+    assert {line.split()[1] for line in said.splitlines() if line.startswith("*")} == {"teacher", "tfidf", "majority"}
+    assert "teacher float32: 90.0 on validation rows" in said
+    assert (tmp_path / "front.svg").stat().st_size > 1000
+
+
+def test_equals_dominate_no_one_and_are_both_on_the_front() -> None:
+    one, other = (Candidate(name, "int8", 80, 80, 5, 5, (Path(name),)) for name in "ab")
+    assert pareto_front([one, other]) == [one, other]
+    assert dominated_by([one, other]) == {}
+    assert dominated_by([one, Candidate("tfidf", "", 80, 80, 5, 5)]) == {"a int8": "tfidf"}
+
+
+def released(student: Path, out: Path, **more: object) -> Path:
+    """A release made by the command from one exported model."""
+    folder = export_folder(student, out / "exported" / "sst2" / "kd" / "1", **more)
+    (folder / "README.md").write_text("# kd\n\n## Use\n\nfilbert\n\n## Limits\n\n- none\n")
+    write_json(folder / "export.json", {"files": {"model.onnx": figures(0.8, 1, 1)}})
+    release("sst2", out / "exported", out / "release")
+    return out / "release"
+
+
+def ask(folder: Path, texts: list[str]) -> list[dict]:
+    """What predict.py prints, in a process that can import neither filbert nor torch."""
+    blocked = "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'filbert', 'bm25s', 'scipy', 'pyarrow')));"
+    code = (
+        f"{blocked} import runpy; sys.path.insert(0, {str(folder)!r}); runpy.run_path({str(folder / 'predict.py')!r})"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code, *texts], cwd=folder.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_release_runs_on_its_own(tmp_path: Path, teacher: Path) -> None:
+    folder = released(teacher, tmp_path, temperature=1.7)
+    assert {file.name for file in folder.iterdir()} == {
+        "model.onnx",
+        "tokenizer.json",
+        "config.json",
+        "README.md",
+        "predict.py",
+    }
+    wanted = filbert.load(folder).predict(TEXTS)
+    for ours, theirs in zip(ask(folder, TEXTS), wanted, strict=True):
+        assert ours["label"] == theirs["label"]
+        assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-4)
+    assert "pip install onnxruntime tokenizers" in (folder / "README.md").read_text()
+
+
+def test_a_release_with_references_and_one_that_tags(tmp_path: Path, encoded: batches.TokenizedDataset) -> None:
+    torch.manual_seed(0)
+    folder = released(reference_student(tmp_path / "model", encoded), tmp_path / "a")
+    for ours, theirs in zip(ask(folder, TEXTS), filbert.load(folder).predict(TEXTS), strict=True):
+        assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-4)
+    labels = tuple("O B-PER I-PER B-ORG I-ORG B-LOC I-LOC".split())
+    folder = released(saved(MODELS["bert, tags"](), tmp_path / "tags"), tmp_path / "b", kind="tagging", labels=labels)
+    assert [a["tags"] for a in ask(folder, TEXTS)] == [a["tags"] for a in filbert.load(folder).predict(TEXTS)]
