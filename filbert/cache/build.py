@@ -29,7 +29,7 @@ from filbert.models.activations import (
 from filbert.runtime import progress
 from filbert.runtime.device import autocast
 
-ROWS_AT_A_TIME = 16384  # rows whose tokens are in memory at one time
+CHUNK = 1024  # rows that are sorted by length together: batches, so the last bits, do not depend on shards or other columns
 SAMPLE = 512  # most rows (or a twentieth of all) from whose lengths the size of the cache is estimated
 
 Missing = tuple[tuple[str, ...], np.ndarray]  # columns, and positions of the rows that lack exactly these
@@ -74,10 +74,10 @@ def _build(
     shards.remove_unlisted()
     with progress.bar("teacher", sum(len(rows) for _, rows in groups)) as bar:
         for size, (names, rows) in zip(sizes, groups, strict=True):
-            step = max(config.batch_size, int(config.shard_mb * 1e6 / sum(size.values())))
+            step = max(1, int(config.shard_mb * 1e6 / sum(size.values())) // CHUNK) * CHUNK
             for start in range(0, len(rows), step):
                 shard = rows[start : start + step]
-                parts = (table.take(shard[at : at + ROWS_AT_A_TIME]) for at in range(0, len(shard), ROWS_AT_A_TIME))
+                parts = (table.take(shard[at : at + CHUNK]) for at in range(0, len(shard), CHUNK))
                 batches = chain.from_iterable(runner.batches(tokenize(part), names, bar) for part in parts)
                 first = next(batches)
                 shards.append(names, first.schema, chain([first], batches))

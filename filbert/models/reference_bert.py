@@ -22,7 +22,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from .bert import Encoder, FilbertConfig, FilbertForSequenceClassification, Layer, SelfAttention
+from .bert import Encoder, FilbertConfig, FilbertForSequenceClassification, Layer, SelfAttention, attend
 from .reference_store import FOLDER, ReferenceStore
 
 REFERENCE = ("reference_keys", "reference_values", "reference_mask")  # the inputs that hold a reference
@@ -97,8 +97,7 @@ class ReferenceSelfAttention(SelfAttention):
             :, :, None, :
         ]  # [B, h, 1, T + R]
         bias = gates.to(q.dtype).masked_fill(~both, -torch.inf)
-        dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout).transpose(1, 2).flatten(2)
+        return attend(q, k, v, bias, self.dropout if self.training else 0.0)
 
     def _join(self, part: str, x: Tensor, mask: Tensor, reference: Tensor, reference_mask: Tensor) -> Tensor:
         """The row's vectors [B, T, D] and the projected, normalised reference: [B, T + R, D]."""

@@ -34,9 +34,9 @@ class RunRecorder:
         self.view.points(history_points(line))
 
     def rewind(self, phase: str, step: int, end: float = math.inf) -> None:
-        """Remove the lines of `phase` after `step`, up to `end`: a resumed phase logs them again."""
-        if IS_MAIN_PROCESS and self.history.exists():
-            lines = read_history(self.history)
+        """Remove the lines of `phase` after `step`, up to `end`: a resumed phase logs them again. A history begins here."""
+        if IS_MAIN_PROCESS:
+            lines = read_history(self.history) if self.history.exists() else []
             write_text(self.history, to_text([x for x in lines if x["phase"] != phase or not step < x["step"] <= end]))
 
     def inherit(self, history: Path, name: str) -> None:

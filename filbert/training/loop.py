@@ -29,6 +29,7 @@ from filbert.runtime.device import autocast
 from filbert.runtime.files import IS_MAIN_PROCESS, RANK
 from filbert.tracking.recording import RunRecorder
 from filbert.training.checkpoint import TrainingState, training_fingerprint
+from filbert.training.optimizer import RowAdamW, clip_gradients, sparse_embeddings
 
 CHECKPOINT_SECONDS = float(os.environ.get("FILBERT_CHECKPOINT_SECONDS", "60"))
 LOG_STEPS = 10
@@ -110,7 +111,10 @@ def fit(
     finished = state.step >= end or state.misses >= config.patience
     order: list[np.ndarray] = []
     saved = time.monotonic()
-    with progress.bar(phase, end * config.batch_size, state.step * config.batch_size) as bar:
+    with (
+        progress.bar(phase, end * config.batch_size, state.step * config.batch_size) as bar,
+        sparse_embeddings(model, device),
+    ):
         while state.step < end and state.misses < config.patience:
             epoch, number = divmod(state.step, per_epoch)
             if number == 0 or not order:
@@ -171,7 +175,7 @@ def new_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=True)
+    return RowAdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=True)
 
 
 def total_steps(rows: TokenizedDataset, config: TrainingConfig) -> int:
@@ -204,7 +208,7 @@ def _step(
     value.backward()
     trained = [p for p in model.parameters() if p.requires_grad]
     distributed.average_gradients(trained)
-    nn.utils.clip_grad_norm_(trained, gradient_clip)
+    clip_gradients(trained, gradient_clip)
     optimizer.step()
     return value.detach()
 

@@ -53,6 +53,7 @@ def rows(table: pa.Table) -> batches.TokenizedDataset:
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards of at most 20 rows whatever they hold."""
+    monkeypatch.setattr(build, "CHUNK", 10)
     monkeypatch.setattr(
         build._TeacherRunner,
         "bytes_per_row",
@@ -338,3 +339,17 @@ def test_a_damaged_or_forged_manifest_is_set_aside_and_the_shards_are_made_again
     assert (tmp_path / ".cache.manifest.json.damaged").exists()
     assert outside.read_bytes() == b"not the cache's"
     assert len(read.TeacherCache([folder], key(teacher)).on(rows, SOME).numbers["logits"]) == len(table)
+
+
+def test_cached_values_do_not_depend_on_shards_and_other_columns(
+    tmp_path: Path, teacher: Path, table: pa.Table, rows: batches.TokenizedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "CHUNK", 16)
+    found = []
+    for name, columns, shard_rows in (("few", ("logits",), 16), ("more", ("logits", "hidden.1", "attention.1"), 1000)):
+        sizes = dict.fromkeys(columns, 1e6 / shard_rows / len(columns))
+        monkeypatch.setattr(build._TeacherRunner, "bytes_per_row", lambda self, sample, columns, sizes=sizes: sizes)
+        filled(tmp_path / name, teacher, table, columns)
+        cache = read.TeacherCache([tmp_path / name], key(teacher))
+        found.append(cache.on(rows, ("logits",)).take(np.arange(len(rows)))["logits"])
+    assert torch.equal(*found)
