@@ -49,8 +49,9 @@ def open_worktree(root: Path, folder: Path) -> None:
     git(root, "worktree", "add", "--quiet", "--force", "--detach", str(folder))
     if (local := root / ".dvc" / "config.local").exists():
         shutil.copy(local, folder / ".dvc" / "config.local")
-    dvc_command(folder, "config", "--quiet", "--local", "cache.dir", Repo(str(root)).cache.local_cache_dir)
-    dvc_command(folder, "checkout", "--quiet", "--force", "--allow-missing")
+    with Repo(str(folder)).config.edit("local") as local_config:
+        local_config["cache"]["dir"] = Repo(str(root)).cache.local_cache_dir
+    Repo(str(folder)).checkout(force=True, allow_missing=True)
 
 
 def worktree_commit(folder: Path) -> str:

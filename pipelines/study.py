@@ -60,10 +60,7 @@ def read_study(file: Path) -> Study:
         raise FilbertError(
             f"no study {file}; known are {', '.join(sorted(each.stem for each in file.parent.glob('*.yaml')))}"
         )
-    try:
-        content = config.read_params(file)
-    except YAMLError as error:
-        raise FilbertError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
+    content = config.read_params(file)
     keys = {"question", "claims", "params"}
     if not isinstance(content, dict) or set(content) != keys or not isinstance(content["params"], dict):
         found = ", ".join(content) if isinstance(content, dict) else repr(content)
@@ -156,7 +153,7 @@ def publish(study: Study, folder: Path, command: str) -> Path:
             f"```\n{command}\n```",
             f"The figures are of commit {commit}.{source}",
         ]
-        claims = check_claims(study, folder, making.absolute())
+        claims = check_claims(study, folder, making.absolute()) if study.claims else []
         table.write_text("\n\n".join([*head, *claims, picture + tables]), encoding="utf-8")
     return to
 
@@ -190,7 +187,7 @@ def check_claims(study: Study, folder: Path, figures: Path) -> list[str]:
             lines.append(
                 f"| {claim.student} {comparisons.PHRASES[claim.claim]} {claim.baseline} | {task} | {verdict} |"
             )
-    return ["\n".join(lines)] if study.claims else []
+    return ["\n".join(lines)]
 
 
 def main(
