@@ -71,7 +71,8 @@ def load_candidates(exported: Path, task: str, baselines: Path | None = None) ->
             groups.setdefault((folder.parent.name, file), []).append((folder, figures))
     found = [_candidate(name, NAMES.get(file, file), seeds) for (name, file), seeds in groups.items()]
     if baselines and baselines.is_file():
-        found += [_candidate(name, "", [(None, figures)]) for name, figures in _read(baselines).items()]
+        others = {name: figures for name, figures in _read(baselines).items() if not name.startswith(TEACHER)}
+        found += [_candidate(name, "", [(None, figures)]) for name, figures in others.items()]
     return sorted(found, key=lambda candidate: (-candidate.validation, candidate.milliseconds))
 
 

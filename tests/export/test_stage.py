@@ -7,13 +7,13 @@ from export_files import write_params
 
 import filbert
 from filbert import FilbertError
-from filbert.data import arrow, prepare
+from filbert.data import arrow, splits
 from filbert.runtime.files import read_json, write_json
 from stages.export import export
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: prepare.Prepared, teacher: Path) -> Path:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: splits.Prepared, teacher: Path) -> Path:
     """A working folder with params.yaml, prepared rows and a trained model."""
     monkeypatch.chdir(tmp_path)
     write_params(tmp_path / "params.yaml")

@@ -1,0 +1,82 @@
+"""Baselines: what they score on rows whose adjective says the label, what they cost, and tasks of other kinds."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ruamel.yaml import YAML
+from tiny import ROOT, find_task, sentences
+
+from filbert.data import arrow, splits
+from filbert.evaluation.latency import LatencyConfig
+from filbert.export import baselines
+from filbert.export.baselines import BaselinesConfig, Split, measure_baselines
+from filbert.export.pick import load_candidates
+from filbert.runtime import config
+from filbert.runtime.files import read_json, write_json
+from stages.baselines import baselines as stage
+
+CONFIG = BaselinesConfig((1.0, 1e4), (1, 2), 1, 16, 1e-3, LatencyConfig((1, 4), 0, 2, 1))
+PARAMS = {"penalties": [1.0], "ngrams": [1], "min_rows": 1, "dimensions": 4, "smoothing": 0.001,
+          "latency": {"batch_sizes": [1], "warmup": 0, "rounds": 1, "threads": 1}}  # fmt: skip
+SST2, STSB = find_task("sst2"), find_task("stsb")
+
+
+def split(rows: list[tuple[str, int]]) -> Split:
+    return Split([(text,) for text, _ in rows], np.array([label for _, label in rows]))
+
+
+def test_words_tell_the_label_and_costs_are_counted(checkpoint: Path) -> None:
+    rows = sentences(160)
+    found = measure_baselines(
+        SST2,
+        {"train": split(rows[:100]), "validation": split(rows[100:130]), "test": split(rows[130:])},
+        checkpoint,
+        CONFIG,
+    )
+    assert found["majority"]["test"]["accuracy"] < 0.8 < found["tfidf"]["test"]["accuracy"]
+    assert found["static_embeddings"]["test"]["accuracy"] > found["majority"]["test"]["accuracy"]
+    assert found["majority"]["bytes"] < found["static_embeddings"]["bytes"]
+    assert found["tfidf"]["settings"]["ngrams"] in (1, 2)
+    for figures in found.values():
+        assert set(figures["milliseconds"]) == {"batch_1", "batch_4"}
+        assert figures["bytes"] >= 4 * figures["parameters"]
+
+
+def test_pairs_and_numbers(checkpoint: Path) -> None:
+    draw, adjectives = np.random.default_rng(0), ("good", "bad", "dull", "warm")
+    words = [tuple(map(str, draw.choice(adjectives, 2))) for _ in range(90)]
+    numbers = np.array([float(adjectives.index(a)) for a, _ in words])
+    splits = {name: Split(words[at], numbers[at]) for name, at in
+              {"train": slice(60), "validation": slice(60, 75), "test": slice(75, 90)}.items()}  # fmt: skip
+    found = measure_baselines(STSB, splits, checkpoint, CONFIG)
+    assert found["static_embeddings"]["test"]["pearson"] > 0.9
+    assert found["majority"]["test"]["score"] == 0
+
+
+def test_a_class_that_is_never_seen_is_never_answered(checkpoint: Path) -> None:
+    rows = split(sentences(40))
+    task = replace(SST2, labels=("negative", "positive", "other"))
+    found = baselines.tfidf(task, {"train": rows, "validation": rows}, CONFIG)
+    assert found.logits(rows.texts).shape == (40, 3)
+    assert found.logits(rows.texts).argmax(-1).max() < 2
+    assert measure_baselines(find_task("wikiann"), {}, checkpoint, CONFIG) == {}
+
+
+def test_the_stage_writes_figures_that_pick_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: splits.Prepared, checkpoint: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    YAML(typ="safe").dump(config.read_params(ROOT / "params.yaml") | {"baselines": PARAMS}, tmp_path / "params.yaml")
+    (tmp_path / "prepared").mkdir()
+    for name, table in prepared.tables.items():
+        arrow.write_table(table, tmp_path / "prepared" / f"{name}.arrow")
+    figures = {"validation": {"score": 0.9}, "test": {"score": 0.9}, "bytes": 1, "milliseconds": {"batch_1": 1.0}}
+    write_json(
+        tmp_path / "exported" / "sst2" / "teacher" / "0" / "export.json", {"files": {"model.int8.onnx": figures}}
+    )
+    stage("sst2", Path("prepared"), checkpoint, Path("out.json"), Path("exported/sst2/teacher/0"))
+    assert set(read_json(Path("out.json"))) == {"majority", "tfidf", "static_embeddings", "teacher_int8"}
+    names = [candidate.label for candidate in load_candidates(Path("exported"), "sst2", Path("out.json"))]
+    assert sorted(names) == ["majority", "static_embeddings", "teacher int8", "tfidf"]
