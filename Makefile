@@ -45,7 +45,7 @@ study: $(READY) ## a study of studies/: make study STUDY=glue [SEEDS=1,2,3] [GLU
 	  $(foreach setting,$(SET),--set '$(setting)') $(if $(FRESH),--fresh)
 
 task: $(READY) ## your own task: make task NAME=tickets DATA=folder-or-csv writes its row of params.yaml
-	@python -m commands.task $(or $(NAME),$(error NAME=of the task DATA=folder or file)) '$(or $(DATA),$(error DATA=folder or file))' --write
+	@python -m commands.add_task $(or $(NAME),$(error NAME=of the task DATA=folder or file)) '$(or $(DATA),$(error DATA=folder or file))' --write
 
 flow: $(READY) ## the same graph as a Prefect flow, JOBS stages at once
 	@python -m pipelines.flow --workers $(JOBS)
@@ -68,10 +68,10 @@ ui: $(READY) ## MLflow's pages on PORT (5000) and Prefect's on PREFECT_PORT (420
 
 serve: export PREFECT_API_URL ?= http://127.0.0.1:$(PREFECT_PORT)/api
 serve: $(READY) ## runs started from Prefect's pages and by the clock (NIGHTLY, WEEKLY: other cron lines), beside `make ui`
-	@python -m pipelines.serve $(if $(NIGHTLY),--nightly '$(NIGHTLY)') $(if $(WEEKLY),--weekly '$(WEEKLY)')
+	@python -m pipelines.deployments $(if $(NIGHTLY),--nightly '$(NIGHTLY)') $(if $(WEEKLY),--weekly '$(WEEKLY)')
 
 track: $(READY) ## bring MLflow's runs back from the files, after its store was lost or not reached
-	@python -m commands.track data/metrics data/details data/teachers data/pretrained data/masked_lm data/students
+	@python -m commands.restore_mlflow data/metrics data/details data/teachers data/pretrained data/masked_lm data/students
 
 status: $(READY) ## what `make repro` would run
 	@dvc status

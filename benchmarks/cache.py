@@ -28,11 +28,11 @@ import typer
 from torch import Tensor
 
 from benchmarks.turns import in_turn, machine, ratio, ratios
-from filbert.cache import build, read
+from filbert.cache import build, teacher_cache
 from filbert.data import arrow, batches, tasks
 from filbert.evaluation.tables import markdown_table
 from filbert.models import checkpoints
-from filbert.models.activations import ActivationRecorder
+from filbert.models.intermediate_outputs import ActivationRecorder
 from filbert.runtime import config, device
 from filbert.runtime.files import write_text
 from filbert.training import losses
@@ -77,7 +77,7 @@ class Bench:
         self.task, self.on = tasks.find(task_name), device.select_device()
         self.encoding, asking = (
             config.section("encode", batches.TokenizerConfig),
-            config.section("cache", read.CacheConfig),
+            config.section("cache", teacher_cache.CacheConfig),
         )
         self.asking, self.tokenizer = asking, batches.load_tokenizer(teacher_folder)
         table = arrow.read_table(prepared / "train.arrow")
@@ -88,10 +88,10 @@ class Bench:
         self.shape = config.section("student", checkpoints.StudentConfig)
         self.checkpoint = checkpoint
         self.depth = LayerMap(len(self.shape.layers), self.teacher.config.num_hidden_layers)
-        self.key = read.cache_fingerprint(teacher_folder, self.encoding, asking, self.on)
+        self.key = teacher_cache.cache_fingerprint(teacher_folder, self.encoding, asking, self.on)
         self.folder = folder
         self.build(self.folder / "kept", self.depth.columns())
-        self.cache = read.TeacherCache([self.folder / "kept"], self.key)
+        self.cache = teacher_cache.TeacherCache([self.folder / "kept"], self.key)
 
     def encode(self, table: pa.Table) -> batches.TokenizedDataset:
         return batches.tokenize(table, self.task, self.tokenizer, self.encoding)

@@ -11,13 +11,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from benchmarks.memory import peak
-from filbert.cache import build, read
+from filbert.cache import build, teacher_cache
 from filbert.data import batches, tasks
 from filbert.data.arrow import read_table
 
 WORDS = [f"w{i}" for i in range(1000)]
 COLUMNS = ("logits", "hidden.0", "hidden.1", "hidden.2")
-CONFIG = read.CacheConfig("float16", batch_size=256, shard_mb=512, budget_gb=50, verify_rows=8, tolerance=0.05)
+CONFIG = teacher_cache.CacheConfig("float16", batch_size=256, shard_mb=512, budget_gb=50, verify_rows=8, tolerance=0.05)
 CHUNK = 10_000
 
 
@@ -36,16 +36,16 @@ def measure(count: int, folder: Path) -> None:
     teacher, cpu, key = (
         BertForSequenceClassification(shape),
         torch.device("cpu"),
-        read.Fingerprint("t", "t", 16, "float16", "any"),
+        teacher_cache.Fingerprint("t", "t", 16, "float16", "any"),
     )
     table = _rows(folder / "rows.arrow", count)
 
     def encode(part: pa.Table) -> batches.TokenizedDataset:
         return batches.tokenize(part, task, tokenizer, batches.TokenizerConfig(16))
 
-    def make(name: str, part: pa.Table) -> read.TeacherCache:
+    def make(name: str, part: pa.Table) -> teacher_cache.TeacherCache:
         build.build_cache(folder / name, teacher, part, encode, COLUMNS, key, CONFIG, cpu)
-        return read.TeacherCache([folder / name], key)
+        return teacher_cache.TeacherCache([folder / name], key)
 
     make("warm", table.slice(0, 256))
     with peak() as building:

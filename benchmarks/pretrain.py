@@ -17,13 +17,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
+from filbert.methods.pretraining import PretrainConfig, new_student, new_vocabulary
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.turns import in_turn, machine, ratios
 from filbert.data import batches
 from filbert.data.batches import Batch, TokenizedDataset
-from filbert.methods.pretraining import PretrainConfig, new_student, new_vocabulary
 from filbert.runtime import config, device
 from filbert.runtime.files import write_text
 from filbert.text import corpus

@@ -17,11 +17,11 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from filbert.methods.bilstm import Config
 
 from benchmarks.turns import in_turn, machine, ratios
-from filbert.cache import build, read
+from filbert.cache import build, teacher_cache
 from filbert.data import arrow, batches, tasks
-from filbert.methods.bilstm import Config
 from filbert.models import checkpoints
 from filbert.models.bilstm import BiLstmConfig, BiLstmForSequenceClassification
 from filbert.runtime import config, device
@@ -80,12 +80,15 @@ def _variants(texts: list[tuple[str, ...]], checkpoint: Path, vectors: Path, on:
 
 
 def _epochs(task: tasks.Task, table, teacher_folder: Path, on: torch.device, rounds: int) -> str:  # type: ignore[no-untyped-def]
-    encoding, asking = config.section("encode", batches.TokenizerConfig), config.section("cache", read.CacheConfig)
+    encoding, asking = (
+        config.section("encode", batches.TokenizerConfig),
+        config.section("cache", teacher_cache.CacheConfig),
+    )
     tokenizer, teacher = batches.load_tokenizer(teacher_folder), checkpoints.load_model(teacher_folder)
     torch.nn.Module.to(teacher, on)
     shape = config.section("distill.bilstm", Config).shape
     plain = batches.tokenize(table, task, tokenizer, encoding)
-    key = read.cache_fingerprint(teacher_folder, encoding, asking, on)
+    key = teacher_cache.cache_fingerprint(teacher_folder, encoding, asking, on)
     order = batches.shuffled_batches(plain.lengths, 64, 0, 0)
 
     def arm(batch_of: Callable[[np.ndarray], batches.Batch]) -> Callable[[], None]:
@@ -118,9 +121,13 @@ def _epochs(task: tasks.Task, table, teacher_folder: Path, on: torch.device, rou
         return replace(batch, targets={"logits": logits.clone()})
 
     with tempfile.TemporaryDirectory(prefix="filbert-bench-") as folder:
-        build.build_cache(Path(folder) / "cache", teacher, table, lambda part: batches.tokenize(part, task, tokenizer, encoding), COLUMNS, key,
+
+        def tokenize(part: pa.Table) -> batches.TokenizedDataset:
+            return batches.tokenize(part, task, tokenizer, encoding)
+
+        build.build_cache(Path(folder) / "cache", teacher, table, tokenize, COLUMNS, key,
                   asking, on)  # fmt: skip
-        taught = plain.with_targets(read.TeacherCache([Path(folder) / "cache"], key).on(plain, COLUMNS))
+        taught = plain.with_targets(teacher_cache.TeacherCache([Path(folder) / "cache"], key).on(plain, COLUMNS))
         arms = {"from the cache": arm(taught.batch), "with a live teacher": arm(live)}
         return ratios(in_turn(arms, rounds), len(plain), "rows/s")
 

@@ -12,10 +12,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from filbert.runtime.files import SCRATCH
-from pipelines.artifacts import StageOutput
-from pipelines.experiments import git
-from pipelines.graph import Stage, StageError
-from pipelines.stage import dvc_command, reproduce
+from pipelines.dvc_experiments import git
+from pipelines.dvc_graph import Stage, StageError
+from pipelines.prefect_artifacts import StageOutput
+from pipelines.run_stage import dvc_command, reproduce
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ from prefect.runtime import flow_run
 from prefect.states import State
 
 from filbert.tracking.mlflow_store import STORE
-from pipelines import artifacts, clones, experiments
-from pipelines.graph import Stage, graph
-from pipelines.stage import dvc_command, reproduce, stopping, thread_environment
+from pipelines import clones, dvc_experiments, prefect_artifacts
+from pipelines.dvc_graph import Stage, graph
+from pipelines.run_stage import dvc_command, reproduce, stopping, thread_environment
 
 Engine = Literal["threads", "dask"]
 
@@ -67,7 +67,7 @@ def repro(
     overrides = [setting(name, value) for name, value in lists.items() if value is not None] + (params or [])
     if overrides and not experiment:
         experiment = flow_run.get_name()
-    folder = experiments.begin(experiment, overrides) if experiment else Path.cwd()
+    folder = dvc_experiments.begin(experiment, overrides) if experiment else Path.cwd()
     env = {"FILBERT_PIPELINE": uuid.uuid4().hex}  # all stages of this run under one MLflow run
     if experiment:
         env["DVC_EXP_NAME"] = experiment
@@ -75,7 +75,7 @@ def repro(
     if experiment and all(state.is_completed() for state in states):
         if cluster:
             dvc_command(folder, "pull", "--allow-missing")  # `dvc exp save` needs all outs in one place
-        experiments.save(experiment, folder)
+        dvc_experiments.save(experiment, folder)
     elif experiment:
         get_run_logger().error("not saved; another run named %s of the same commit resumes it", experiment)
     return states  # a flow fails if a state it returns has failed
@@ -171,15 +171,15 @@ def run(
             elif cluster and future.state.is_failed():  # its own log is on its worker
                 get_run_logger().error(future.state.message)
         states = {name: future.state for name, future in futures.items()}
-    artifacts.publish_tables([stage for stage in stages if states[stage.name].is_completed()], folder)
-    artifacts.publish_mlflow_link(env["FILBERT_PIPELINE"])
+    prefect_artifacts.publish_tables([stage for stage in stages if states[stage.name].is_completed()], folder)
+    prefect_artifacts.publish_mlflow_link(env["FILBERT_PIPELINE"])
     return list(states.values())
 
 
 @task(cache_policy=NO_CACHE, task_run_name="{stage.name}")
 def run_stage(stage: Stage, needs: list[None], force: bool, folder: Path, env: dict[str, str]) -> None:
     """Run one stage in `folder`; `needs` are the tasks before it."""
-    log = artifacts.StageOutput()
+    log = prefect_artifacts.StageOutput()
     if not reproduce(stage, force, folder, env, log):
         log("nothing has changed")
 

@@ -23,8 +23,8 @@ import typer
 from dvc.exceptions import DvcException
 
 from filbert import FilbertError
-from pipelines.graph import Stage, StageError, find_changed
-from pipelines.stage import BAR, cores, reproduce, stopping, thread_environment
+from pipelines.dvc_graph import Stage, StageError, find_changed
+from pipelines.run_stage import BAR, cores, reproduce, stopping, thread_environment
 
 BAR_SECONDS = 10.0  # from one line about a stage's progress to the next
 
@@ -158,7 +158,7 @@ def run(folder: Path, targets: list[str], jobs: int, env: dict[str, str]) -> boo
     stages, changed = find_changed(folder, targets)
     run = Run(folder, changed, jobs, {"FILBERT_PIPELINE": uuid.uuid4().hex} | env)
     if changed:
-        threads = max(1, cores() // jobs)
+        threads = os.environ.get("OMP_NUM_THREADS", max(1, cores() // jobs))
         print(
             f"{len(changed)} of {len(stages)} stages to check or run, {jobs} at once, threads of each: {threads}",
             flush=True,

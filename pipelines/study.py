@@ -18,8 +18,8 @@ from ruamel.yaml import YAML, YAMLError
 from filbert import FilbertError
 from filbert.runtime import config, files
 from filbert.tracking.mlflow_store import STORE
-from pipelines import experiments, repro
-from pipelines.graph import StageError, graph
+from pipelines import dvc_experiments, repro
+from pipelines.dvc_graph import StageError, graph
 
 STUDIES = Path("studies")
 
@@ -121,16 +121,16 @@ def open_study(name: str, fresh: bool) -> Path:
         StageError: it is of another commit, and not to be discarded.
     """
     root, folder = Path.cwd(), Path.cwd() / files.SCRATCH / "studies" / name
-    here, there = experiments.git(root, "rev-parse", "HEAD"), experiments.worktree_commit(folder)
+    here, there = dvc_experiments.git(root, "rev-parse", "HEAD"), dvc_experiments.worktree_commit(folder)
     if fresh and there:
-        experiments.git(root, "worktree", "remove", "--force", str(folder))
+        dvc_experiments.git(root, "worktree", "remove", "--force", str(folder))
     elif there not in ("", here):
         raise StageError(
             f"{folder.relative_to(root)} was begun at commit {there[:7]}, this is {here[:7]}: go on there (`git checkout "
             f"{there[:7]}`), or discard what is there with --fresh (`make study STUDY={name} FRESH=1`)"
         )
-    experiments.open_worktree(root, folder)
-    if experiments.git(root, "status", "--porcelain", "--untracked-files=no"):
+    dvc_experiments.open_worktree(root, folder)
+    if dvc_experiments.git(root, "status", "--porcelain", "--untracked-files=no"):
         print(f"the study runs at commit {here[:7]}: what is not committed takes no part", flush=True)
     return folder
 
@@ -138,7 +138,7 @@ def open_study(name: str, fresh: bool) -> Path:
 def publish(study: Study, folder: Path, command: str) -> Path:
     """Copy what is in git of the outs of `folder` (figures, tables, pictures) to studies/NAME, without their top folder; above
     the tables stand the question, the command, the commit, and the verdict on each claim."""
-    commit, to = experiments.git(folder, "rev-parse", "--short", "HEAD"), STUDIES / study.name
+    commit, to = dvc_experiments.git(folder, "rev-parse", "--short", "HEAD"), STUDIES / study.name
     source = "" if is_committed(to.with_suffix(".yaml")) else f" {to.with_suffix('.yaml')} was not committed."
     with files.atomic_folder(to) as making:
         for out in (out for stage in graph(folder, []) for out in stage.plain):
@@ -160,7 +160,7 @@ def publish(study: Study, folder: Path, command: str) -> Path:
 
 def is_committed(file: Path) -> bool:
     """Whether `file` is as in the last commit."""
-    return not experiments.git(Path.cwd(), "status", "--porcelain", str(file))
+    return not dvc_experiments.git(Path.cwd(), "status", "--porcelain", str(file))
 
 
 def check_claims(study: Study, folder: Path, figures: Path) -> list[str]:

@@ -9,7 +9,7 @@ from filbert.text.augment import AugmentConfig, augment_rows
 from filbert.text.masked_lm import load_masked_lm
 from filbert.text.transfer import Texts, row_texts, to_rows
 from filbert.text.word_vectors import WordVectors
-from filbert.tracking import recording
+from filbert.tracking import run_recorder
 from stages import run, scratch_of
 
 SEED = 0
@@ -20,7 +20,7 @@ def augment(task_name: str, index: int, prepared: Path, masked_lm: Path, word_ve
     MASKED_LM, if there is one, and WORD_VECTORS, into the folder OUT."""
     task, settings = tasks.find(task_name), config.section("augment", AugmentConfig)
     table = config.section("partitions", arrow.Partition).share(arrow.read_table(prepared / "train.arrow"), index)
-    with recording.stage_run(
+    with run_recorder.stage_run(
         "augment",
         params={"augment": settings},
         tags={"task": task_name, "partition": str(index)},

@@ -7,11 +7,11 @@ import pyarrow as pa
 import typer
 
 from filbert.cache.build import build_cache
-from filbert.cache.read import CacheConfig, TeacherCache, cache_fingerprint, evenly_spaced
+from filbert.cache.teacher_cache import CacheConfig, TeacherCache, cache_fingerprint, evenly_spaced
 from filbert.data import arrow, batches, tasks
 from filbert.models import checkpoints
 from filbert.runtime import config, device, files
-from filbert.tracking import recording
+from filbert.tracking import run_recorder
 from filbert.training.layerwise import CacheColumnsConfig, LayerMap
 from stages import run, scratch_of
 
@@ -42,7 +42,7 @@ def cache(
     def tokenize(rows: pa.Table) -> batches.TokenizedDataset:
         return batches.tokenize(rows, task, tokenizer, encoding, words=any(c.startswith("words") for c in columns))
 
-    with recording.stage_run(
+    with run_recorder.stage_run(
         "cache",
         params={"cache": settings, "tokenizer": encoding},
         tags={"task": task_name, "partition": str(index)},

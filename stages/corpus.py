@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from filbert.data import batches, readers, tasks
+from filbert.data import batches, row_validation, tasks
 from filbert.runtime import config, files
 from filbert.text.corpus import TEXT, CorpusConfig, write_corpus
-from filbert.tracking import recording
+from filbert.tracking import run_recorder
 from stages import run, scratch_of
 
 
@@ -18,10 +18,10 @@ def corpus(texts: Path, checkpoint: Path, out: Path) -> None:
     def read() -> Iterator[str]:
         for name in names:
             text = tasks.find(name)
-            for row in readers.read_rows(texts / name, text.train, text):
+            for row in row_validation.read_rows(texts / name, text.train, text):
                 yield row[text.columns[0]]
 
-    with recording.stage_run("corpus", params={}, tags={}, hashes={}, scratch=scratch_of(out)) as recorder:
+    with run_recorder.stage_run("corpus", params={}, tags={}, hashes={}, scratch=scratch_of(out)) as recorder:
         with files.atomic_folder(out) as making:
             words = write_corpus(read(), batches.load_tokenizer(checkpoint), making / TEXT)
         recorder.metrics({"words": words})

@@ -8,7 +8,7 @@ from filbert.evaluation import metrics
 from filbert.models import checkpoints, size
 from filbert.runtime import config, device, files
 from filbert.runtime.config import PositiveInt
-from filbert.tracking import recording, run_fields
+from filbert.tracking import run_fields, run_recorder
 from filbert.tracking.history import count_steps, last_values, validation_curve
 from stages import run, scratch_of
 
@@ -29,7 +29,7 @@ def evaluate(
     splits = {name: batches.load_split(prepared, name, task, tokenizer, encoding) for name in names}
     provenance, history = files.read_json(folder / checkpoints.PROVENANCE), folder / checkpoints.HISTORY
     table, test = splits[min(name for name in names if name.startswith("test"))]
-    with recording.stage_run(
+    with run_recorder.stage_run(
         "evaluate",
         params={"evaluate": settings, "tokenizer": encoding},
         tags={"task": task_name, "method": student_name, "seed": str(seed)},

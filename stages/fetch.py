@@ -4,7 +4,7 @@ from pathlib import Path
 
 from filbert.data import sources, tasks
 from filbert.runtime import config, files
-from filbert.tracking import recording
+from filbert.tracking import run_recorder
 from stages import run, scratch_of
 
 FIXED = {"checkpoint": sources.CHECKPOINT, "word_vectors": sources.VECTORS}
@@ -13,7 +13,7 @@ FIXED = {"checkpoint": sources.CHECKPOINT, "word_vectors": sources.VECTORS}
 def fetch(what: str, out: Path) -> None:
     """Fetch WHAT, `checkpoint`, `word_vectors` or a row of the task table, into the folder OUT."""
     source = config.section(what, sources.Source) if what in FIXED else tasks.source_of(tasks.find(what))
-    with recording.stage_run(
+    with run_recorder.stage_run(
         "fetch", params={"kind": source.kind}, tags={"task": what}, hashes={}, scratch=scratch_of(out)
     ) as recorder:
         if what in FIXED:

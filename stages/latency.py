@@ -8,7 +8,7 @@ from filbert.evaluation.results import TEACHER, students
 from filbert.models import checkpoints
 from filbert.models.size import representative_batch
 from filbert.runtime import config, device, files
-from filbert.tracking import recording
+from filbert.tracking import run_recorder
 from stages import run, scratch_of
 
 
@@ -19,7 +19,7 @@ def latency(task_name: str, prepared: Path, students_folder: Path, teacher: Path
     encoding, seed = config.section("tokenizer", batches.TokenizerConfig), params["seeds"][0]
     folders = {TEACHER: teacher} | {name: students_folder / name / str(seed) for name in students(params)}
     test = min(file.stem for file in prepared.glob("test*.arrow"))
-    with recording.stage_run(
+    with run_recorder.stage_run(
         "latency", params={"latency": settings}, tags={"task": task_name}, hashes={}, scratch=scratch_of(out)
     ) as recorder:
         models = {name: checkpoints.load_model(folder) for name, folder in folders.items()}

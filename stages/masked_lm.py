@@ -9,7 +9,7 @@ from filbert.models import checkpoints
 from filbert.runtime import config, device, files, progress
 from filbert.text.augment import AugmentConfig
 from filbert.text.masked_lm import load_masked_lm
-from filbert.tracking import recording
+from filbert.tracking import run_recorder
 from stages import run, scratch_of
 
 SEED = 0
@@ -21,7 +21,7 @@ def masked_lm(task_name: str, prepared: Path, checkpoint: Path, out: Path) -> No
     task, settings, scratch = tasks.find(task_name), config.section("augment", AugmentConfig), scratch_of(out)
     table = arrow.read_table(prepared / "train.arrow")
     with (
-        recording.stage_run(
+        run_recorder.stage_run(
             "masked_lm",
             params={"augment": settings},
             tags={"task": task_name},

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from filbert.cache.read import CacheConfig, CacheError, TeacherCache, cache_fingerprint, evenly_spaced
+from filbert.cache.teacher_cache import CacheConfig, CacheError, TeacherCache, cache_fingerprint, evenly_spaced
 from filbert.data import arrow, batches, sources, tasks
 from filbert.methods.context import MethodContext
 from filbert.models import checkpoints, size
-from filbert.models.activations import column_for_task
+from filbert.models.intermediate_outputs import column_for_task
 from filbert.runtime import config, device, files
-from filbert.tracking import history, recording
+from filbert.tracking import history, run_recorder
 from filbert.training.layerwise import LayerMap
 from stages import scratch_of
 
@@ -73,7 +73,7 @@ def run_method(
             cache.verify(rows, wanted, teacher, cache_config, on)
         except CacheError as error:
             raise CacheError(f"{error}. Columns to cache are listed under `cache_columns` in params.yaml") from error
-    with recording.stage_run(
+    with run_recorder.stage_run(
         stage,
         params={"student": shape, "tokenizer": encoding, **vars(settings)},
         tags={"task": task_name, "method": student_name, "seed": str(seed)},

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from filbert.data import arrow, tasks
-from filbert.data import prepare as splits
+from filbert.data import splits as splits
 from filbert.runtime import config, files
-from filbert.tracking import recording
+from filbert.tracking import run_recorder
 from stages import run, scratch_of
 
 
@@ -13,7 +13,7 @@ def prepare(task_name: str, raw: Path, out: Path, counts: Path) -> None:
     """Prepare the task TASK_NAME from the tables in RAW into the folder OUT; write how many rows went where to COUNTS."""
     task, settings = tasks.find(task_name), config.section("prepare", splits.PrepareConfig)
     prepared = splits.prepare(raw, task, settings)
-    with recording.stage_run(
+    with run_recorder.stage_run(
         "prepare",
         params={"prepare": settings},
         tags={"task": task_name},

@@ -7,7 +7,7 @@ from filbert.methods.mixed_vocabulary import PretrainConfig, pretrain
 from filbert.models import checkpoints
 from filbert.runtime import config, device, files
 from filbert.text.corpus import TEXT, read_corpus
-from filbert.tracking import recording
+from filbert.tracking import run_recorder
 from stages import run, scratch_of
 
 SEED = 0  # one student, for every task and seed
@@ -18,7 +18,7 @@ def pretrain_student(name: str, corpus: Path, checkpoint: Path, out: Path) -> No
     folder OUT."""
     settings, scratch = config.section(f"pretrain.{name}", PretrainConfig), scratch_of(out)
     hashes = {"words": files.sha256(corpus / TEXT)[:12], "checkpoint": files.weights_hash(checkpoint)[:12]}
-    with recording.stage_run(
+    with run_recorder.stage_run(
         "pretrain", params=vars(settings), tags={"method": name}, hashes=hashes, scratch=scratch
     ) as recorder:
         words, teacher = read_corpus(corpus / TEXT), batches.load_tokenizer(checkpoint)

@@ -5,7 +5,7 @@ from pathlib import Path
 from filbert.cache import retrieval
 from filbert.data import arrow, batches, tasks
 from filbert.runtime import config, files
-from filbert.tracking import recording
+from filbert.tracking import run_recorder
 from stages import run, scratch_of
 
 
@@ -17,7 +17,7 @@ def references(task_name: str, prepared: Path, checkpoint: Path, out: Path, cont
     names = sorted(file.stem for file in prepared.glob("*.arrow") if file.stem != "unlabelled")
     splits = {name: batches.load_split(prepared, name, task, tokenizer, encoding) for name in names}
     rows, digest = {name: split[1] for name, split in splits.items()}, arrow.rows_digest(splits["train"][0])
-    with recording.stage_run(
+    with run_recorder.stage_run(
         "references",
         params={"references": settings, "tokenizer": encoding},
         tags={"task": task_name},

@@ -3,10 +3,10 @@
 import statistics
 from pathlib import Path
 
-from filbert.evaluation import comparisons, mlflow_records, page, pareto, results, tables
+from filbert.evaluation import comparisons, mlflow_export, page, pareto, results, tables
 from filbert.evaluation.statistics import ReportConfig
 from filbert.runtime import config, files
-from filbert.tracking import recording
+from filbert.tracking import run_recorder
 from stages import run, scratch_of
 
 HEAD = """# Results
@@ -26,7 +26,7 @@ def report(metrics: Path, details: Path, table: Path, picture: Path, folder: Pat
     found = results.load_results(metrics, details, results.selected(params))
     sections = tables.build_sections(found, settings, results.nearest_label_scores(metrics, found))
     rule = comparisons.verdict_rule(settings)
-    with recording.stage_run(
+    with run_recorder.stage_run(
         "report", params={"report": settings}, tags={}, hashes={}, scratch=scratch_of(table)
     ) as recorder:
         files.write_text(table, HEAD + tables.to_markdown(sections) + "\n")
@@ -36,7 +36,7 @@ def report(metrics: Path, details: Path, table: Path, picture: Path, folder: Pat
         files.write_text(folder / "curves.csv", results.to_csv(list(results.validation_curves(found))))
         with files.atomic_file(picture) as making:
             pareto.draw_pareto(found, making)
-        recorder.runs(mlflow_records.aggregates(found, metrics, settings))
+        recorder.runs(mlflow_export.aggregates(found, metrics, settings))
         recorder.metrics({f"{result.task}/{result.student}": statistics.mean(result.scores) for result in found})
     files.clear_scratch(scratch_of(table))
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from filbert.data import arrow, batches, tasks
 from filbert.models import checkpoints
 from filbert.runtime import config, device, files
-from filbert.tracking import recording
+from filbert.tracking import run_recorder
 from filbert.training import losses
 from filbert.training.loop import TrainingConfig, fit, validate
 from stages import run, scratch_of
@@ -35,7 +35,7 @@ def teach(task_name: str, prepared: Path, checkpoint: Path, out: Path) -> None:
     def loss(batch: batches.Batch) -> Tensor:
         return losses.task_loss(task.kind, checkpoints.forward_batch(teacher, batch).logits, batch.label)
 
-    with recording.stage_run(
+    with run_recorder.stage_run(
         "teach",
         params={"training": settings, "tokenizer": encoding},
         tags={"task": task_name},

@@ -5,7 +5,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from filbert.data import arrow, readers, tasks
+from filbert.data import arrow, row_validation, tasks
 from filbert.runtime import config, files
 from filbert.text.transfer import (
     FilterConfig,
@@ -16,7 +16,7 @@ from filbert.text.transfer import (
     split_sentences,
     to_rows,
 )
-from filbert.tracking import recording
+from filbert.tracking import run_recorder
 from stages import run, scratch_of
 
 
@@ -34,7 +34,7 @@ def transfer(task_name: str, prepared: Path, texts: Path, augmented: Path, out: 
         task.symmetric,
     )
     kept = TransferFilter(row_texts(table, task), held_out, settings)
-    with recording.stage_run(
+    with run_recorder.stage_run(
         "transfer",
         params={"transfer": settings},
         tags={"task": task_name},
@@ -59,7 +59,7 @@ def transfer(task_name: str, prepared: Path, texts: Path, augmented: Path, out: 
 
 def _sentences(folder: Path, text: tasks.Task) -> Iterator[Texts]:
     """The sentences of a fetched text."""
-    for row in readers.read_rows(folder, text.train, text):
+    for row in row_validation.read_rows(folder, text.train, text):
         yield from ((sentence,) for sentence in split_sentences(row[text.columns[0]]))
 
 

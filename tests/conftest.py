@@ -20,14 +20,14 @@ from tiny import CPU, ROOT, find_task, tiny_config, tiny_tokenizer, write_sst2
 from transformers import BertForSequenceClassification, BertModel
 
 from filbert.cache.build import build_cache
-from filbert.cache.read import CacheConfig, TeacherCache, cache_fingerprint
 from filbert.cache.retrieval import build_index, find_references, save_references
+from filbert.cache.teacher_cache import CacheConfig, TeacherCache, cache_fingerprint
 from filbert.data.batches import TokenizedDataset, TokenizerConfig, tokenize
-from filbert.data.prepare import PrepareConfig, Prepared, prepare
+from filbert.data.splits import PrepareConfig, Prepared, prepare
 from filbert.methods.context import MethodContext
 from filbert.models import checkpoints
 from filbert.tracking.mlflow_store import STORE
-from filbert.tracking.recording import RunRecorder, stage_run
+from filbert.tracking.run_recorder import RunRecorder, stage_run
 from filbert.training.layerwise import LayerMap
 
 

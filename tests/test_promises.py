@@ -1,21 +1,32 @@
-"""What the plan promises of the code's shape: imports point one way, the graph names the code it reaches, and so on."""
+"""The architecture's promises: rooms import downward, stages depend on exactly the code and the settings that they read, and so
+on.
+"""
 
 import ast
 import re
+import typing
+from dataclasses import is_dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
+from settings import build_everything
 from tiny import ROOT
 
-from filbert.methods import pretraining, recipes
+from filbert.data.tasks import find
+from filbert.methods import load_method, names
 from filbert.runtime import config
 
-CODE = sorted(path for room in ("filbert", "stages", "pipelines") for path in (ROOT / room).rglob("*.py"))
+ROOMS = (  # each imports only those after it; export and methods stand side by side
+    "methods", "export", "text", "cache", "training", "evaluation", "models", "tracking", "data", "runtime",
+)  # fmt: skip
+FOLDERS = ("filbert", "stages", "commands", "pipelines")
+CODE = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+PARAMS = ROOT / "params.yaml"
 GRAPH = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
-METHODS = sorted(path.stem for path in (ROOT / "filbert" / "methods").glob("*.py") if path.stem != "__init__")
 
 
 def name_of(path: Path) -> str:
@@ -27,129 +38,264 @@ MODULES = {name_of(path): path for path in CODE}
 
 @cache
 def imports(path: Path) -> frozenset[str]:
-    """Every module a file imports, anywhere in it; `from package import module` counts as the module."""
+    """Every module a file imports, anywhere in it; `from package import module` counts as the module alone."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add(node.module or "")
-            found |= {f"{node.module}.{alias.name}" for alias in node.names if f"{node.module}.{alias.name}" in MODULES}
+            modules = {f"{node.module}.{alias.name}" for alias in node.names} & set(MODULES)
+            found |= modules | ({node.module or ""} if len(modules) < len(node.names) else set())
     return frozenset(found)
 
 
-def reached(module: str) -> set[str]:
-    """The files of this repository that importing a module runs, its packages' __init__ and a template beside it included."""
-    todo, seen = [module], set()
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "filbert" and len(parts) > 1 else ""
+
+
+# ------------------------------------------------------------------------------------------------------- rooms and walls
+
+
+def test_there_are_at_most_ten_rooms_and_each_says_what_it_is() -> None:
+    rooms = {path.name for path in (ROOT / "filbert").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert rooms == set(ROOMS)
+    assert len(rooms) <= 10
+    assert not [path.name for path in (ROOT / "filbert").glob("*.py") if path.stem != "__init__"]
+    for room in rooms:
+        assert ast.get_docstring(ast.parse((ROOT / "filbert" / room / "__init__.py").read_text())), room
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_rooms_below_it(room: str) -> None:
+    below = set(ROOMS[ROOMS.index(room) :]) | {""}  # "": the package itself, for its error class
+    for path in (ROOT / "filbert" / room).rglob("*.py"):
+        above = {name for name in imports(path) if name.startswith("filbert") and room_of(name) not in below}
+        assert not above, f"{path.relative_to(ROOT)} imports {above}"
+
+
+@pytest.mark.parametrize(
+    ("folders", "forbidden"),
+    [
+        (("filbert",), {"stages", "commands", "pipelines"}),
+        (("stages",), {"commands", "pipelines"}),
+        (("commands",), {"pipelines"}),
+        (("pipelines",), {"filbert.methods", "torch", "transformers"}),
+        (("filbert", "stages", "commands"), {"prefect", "dvc"}),
+        (("filbert",), {"typer", "argparse", "click"}),
+    ],
+)
+def test_folders_import_one_way(folders: tuple[str, ...], forbidden: set[str]) -> None:
+    for path in CODE:
+        if path.relative_to(ROOT).parts[0] in folders:
+            found = {name for name in imports(path) if any(name == f or name.startswith(f + ".") for f in forbidden)}
+            assert not found, f"{path.relative_to(ROOT)} imports {found}"
+
+
+def test_mlflow_is_imported_in_tracking_alone() -> None:
+    found = {name_of(path) for path in CODE if any(name.split(".")[0] == "mlflow" for name in imports(path))}
+    assert found
+    assert {room_of(name) for name in found} == {"tracking"}
+
+
+def test_the_command_line_is_read_in_stages_commands_and_pipelines_alone() -> None:
+    assert not [
+        path for path in CODE if path.relative_to(ROOT).parts[0] == "filbert" and "sys.argv" in path.read_text()
+    ]
+
+
+def test_methods_do_not_import_each_other_and_the_encoder_stands_alone() -> None:
+    for method in names():
+        found = {name for name in imports(MODULES[f"filbert.methods.{method}"]) if name.startswith("filbert.methods")}
+        assert found <= {"filbert.methods.context"}, f"{method} imports {found}"
+    encoder = imports(MODULES["filbert.models.bert"])
+    assert not {name for name in encoder if name.startswith("filbert")}  # its file travels with students
+
+
+# ----------------------------------------------------------------------------------------------- dvc.yaml: code and settings
+
+# What only looks on is no dep of a stage: what it writes is in no out. tracking/history.py makes the history.jsonl of students.
+LOOKS_ON = tuple(f"filbert.tracking.{name}" for name in ("mlflow_run", "mlflow_store", "recording", "run_fields"))
+# The package's __init__ has the error class, and `load` for users; it imports nothing when it is imported.
+NEVER_A_DEP = {"filbert"}
+BY_NAME = {"distill", "distill_variant"}  # they import the method whose name they are given
+
+
+def reached(module: str, looks_on: tuple[str, ...] = LOOKS_ON) -> set[str]:
+    """The files of this repository that decide what a module computes: all that it imports, and a template beside one."""
+    todo, seen = [module, "stages"], set()
     while todo:
         name = todo.pop()
-        while name and name in MODULES and name not in seen:
+        if name in MODULES and name not in seen and name not in looks_on and name not in NEVER_A_DEP:
             seen.add(name)
             todo += imports(MODULES[name])
-            todo.append(name.rpartition(".")[0])
     files = {MODULES[name] for name in seen}
     files |= {template for file in files if (template := file.with_suffix(".html")).exists()}
     return {str(file.relative_to(ROOT)) for file in files}
 
 
-@pytest.mark.parametrize(
-    ("rooms", "forbidden"),
-    [
-        (("filbert",), {"stages", "pipelines", "dvc", "prefect", "argparse", "typer"}),
-        (("stages",), {"pipelines", "dvc", "prefect", "mlflow"}),
-        (("pipelines",), {"filbert.methods", "torch", "transformers"}),
-    ],
-)
-def test_imports_point_one_way(rooms: tuple[str, ...], forbidden: set[str]) -> None:
-    for path in CODE:
-        if path.relative_to(ROOT).parts[0] in rooms:
-            found = {name for name in imports(path) if any(name == f or name.startswith(f + ".") for f in forbidden)}
-            assert not found, f"{path.relative_to(ROOT)} imports {found}"
+def wanted_code(stage: str) -> set[str]:
+    looks_on = () if stage == "report" else LOOKS_ON  # the report writes MLflow's aggregates: that is its work
+    wanted = reached(module_of(stage), looks_on)
+    if stage in BY_NAME:
+        wanted = wanted.union(*(reached(f"filbert.methods.{name}") for name in names()))
+        wanted -= {f"filbert/methods/{name}.py" for name in names()}
+        wanted.add(f"filbert/methods/${{item.{'method' if stage == 'distill' else 'variant.method'}}}.py")
+    if "filbert/training/loop.py" in wanted:  # it trains, and history.jsonl is among its outs
+        wanted.add("filbert/tracking/history.py")
+    return wanted
 
 
-def test_mlflow_is_imported_by_the_view_and_its_store() -> None:
-    tellers = [name_of(path) for path in CODE if any(name.split(".")[0] == "mlflow" for name in imports(path))]
-    assert tellers == ["filbert.runs", "filbert.view"]
-
-
-def test_methods_do_not_know_each_other_and_the_encoder_stands_alone() -> None:
-    for method in METHODS:
-        others = {name for name in imports(MODULES[f"filbert.methods.{method}"]) if name.startswith("filbert.methods")}
-        assert not others, f"{method} imports {others}"
-    assert not {name for name in imports(MODULES["filbert.bert"]) if name.startswith("filbert")}  # it travels alone
+def module_of(stage: str) -> str:
+    return GRAPH[stage]["cmd"].split()[2]
 
 
 @pytest.mark.parametrize("stage", GRAPH)
-def test_the_deps_of_a_stage_are_exactly_the_code_it_reaches(stage: str) -> None:
-    module = GRAPH[stage]["cmd"].split()[2]
+def test_the_deps_of_a_stage_cover_exactly_the_code_it_reaches(stage: str) -> None:
     stated = {dep for dep in GRAPH[stage]["deps"] if dep.startswith(("filbert", "stages"))}
-    wanted = reached(module)
-    by_name = {"cache": "filbert/methods", "distill": "filbert/methods/${item.method}.py",
-               "distill_start": "filbert/methods/${item.start.by}.py"}  # fmt: skip
-    if method := by_name.get(stage):
-        every = [reached(f"filbert.methods.{name}") - {f"filbert/methods/{name}.py"} for name in METHODS]
-        wanted = (wanted.union(*every) | {method}) - ({"filbert/methods/__init__.py"} if stage == "cache" else set())
-    assert stated == wanted, f"missing {sorted(wanted - stated)}, too many {sorted(stated - wanted)}"
+    wanted = wanted_code(stage)
+    covered = {dep: {file for file in wanted if file == dep or file.startswith(f"{dep}/")} for dep in stated}
+    missing = wanted.difference(*covered.values())
+    assert not missing, f"no dep covers {sorted(missing)}"
+    assert not [dep for dep, files in covered.items() if not files], f"not reached: {covered}"
+    assert len(stated) == len(GRAPH[stage]["deps"]) - len([d for d in GRAPH[stage]["deps"] if d.startswith("data/")])
+
+
+def test_what_only_looks_on_retrains_nothing() -> None:
+    """A change in MLflow's view, the tables, the page, the verdicts, a command, the flows or the docs is no dep of training."""
+    lookers = ("filbert/tracking/mlflow", "filbert/tracking/recording", "filbert/evaluation/tables", "filbert/evaluation/page",
+               "filbert/evaluation/results", "filbert/evaluation/mlflow_records", "filbert/evaluation/statistics", "commands",
+               "pipelines", "docs", "benchmarks", "studies", "tests", "README.md", "Makefile")  # fmt: skip
+    for stage in GRAPH.keys() - {"report"}:
+        for dep in GRAPH[stage]["deps"]:
+            assert not [looker for looker in lookers if looker.startswith(f"{dep}/") or dep.startswith(looker)], (
+                stage,
+                dep,
+            )
 
 
 @pytest.mark.parametrize("stage", GRAPH)
 def test_the_params_of_a_stage_are_exactly_the_sections_it_reads(stage: str) -> None:
-    module = MODULES[GRAPH[stage]["cmd"].split()[2]]
-    helpers = [MODULES[name] for name in imports(module) if name.startswith("stages.")]
-    text = "".join(path.read_text() for path in [module, *helpers])
-    names = re.findall(r'section\(f?"([^"]+)"', text)
-    given = {"{method_name}": "${item.method}", "{recipe_name}": "${item.recipe.name}", "{name}": "${item.name}"}
-    if stage == "distill_start":
-        given["{method_name}"] = "${item.start.name}"
-    read = {re.sub(r"{[\w ]+}", lambda found: given[found[0]], name) for name in names}
-    if module.stem == "fetch":  # one file, for each of these stages another of the sections it reads
-        read = {"fetch": {"datasets"}}.get(stage, {stage})
-    assert set(GRAPH[stage]["params"]) == read
+    path = MODULES[module_of(stage)]
+    wanted = set().union(*(sections(file, stage) for file in (path, *helpers(path))))
+    if stage == "report":  # it chooses students by what is listed
+        wanted |= {"chains", "methods", "seeds", "tasks", "variants"}
+    assert set(GRAPH[stage]["params"]) == wanted
+
+
+def helpers(path: Path) -> list[Path]:
+    return [MODULES[name] for name in imports(path) if name.startswith("stages.")]
+
+
+def sections(path: Path, stage: str) -> set[str]:
+    """The sections that the calls of `config.section`, and of the task table, in a file read, as dvc.yaml writes them."""
+    item = {"distill": "method", "distill_variant": "variant.method", "prune": "chain.name"}.get(stage, "")
+    names = {"{method_name}": f"${{item.{item}}}", "{chain_name}": "${item.chain.name}",
+             "{name}": {"distill": "${item.method}", "distill_variant": "${item.variant.name}"}.get(stage, "${item.name}")}  # fmt: skip
+    task = "${item.text}" if stage == "texts" else "${item.task}"
+    fixed = stage in ("checkpoint", "word_vectors")  # of the stages that share stages/fetch.py
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        if called == "config.section":
+            read = re.findall(r"f?'([^']+)'", ast.unparse(node.args[0]))
+            found |= {re.sub(r"{\w+}", lambda match: names[match[0]], name) for name in read}
+            found |= {stage} if fixed and not read else set()
+            found |= {"training"} if has_phases(ast.unparse(node.args[1]), import_module(name_of(path))) else set()
+        elif called == "tasks.find" and not fixed and ast.unparse(node.args[0]) in ("what", "task_name"):
+            found.add(f"task_table.{task}")
+        elif called == "tasks.source_of" and not fixed:
+            found.add("sources")
+    return found
+
+
+def has_phases(shape: str, module: Any) -> bool:
+    """Whether a dataclass has a phase of training, at any depth: what the section `training` completes."""
+    if shape == "method.Config":
+        return True
+    root, *rest = shape.split(".")
+    kind = getattr(module, root, None)
+    for name in rest:
+        kind = getattr(kind, name)
+    return phases_in(kind)
+
+
+def phases_in(kind: Any) -> bool:
+    if getattr(kind, "DEFAULTS", "") == "training":
+        return True
+    inner = typing.get_type_hints(kind).values() if is_dataclass(kind) else typing.get_args(kind)
+    return any(phases_in(each) for each in inner)
 
 
 def test_paths_under_data_are_in_dvc_yaml_only() -> None:
     for path in CODE:
-        literals = [n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)]
-        docs = {ast.get_docstring(n, clean=False) for n in ast.walk(ast.parse(path.read_text()))
-                if isinstance(n, ast.Module | ast.FunctionDef | ast.ClassDef)}  # fmt: skip
+        tree = ast.parse(path.read_text())
+        literals = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+        docs = {ast.get_docstring(node, clean=False) for node in ast.walk(tree)
+                if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef)}  # fmt: skip
         found = [t for t in literals if isinstance(t, str) and t not in docs and re.search(r"(^|[ \"'])data/\w", t)]
         assert not found, f"{path.relative_to(ROOT)}: {found}"
 
 
-def test_every_method_has_its_file_its_section_and_its_algorithm() -> None:
-    params = config.read_params(ROOT / "params.yaml")
-    assert set(params["methods"]) <= set(METHODS)
-    assert set(params["distill"]) == {*METHODS, *(start["name"] for start in params["starts"])}
-    for method in METHODS:
-        module = import_module(f"filbert.methods.{method}")
-        assert callable(module.compress)
-        config.section(f"distill.{method}", module.Config, ROOT / "params.yaml")
+# --------------------------------------------------------------------------------------------------------------- settings
 
 
-def test_every_recipe_has_its_section_and_its_start() -> None:
-    params = config.read_params(ROOT / "params.yaml")
-    for recipe in params["recipes"]:
-        config.section(f"prune.{recipe['name']}", recipes.Config, ROOT / "params.yaml")
-        assert recipe["from"] in [*params["methods"], *(other["name"] for other in params["recipes"])]
-        assert recipe["name"] not in METHODS
+def test_every_section_of_the_shipped_params_builds() -> None:
+    """Methods, variants and chains have a file, or one they start from, and settings that build; tasks and texts a row."""
+    document, built = config.read_params(PARAMS), build_everything(PARAMS)
+    assert set(document["settings"]) <= set(built)
+    for method in names():
+        assert callable(load_method(method).compress)
+        assert callable(load_method(method).columns)
+        assert method in built, f"settings.{method} is missing: the method could not be listed"
 
 
-def test_every_pretrained_student_and_every_start_has_its_section() -> None:
-    params = config.read_params(ROOT / "params.yaml")
-    for name in params["pretrained"]:
-        config.section(f"pretrain.{name}", pretraining.PretrainConfig, ROOT / "params.yaml")
-    for start in params["starts"]:
-        assert start["from"] in params["pretrained"]
-        assert start["by"] in METHODS
-        assert start["name"] not in METHODS
-        method = import_module(f"filbert.methods.{start['by']}")
-        config.section(f"distill.{start['name']}", method.Config, ROOT / "params.yaml")
+STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda file: file.stem)
+def test_every_study_builds_over_the_shipped_params(study: Path, tmp_path: Path) -> None:
+    said = config.read_params(study)
+    assert {"question", "claims", "params"} == set(said)
+    merged = config.merge(config.read_params(PARAMS), said["params"])
+    with (tmp_path / "params.yaml").open("w") as stream:
+        YAML(typ="safe").dump(merged, stream)
+    build_everything(tmp_path / "params.yaml")
+    students = {*merged["methods"], *(entry["name"] for entry in (*merged["variants"], *merged["chains"]))}
+    for claim in said["claims"]:
+        assert {claim["student"], claim["baseline"]} <= students | {"teacher"}, f"{study.name} does not train these"
+        assert claim["claim"] in ("better", "equal")
+
+
+def test_a_control_is_two_lines(tmp_path: Path) -> None:
+    """One under `variants`, one under `settings`: no file, no copy."""
+    text = PARAMS.read_text()
+    text = text.replace("variants: ", "variants:\n  - {name: theseus_anti, method: theseus, start: checkpoint}\n  #", 1)
+    text = re.sub(r"(?m)^settings:$", "settings:\n  theseus_anti: {schedule: anti}", text, count=1)
+    (tmp_path / "params.yaml").write_text(text)
+    built, shipped = build_everything(tmp_path / "params.yaml"), build_everything(PARAMS)
+    assert built["theseus_anti"].schedule == "anti"
+    assert built["theseus_anti"].training == shipped["theseus"].training
+    assert built["theseus"] == shipped["theseus"]
+
+
+def test_the_shipped_files_are_short() -> None:
+    def lines(name: str) -> int:
+        return len((ROOT / name).read_text().splitlines())
+
+    assert lines("params.yaml") <= 300
+    assert lines("dvc.yaml") <= 380
+    assert (ROOT / "dvc.lock").stat().st_size <= 130_000
+
+
+# ------------------------------------------------------------------------------------------------------- code and documents
 
 
 def test_files_are_short_and_open_with_what_they_are() -> None:
     for path in CODE:
         assert ast.get_docstring(ast.parse(path.read_text())), f"{path.relative_to(ROOT)} does not say what it is"
-        assert len(path.read_text().splitlines()) <= 300, f"{path.relative_to(ROOT)} is too long"
+        most = 340 if path.parent.name == "methods" else 300
+        assert len(path.read_text().splitlines()) <= most, f"{path.relative_to(ROOT)} is too long"
 
 
 def test_nothing_is_unpickled() -> None:
@@ -166,24 +312,24 @@ def test_nothing_phones() -> None:
 
 def test_the_readmes_commands_exist() -> None:
     makefile, readme = (ROOT / "Makefile").read_text(), (ROOT / "README.md").read_text()
-    said = set(re.findall(r"(?m)(?:`|^)make ([a-z]+)", readme))
-    assert {"repro", "test"} <= said <= set(re.findall(r"^([a-z]+):", makefile, re.M))
+    said = set(re.findall(r"(?m)(?:`|^)make ([a-z-]+)", readme))
+    assert {"repro", "test"} <= said <= set(re.findall(r"^([a-z-]+):", makefile, re.M))
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_the_readmes_tree_is_the_tree() -> None:
-    """Each room of the README's tree names exactly the files that lie in it."""
-    readme = (ROOT / "README.md").read_text()
-    said: dict[str, set[str]] = {}
-    path = Path()
-    for line in readme.split("## The files")[1].split("```")[1].splitlines()[1:]:
-        if room := re.match(r"( *)(\w+)/", line):
-            path = Path(room[2]) if not room[1] else Path("filbert") / room[2]
-        elif found := re.match(r" +((?:\w+\.py *)+)", line):
-            back = Path("filbert") if path.parts[:1] == ("filbert",) and not line.startswith("    ") else path
-            said.setdefault(str(back), set()).update(found[1].split())
-    there: dict[str, set[str]] = {}
-    for file in CODE:
-        if file.stem != "__init__":
-            there.setdefault(str(file.parent.relative_to(ROOT)), set()).add(file.name)
-    assert said == there
+def test_the_readmes_rooms_are_the_rooms() -> None:
+    """Each room is named in the README's tree, and what else the tree names is there."""
+    tree = re.search(r"```\w*\n(filbert/\n.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert tree, "the README has no tree of the rooms"
+    said = re.findall(r"(?m)^( *)(\w+)/", tree[1])
+    assert {name for indent, name in said if indent} == set(ROOMS)
+    assert all((ROOT / name).is_dir() for indent, name in said if not indent)
+
+
+def test_the_task_table_is_whole() -> None:
+    """GLUE's nine tasks are rows like any others."""
+    table = config.read_params(PARAMS)["task_table"]
+    glue = {name for name, row in table.items() if row["source"] == "glue"}
+    assert glue == {"cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"}
+    for name in table:
+        assert find(name, PARAMS).outputs == (len(table[name].get("labels", [])) or 1)

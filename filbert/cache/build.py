@@ -14,11 +14,19 @@ from filelock import FileLock
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from filbert.cache.read import FINGERPRINT, WIDTH, CacheConfig, CacheError, Fingerprint, evenly_spaced, open_shard
+from filbert.cache.cached_targets import KEYS, SCALE, quantize_int8, row_keys
 from filbert.cache.shards import ShardFolder
-from filbert.cache.targets import KEYS, SCALE, quantize_int8, row_keys
+from filbert.cache.teacher_cache import (
+    FINGERPRINT,
+    WIDTH,
+    CacheConfig,
+    CacheError,
+    Fingerprint,
+    evenly_spaced,
+    open_shard,
+)
 from filbert.data.batches import Batch, TokenizedDataset
-from filbert.models.activations import (
+from filbert.models.intermediate_outputs import (
     FLOAT32_COLUMNS,
     ActivationRecorder,
     column_widths,
@@ -29,7 +37,9 @@ from filbert.models.activations import (
 from filbert.runtime import progress
 from filbert.runtime.device import autocast
 
-CHUNK = 1024  # rows that are sorted by length together: batches, so the last bits, do not depend on shards or other columns
+CHUNK = (
+    1024  # rows that are sorted by length together: batches, so the last bits, do not depend on shards or other columns
+)
 SAMPLE = 512  # most rows (or a twentieth of all) from whose lengths the size of the cache is estimated
 
 Missing = tuple[tuple[str, ...], np.ndarray]  # columns, and positions of the rows that lack exactly these

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from filbert import FilbertError
-from filbert.cache.read import TeacherCache
-from filbert.cache.targets import CachedTargets, quantize_int8
+from filbert.cache.cached_targets import CachedTargets, quantize_int8
+from filbert.cache.teacher_cache import TeacherCache
 from filbert.data.arrow import read_table, write_table
 from filbert.data.batches import TokenizedDataset
 from filbert.data.tasks import Task

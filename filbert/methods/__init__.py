@@ -3,7 +3,7 @@
 A method file has
 
     Config                                    a frozen dataclass: the keys of `settings.<method>` in params.yaml
-    columns(layer_map, config) -> names       what the teacher's cache must hold (filbert/models/activations.py lists the columns)
+    columns(layer_map, config) -> names       what the teacher's cache must hold (models/intermediate_outputs.py)
     compress(context, config) -> a student    the algorithm: one `context.fit(...)` per phase of the paper
 
 A method whose settings have `transfer: true` finds the transfer rows in `context.transfer`.

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from filbert.cache import build
-from filbert.cache.read import CacheConfig, TeacherCache
+from filbert.cache.teacher_cache import CacheConfig, TeacherCache
 from filbert.data.batches import Batch, TargetSource, TokenizedDataset, concatenate
 from filbert.data.tasks import Task, TaskKind
 from filbert.models import checkpoints
-from filbert.models.activations import column_for_task
 from filbert.models.bert import FilbertForSequenceClassification
+from filbert.models.intermediate_outputs import column_for_task
 from filbert.runtime.device import seed_everything
-from filbert.tracking.recording import RunRecorder
+from filbert.tracking.run_recorder import RunRecorder
 from filbert.training import losses
-from filbert.training.checkpoint import weights_digest
 from filbert.training.layerwise import LayerMap
 from filbert.training.loop import TrainingConfig, TrainingResult, fit, mean_loss, validate
+from filbert.training.resume import weights_digest
 
 Loss = Callable[[Batch], Tensor]  # a batch on the device -> a scalar
 

@@ -38,7 +38,7 @@ from filbert.runtime.device import seed_everything
 from filbert.text.corpus import Corpus, WordTokens, pack_blocks
 from filbert.text.masked_lm import MaskedLanguageModel, Vocabulary, mask_tokens
 from filbert.text.vocabulary import new_vocabulary, translate_embeddings, vocabulary_overlap
-from filbert.tracking.recording import RunRecorder
+from filbert.tracking.run_recorder import RunRecorder
 from filbert.training.loop import TrainingConfig, fit, mean_loss
 
 HELD_OUT = 100  # one text in so many measures the masked-language-model loss

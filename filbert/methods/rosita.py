@@ -34,7 +34,7 @@ from filbert.models.checkpoints import HISTORY, Student, encoder_class, forward_
 from filbert.models.pruning import ImportanceRecorder, PruningError, UnitScores, interpolate, keep_all, prune
 from filbert.models.reference_bert import ReferenceForSequenceClassification
 from filbert.models.reference_store import FOLDER, ReferenceStore
-from filbert.models.widths import TargetConfig, check_target, prune_towards
+from filbert.models.width_allocation import TargetConfig, check_target, prune_towards
 from filbert.runtime.config import Fraction, PositiveInt
 from filbert.training import losses
 from filbert.training.layerwise import LayerMap

@@ -34,7 +34,7 @@ from filbert.models.bilstm import BiLstmConfig, BiLstmForSequenceClassification,
 from filbert.models.loading import load_config, load_pretrained, load_tensors
 from filbert.models.reference_bert import ReferenceConfig, ReferenceForSequenceClassification
 from filbert.runtime.files import IS_MAIN_PROCESS, write_json
-from filbert.tracking.recording import RunRecorder
+from filbert.tracking.run_recorder import RunRecorder
 
 logging.disable_progress_bar()
 logging.set_verbosity_error()  # new heads are intended; missing weights are checked in loading.py

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-from filbert.data.readers import low_bits, text_hash
+from filbert.data.row_validation import low_bits, text_hash
 from filbert.data.tasks import Source
 from filbert.runtime.config import Fraction, NonNegativeInt, PositiveInt
 from filbert.text.masked_lm import MaskedCopy, MaskedLanguageModel

@@ -15,7 +15,7 @@ from filbert import FilbertError
 from filbert.data.batches import Batch, TokenizedDataset, load_tokenizer
 from filbert.models.loading import load_pretrained
 from filbert.runtime.device import autocast
-from filbert.tracking.recording import RunRecorder
+from filbert.tracking.run_recorder import RunRecorder
 from filbert.training.loop import TrainingConfig, fit
 
 MASKED = 0.15  # of the tokens are predicted in training: 80 % of them masked, 10 % another token, 10 % unchanged

@@ -15,7 +15,7 @@ import pyarrow as pa
 import xxhash
 
 from filbert.data.arrow import Row
-from filbert.data.readers import low_bits, normalize_text, text_hash
+from filbert.data.row_validation import low_bits, normalize_text, text_hash
 from filbert.data.tasks import Task, TaskKind
 from filbert.runtime.config import Fraction, NonNegativeInt, PositiveInt
 

@@ -1,6 +1,6 @@
 """A stage as an MLflow run while it runs, nested under one run per pipeline run. No call here can fail the stage.
 
-What cannot be written is kept for the next attempt while the stage goes on: the files are the record, and `commands.track`
+What cannot be written is kept for the next attempt while the stage goes on: the files are the record, and `commands.restore_mlflow`
 restores from them what was lost.
 """
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from filbert import FilbertError
 from filbert.data.batches import Batch
 from filbert.data.tasks import TaskKind
-from filbert.models.activations import LAYERED, PROJECTIONS, ActivationRecorder, column_for_task, parse_column
+from filbert.models.intermediate_outputs import LAYERED, PROJECTIONS, ActivationRecorder, column_for_task, parse_column
 from filbert.training import losses
 
 

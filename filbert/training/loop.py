@@ -27,9 +27,9 @@ from filbert.runtime import distributed, progress
 from filbert.runtime.config import Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt
 from filbert.runtime.device import autocast
 from filbert.runtime.files import IS_MAIN_PROCESS, RANK
-from filbert.tracking.recording import RunRecorder
-from filbert.training.checkpoint import TrainingState, training_fingerprint
+from filbert.tracking.run_recorder import RunRecorder
 from filbert.training.optimizer import RowAdamW, clip_gradients, sparse_embeddings
+from filbert.training.resume import TrainingState, training_fingerprint
 
 CHECKPOINT_SECONDS = float(os.environ.get("FILBERT_CHECKPOINT_SECONDS", "60"))
 LOG_STEPS = 10

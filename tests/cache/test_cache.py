@@ -11,14 +11,14 @@ from tiny import find_task, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
 
 from filbert import FilbertError
-from filbert.cache import build, read
-from filbert.data import batches, prepare
+from filbert.cache import build, teacher_cache
+from filbert.data import batches, splits
 from filbert.data.arrow import Partition
-from filbert.models import activations, checkpoints
+from filbert.models import checkpoints, intermediate_outputs
 from filbert.runtime import device
 
 CPU = torch.device("cpu")
-CONFIG = read.CacheConfig("float16", batch_size=8, shard_mb=1, budget_gb=1, verify_rows=8, tolerance=0.02)
+CONFIG = teacher_cache.CacheConfig("float16", batch_size=8, shard_mb=1, budget_gb=1, verify_rows=8, tolerance=0.02)
 ENCODE = batches.TokenizerConfig(16)
 SST2 = find_task("sst2")
 SOME = ("logits", "hidden.0", "attention.2")
@@ -29,19 +29,23 @@ def encode(table: pa.Table) -> batches.TokenizedDataset:
     return batches.tokenize(table, SST2, tiny_tokenizer(), ENCODE, words=True)
 
 
-def key(teacher: Path, config: read.CacheConfig = CONFIG) -> read.Fingerprint:
-    return read.cache_fingerprint(teacher, ENCODE, config, CPU)
+def key(teacher: Path, config: teacher_cache.CacheConfig = CONFIG) -> teacher_cache.Fingerprint:
+    return teacher_cache.cache_fingerprint(teacher, ENCODE, config, CPU)
 
 
 def filled(
-    folder: Path, teacher: Path, table: pa.Table, names: tuple[str, ...] = SOME, config: read.CacheConfig = CONFIG
+    folder: Path,
+    teacher: Path,
+    table: pa.Table,
+    names: tuple[str, ...] = SOME,
+    config: teacher_cache.CacheConfig = CONFIG,
 ) -> int:
     model = checkpoints.load_model(teacher)
     return build.build_cache(folder, model, table, encode, names, key(teacher, config), config, CPU)
 
 
 @pytest.fixture
-def table(prepared: prepare.Prepared) -> pa.Table:
+def table(prepared: splits.Prepared) -> pa.Table:
     return prepared.tables["train"]
 
 
@@ -68,7 +72,7 @@ def test_cached_words_equal_transformers_own(
     monkeypatch.setattr(device, "precision", lambda _: "float32")
     filled(tmp_path, teacher, table, EVERY)
     chosen = np.array([5, 0, 41])
-    batch = rows.with_targets(read.TeacherCache([tmp_path], key(teacher)).on(rows, EVERY)).batch(chosen)
+    batch = rows.with_targets(teacher_cache.TeacherCache([tmp_path], key(teacher)).on(rows, EVERY)).batch(chosen)
     eager = AutoModelForSequenceClassification.from_pretrained(teacher, attn_implementation="eager").eval()
     with torch.inference_mode():
         live = eager(batch.ids, batch.mask.long(), batch.types, output_hidden_states=True, output_attentions=True)
@@ -98,7 +102,7 @@ def test_int8_keeps_a_scale_per_vector(
     filled(tmp_path / "float16", teacher, table, EVERY)
     filled(tmp_path / "int8", teacher, table, EVERY, small)
     exact, coarse = (
-        read.TeacherCache([tmp_path / c.states], key(teacher, c)).on(rows, EVERY).take(np.arange(9))
+        teacher_cache.TeacherCache([tmp_path / c.states], key(teacher, c)).on(rows, EVERY).take(np.arange(9))
         for c in (CONFIG, small)
     )
     assert torch.equal(exact["logits"], coarse["logits"])
@@ -109,14 +113,16 @@ def test_int8_keeps_a_scale_per_vector(
 
 def test_words_are_what_tokenizers_share(tmp_path: Path, teacher: Path, table: pa.Table) -> None:
     filled(tmp_path, teacher, table, ("words.2", "hidden.2"))
-    opened, theirs = read.TeacherCache([tmp_path], key(teacher)), encode(table)
+    opened, theirs = teacher_cache.TeacherCache([tmp_path], key(teacher)), encode(table)
     other = replace(theirs, ids=theirs.ids + 1)  # a student that cuts words into tokens of its own
     batch = other.with_targets(opened.on(other, ["words.2"])).batch(np.array([0, 3]))
     states = opened.on(theirs, ["hidden.2"]).take(np.array([0, 3]))["hidden.2"]
     torch.testing.assert_close(
-        batch.targets["words.2"], activations.first_token_states(states, theirs.batch(np.array([0, 3])))
+        batch.targets["words.2"], intermediate_outputs.first_token_states(states, theirs.batch(np.array([0, 3])))
     )
-    with pytest.raises(read.CacheError, match=r"`hidden.2` belongs to the teacher's tokens, but \d+ of \d+ rows"):
+    with pytest.raises(
+        teacher_cache.CacheError, match=r"`hidden.2` belongs to the teacher's tokens, but \d+ of \d+ rows"
+    ):
         opened.on(other, ["hidden.2"])
 
 
@@ -125,7 +131,7 @@ def test_only_missing_rows_are_asked(
 ) -> None:
     asked = [filled(tmp_path, teacher, part) for part in (table.slice(0, 30), table, table)]
     assert asked == [30, len(table) - 30, 0]
-    assert len(read.TeacherCache([tmp_path], key(teacher)).on(rows, SOME).numbers["logits"]) == len(table)
+    assert len(teacher_cache.TeacherCache([tmp_path], key(teacher)).on(rows, SOME).numbers["logits"]) == len(table)
     assert len(list(tmp_path.glob("*.arrow"))) == 2 + -(-(len(table) - 30) // 20)
 
 
@@ -137,8 +143,8 @@ def test_parts_are_filled_apart_and_read_as_one(
     assert sum(asked) == len(table)
     assert min(asked) > 0
     filled(tmp_path / "whole", teacher, table)
-    many = read.TeacherCache(parts.folders(tmp_path), key(teacher))
-    one = read.TeacherCache([tmp_path / "whole"], key(teacher))
+    many = teacher_cache.TeacherCache(parts.folders(tmp_path), key(teacher))
+    one = teacher_cache.TeacherCache([tmp_path / "whole"], key(teacher))
     chosen = np.array([7, 0, 31, 2])
     for column, values in many.on(rows, SOME).take(chosen).items():
         torch.testing.assert_close(values, one.on(rows, SOME).take(chosen)[column], atol=2e-2, rtol=1e-2)
@@ -149,10 +155,12 @@ def test_parts_are_filled_apart_and_read_as_one(
         sum(filled(tmp_path / str(part), teacher, parts.share(more, part)) for part in parts.indices) == 9
     )  # no other row has moved
     filled(tmp_path / "3", teacher, table.slice(0, 0))
-    with_nothing = read.TeacherCache([tmp_path / "3", *(tmp_path / str(part) for part in parts.indices)], key(teacher))
+    with_nothing = teacher_cache.TeacherCache(
+        [tmp_path / "3", *(tmp_path / str(part) for part in parts.indices)], key(teacher)
+    )
     assert len(with_nothing.on(rows, SOME).numbers["logits"]) == len(table)
-    with pytest.raises(read.CacheError, match=r"4: no teacher cache; run `dvc repro`"):
-        read.TeacherCache([tmp_path / "0", tmp_path / "4"], key(teacher))
+    with pytest.raises(teacher_cache.CacheError, match=r"4: no teacher cache; run `dvc repro`"):
+        teacher_cache.TeacherCache([tmp_path / "0", tmp_path / "4"], key(teacher))
     with pytest.raises(FilbertError, match=r"expected a partition below partitions\.count = 3, got 3"):
         parts.share(table, 3)
     with pytest.raises(FilbertError, match=r"partitions: expected indices \[0, 1\] for count 2, got \[0, 0\]"):
@@ -164,7 +172,7 @@ def test_only_missing_columns_are_asked(
 ) -> None:
     asked = [filled(tmp_path, teacher, table, names) for names in (("logits",), SOME, ("logits",))]
     assert asked == [len(table), len(table), 0]
-    opened = read.TeacherCache([tmp_path], key(teacher))
+    opened = teacher_cache.TeacherCache([tmp_path], key(teacher))
     assert [entry.columns for entry in opened.parts[0].entries.values()] == [("logits",), ("hidden.0", "attention.2")]
     model = checkpoints.load_model(teacher)
     assert max(opened.verify(rows.select(np.arange(8)), SOME, model, CONFIG, CPU).values()) < 0.05
@@ -201,32 +209,34 @@ def test_what_does_not_fit_is_refused(
     filled(folder, teacher, table.slice(0, 30))
     right = key(teacher)
     for name, value in {"teacher": "0" * 64, "tokenizer": "1" * 64, "max_length": 99, "states": "int8"}.items():
-        with pytest.raises(read.CacheError, match=f"made with another {name}: expected {value}"):
-            read.TeacherCache([folder], replace(right, **{name: value})).on(rows, ["logits"])
-    opened = read.TeacherCache([folder], right)
-    with pytest.raises(read.CacheError, match=rf"no outputs for {len(table) - 30} of {len(table)} rows"):
+        with pytest.raises(teacher_cache.CacheError, match=f"made with another {name}: expected {value}"):
+            teacher_cache.TeacherCache([folder], replace(right, **{name: value})).on(rows, ["logits"])
+    opened = teacher_cache.TeacherCache([folder], right)
+    with pytest.raises(teacher_cache.CacheError, match=rf"no outputs for {len(table) - 30} of {len(table)} rows"):
         opened.on(rows, ["logits"])
-    with pytest.raises(read.CacheError, match=r"no column `hidden.1`, only attention.2, hidden.0, logits"):
+    with pytest.raises(teacher_cache.CacheError, match=r"no column `hidden.1`, only attention.2, hidden.0, logits"):
         opened.on(rows, ["hidden.1"])
-    other = read.TeacherCache([folder], replace(right, precision="float8"))  # made on another machine: verify decides
+    other = teacher_cache.TeacherCache(
+        [folder], replace(right, precision="float8")
+    )  # made on another machine: verify decides
     first = rows.select(np.arange(30))
     assert len(other.on(first, ["logits"]).numbers["logits"]) == 30
-    with pytest.raises(read.CacheError, match="no outputs for 30 of 30 rows"):
+    with pytest.raises(teacher_cache.CacheError, match="no outputs for 30 of 30 rows"):
         opened.on(replace(first, idx=first.idx + 1), ["logits"])
-    with pytest.raises(read.CacheError, match="no teacher cache; run `dvc repro`"):
-        read.TeacherCache([tmp_path / "nowhere"], right)
+    with pytest.raises(teacher_cache.CacheError, match="no teacher cache; run `dvc repro`"):
+        teacher_cache.TeacherCache([tmp_path / "nowhere"], right)
 
 
 def test_a_cache_over_the_budget_is_not_begun(tmp_path: Path, teacher: Path, table: pa.Table) -> None:
     with pytest.raises(
-        read.CacheError,
+        teacher_cache.CacheError,
         match=r"would take .* GB \(0 exist; new are attention.2 .*\), over cache.budget_gb = 1e-06; lower",
     ):
         filled(tmp_path, teacher, table, config=replace(CONFIG, budget_gb=1e-6))
     assert not list(tmp_path.iterdir())
     filled(tmp_path, teacher, table)
     before = {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
-    with pytest.raises(read.CacheError, match=r"over cache.budget_gb"):
+    with pytest.raises(teacher_cache.CacheError, match=r"over cache.budget_gb"):
         filled(tmp_path, teacher, table, config=replace(CONFIG, states="int8", budget_gb=1e-6))
     assert before == {
         file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()
@@ -249,17 +259,17 @@ def test_words_of_other_rows_and_other_teachers_are_found_out(
 ) -> None:
     filled(tmp_path, teacher, table)
     opened, other, sample = (
-        read.TeacherCache([tmp_path], key(teacher)),
+        teacher_cache.TeacherCache([tmp_path], key(teacher)),
         checkpoints.load_model(teacher),
         rows.select(np.arange(0, 40, 5)),
     )
     opened.verify(sample, SOME, other, CONFIG, CPU)
     with torch.no_grad():
         other.classifier.bias += 1.0
-    with pytest.raises(read.CacheError, match="`logits` of the live teacher differs from the cache by"):
+    with pytest.raises(teacher_cache.CacheError, match="`logits` of the live teacher differs from the cache by"):
         opened.verify(sample, SOME, other, CONFIG, CPU)
     turned = replace(sample, ids=sample.ids[::-1].copy())
-    with pytest.raises(read.CacheError, match="`logits` of the live teacher differs from the cache by"):
+    with pytest.raises(teacher_cache.CacheError, match="`logits` of the live teacher differs from the cache by"):
         opened.verify(turned, ["logits"], checkpoints.load_model(teacher), CONFIG, CPU)
 
 
@@ -269,7 +279,7 @@ def test_a_text_may_come_again_under_another_number(
     again = table.set_column(0, "idx", pa.array(table["idx"].to_numpy() + 1000))
     filled(tmp_path, teacher, table)
     filled(tmp_path, teacher, again)
-    opened, chosen = read.TeacherCache([tmp_path], key(teacher)), np.arange(len(table))
+    opened, chosen = teacher_cache.TeacherCache([tmp_path], key(teacher)), np.arange(len(table))
     torch.testing.assert_close(opened.on(encode(again), SOME).take(chosen), opened.on(rows, SOME).take(chosen))
 
 
@@ -282,10 +292,12 @@ def test_a_damaged_shard_is_refused_and_made_again(
     whole = shard.read_bytes()
     changed = {"cut": whole[:-200], "changed": whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:]}
     shard.unlink() if how == "gone" else shard.write_bytes(changed[how])
-    with pytest.raises(read.CacheError, match=r"shard-00001.arrow: (damaged: expected|missing).*; run `dvc repro`"):
-        read.TeacherCache([tmp_path], key(teacher)).on(rows, SOME)
+    with pytest.raises(
+        teacher_cache.CacheError, match=r"shard-00001.arrow: (damaged: expected|missing).*; run `dvc repro`"
+    ):
+        teacher_cache.TeacherCache([tmp_path], key(teacher)).on(rows, SOME)
     assert filled(tmp_path, teacher, table) == 20
-    assert len(read.TeacherCache([tmp_path], key(teacher)).on(rows, SOME).numbers["logits"]) == len(table)
+    assert len(teacher_cache.TeacherCache([tmp_path], key(teacher)).on(rows, SOME).numbers["logits"]) == len(table)
 
 
 def test_any_encoder_may_teach(tmp_path: Path, table: pa.Table, rows: batches.TokenizedDataset) -> None:
@@ -293,9 +305,11 @@ def test_any_encoder_may_teach(tmp_path: Path, table: pa.Table, rows: batches.To
     DistilBertForSequenceClassification(shape).save_pretrained(tmp_path / "teacher")
     tiny_tokenizer().save_pretrained(tmp_path / "teacher")
     filled(tmp_path / "cache", tmp_path / "teacher", table, ("logits", "hidden.2", "pooled"))
-    opened = read.TeacherCache([tmp_path / "cache"], key(tmp_path / "teacher"))
+    opened = teacher_cache.TeacherCache([tmp_path / "cache"], key(tmp_path / "teacher"))
     assert opened.on(rows, ["logits"]).take(np.array([0, 1]))["logits"].shape == (2, 2)
-    with pytest.raises(activations.ActivationError, match=r"DistilBert.* has no module `layer.0.attention.self"):
+    with pytest.raises(
+        intermediate_outputs.ActivationError, match=r"DistilBert.* has no module `layer.0.attention.self"
+    ):
         filled(tmp_path / "other", tmp_path / "teacher", table, ("attention.1",))
 
 
@@ -303,15 +317,15 @@ def test_a_column_that_is_not_there_is_named(teacher: Path) -> None:
     model = checkpoints.load_model(teacher)
     for column, words in {"hiden.1": "no column `hiden.1`", "hidden": "no column `hidden`", "attention.0": "from 1 to 2, got 0",
                           "hidden.3": "from 0 to 2, got 3", "logits.1": "no column `logits.1`"}.items():  # fmt: skip
-        with pytest.raises(activations.ActivationError, match=words):
-            activations.ActivationRecorder(model, [column])
+        with pytest.raises(intermediate_outputs.ActivationError, match=words):
+            intermediate_outputs.ActivationRecorder(model, [column])
 
 
 def test_reading_maps_and_does_not_load(
     tmp_path: Path, teacher: Path, table: pa.Table, rows: batches.TokenizedDataset
 ) -> None:
     filled(tmp_path, teacher, table)
-    views = read.TeacherCache([tmp_path], key(teacher)).column("hidden.0").values.values
+    views = teacher_cache.TeacherCache([tmp_path], key(teacher)).column("hidden.0").values.values
     assert not any(view.flags.owndata for view in views)
     assert not any(view.flags.writeable for view in views)
 
@@ -332,13 +346,13 @@ def test_a_damaged_or_forged_manifest_is_set_aside_and_the_shards_are_made_again
     whole = manifest.read_text()
     forged = whole.replace("shard-00000.arrow", "../canary.arrow")
     manifest.write_text({"cut": whole[:40], "no mapping": "[1]", "forged": forged}[damage])
-    with pytest.raises(read.CacheError, match=r"manifest\.json: damaged: expected .*; run `dvc repro`"):
-        read.TeacherCache([folder], key(teacher))
+    with pytest.raises(teacher_cache.CacheError, match=r"manifest\.json: damaged: expected .*; run `dvc repro`"):
+        teacher_cache.TeacherCache([folder], key(teacher))
     assert filled(folder, teacher, table) == len(table)
     assert "moved to .cache.manifest.json.damaged, all shards are made again" in capsys.readouterr().err
     assert (tmp_path / ".cache.manifest.json.damaged").exists()
     assert outside.read_bytes() == b"not the cache's"
-    assert len(read.TeacherCache([folder], key(teacher)).on(rows, SOME).numbers["logits"]) == len(table)
+    assert len(teacher_cache.TeacherCache([folder], key(teacher)).on(rows, SOME).numbers["logits"]) == len(table)
 
 
 def test_cached_values_do_not_depend_on_shards_and_other_columns(
@@ -350,6 +364,6 @@ def test_cached_values_do_not_depend_on_shards_and_other_columns(
         sizes = dict.fromkeys(columns, 1e6 / shard_rows / len(columns))
         monkeypatch.setattr(build._TeacherRunner, "bytes_per_row", lambda self, sample, columns, sizes=sizes: sizes)
         filled(tmp_path / name, teacher, table, columns)
-        cache = read.TeacherCache([tmp_path / name], key(teacher))
+        cache = teacher_cache.TeacherCache([tmp_path / name], key(teacher))
         found.append(cache.on(rows, ("logits",)).take(np.arange(len(rows)))["logits"])
     assert torch.equal(*found)

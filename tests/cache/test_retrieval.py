@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny import CPU, find_task, tiny_tokenizer
 
-from filbert.cache import build, read, retrieval
-from filbert.data import batches, prepare
+from filbert.cache import build, retrieval, teacher_cache
+from filbert.data import batches, splits
 from filbert.models import checkpoints
 from filbert.models.reference_store import ReferenceStore, token_hash
 
@@ -21,9 +21,9 @@ def tokenize(table: pa.Table) -> batches.TokenizedDataset:
 
 
 @pytest.fixture
-def reader(tmp_path: Path, prepared: prepare.Prepared, teacher: Path) -> retrieval.ReferenceReader:
-    config = read.CacheConfig("float16", batch_size=8, shard_mb=1, budget_gb=1, verify_rows=8, tolerance=0.05)
-    key = read.cache_fingerprint(teacher, ENCODE, config, CPU)
+def reader(tmp_path: Path, prepared: splits.Prepared, teacher: Path) -> retrieval.ReferenceReader:
+    config = teacher_cache.CacheConfig("float16", batch_size=8, shard_mb=1, budget_gb=1, verify_rows=8, tolerance=0.05)
+    key = teacher_cache.cache_fingerprint(teacher, ENCODE, config, CPU)
     table = prepared.tables["train"]
     again = table.slice(0, 1).set_column(0, "idx", pa.array([9999], pa.int32()))
     table = pa.concat_tables([table, again]).combine_chunks()  # its first row twice
@@ -32,7 +32,7 @@ def reader(tmp_path: Path, prepared: prepare.Prepared, teacher: Path) -> retriev
     index = retrieval.build_index(train)
     found = retrieval.find_references(index, train, train, 3)
     retrieval.save_references(tmp_path / "references", index, {"train": found})
-    cache, settings = read.TeacherCache([tmp_path / "cache"], key), retrieval.ReferenceSettings(2, "float16")
+    cache, settings = teacher_cache.TeacherCache([tmp_path / "cache"], key), retrieval.ReferenceSettings(2, "float16")
     return retrieval.ReferenceReader(tmp_path / "references", cache, train, COLUMNS, "nearest", settings)
 
 

@@ -11,9 +11,9 @@ import pytest
 from ruamel.yaml import YAML
 from tiny import ROOT, write_conll
 
-from commands.task import task
+from commands.add_task import task
 from filbert import FilbertError
-from filbert.data import prepare, sources, tasks
+from filbert.data import sources, splits, tasks
 
 TEXTS = [f"ticket number {n} is about a thing" for n in range(40)]
 
@@ -57,7 +57,7 @@ def test_a_csv_becomes_a_row_and_its_rows_can_be_prepared(
     assert after.startswith(before.rstrip("\n"))
     assert [line for line in after.splitlines() if "#" in line] == comments
     sources.fetch_task(tasks.source_of(found, params), found, tmp_path / "raw")
-    counts = prepare.prepare(tmp_path / "raw", found, prepare.PrepareConfig(0.2, 0.2, 1000, 0)).counts
+    counts = splits.prepare(tmp_path / "raw", found, splits.PrepareConfig(0.2, 0.2, 1000, 0)).counts
     assert counts["train"] + counts["validation"] + counts["test"] == 40
 
 
@@ -136,7 +136,7 @@ def test_a_row_lands_in_the_table_wherever_the_table_is(tmp_path: Path, params: 
 
 
 def test_the_command_ends_with_one_line_of_error(tmp_path: Path, params: Path) -> None:
-    command = [sys.executable, "-m", "commands.task", "t", str(tmp_path / "none"), "--params", str(params)]
+    command = [sys.executable, "-m", "commands.add_task", "t", str(tmp_path / "none"), "--params", str(params)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith(f"task: {tmp_path / 'none'}: expected a table")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from tiny import find_task, tiny_tokenizer
 
-from filbert.data import arrow, batches, prepare
+from filbert.data import arrow, batches, splits
 
 
-def test_a_batch_equals_the_tokenizers_own(prepared: prepare.Prepared, encoded: batches.TokenizedDataset) -> None:
+def test_a_batch_equals_the_tokenizers_own(prepared: splits.Prepared, encoded: batches.TokenizedDataset) -> None:
     texts = prepared.tables["train"]["sentence"].to_pylist()
     chosen = np.array([3, 0, 17])
     wanted = tiny_tokenizer()(
@@ -33,7 +33,7 @@ def test_pairs_have_two_segments() -> None:
     assert batch.types.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]  # [CLS] a cat [SEP] the dog runs [SEP]
 
 
-def test_long_rows_are_cut(prepared: prepare.Prepared) -> None:
+def test_long_rows_are_cut(prepared: splits.Prepared) -> None:
     cut = batches.tokenize(prepared.tables["train"], find_task("sst2"), tiny_tokenizer(), batches.TokenizerConfig(6))
     assert cut.lengths.max() == 6
 
@@ -54,7 +54,7 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
 
 
 def test_many_rows_are_tokenised_in_parts_and_joined(
-    prepared: prepare.Prepared, encoded: batches.TokenizedDataset, monkeypatch: pytest.MonkeyPatch
+    prepared: splits.Prepared, encoded: batches.TokenizedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batches, "ROWS_AT_A_TIME", 7)
     task = find_task("sst2")

@@ -11,10 +11,10 @@ import pytest
 from tiny import ROOT, find_task
 
 import stages.prepare
-from filbert.data import arrow, prepare, readers
+from filbert.data import arrow, row_validation, splits
 from filbert.data.tasks import Task, TaskKind
 
-CONFIG = prepare.PrepareConfig(validation=0.2, test=0.2, max_rows=1000, seed=0)
+CONFIG = splits.PrepareConfig(validation=0.2, test=0.2, max_rows=1000, seed=0)
 SST2, COLA, STSB = find_task("sst2"), find_task("cola"), find_task("stsb")
 
 
@@ -41,36 +41,36 @@ def sst2(folder: Path, train: list[str], dev: list[str] | None = None) -> Path:
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, bad: str, said: str) -> None:
-    with pytest.raises(readers.RowError) as error:
-        prepare.prepare(sst2(tmp_path, ["good\t1", bad]), SST2, CONFIG)
+    with pytest.raises(row_validation.RowError) as error:
+        splits.prepare(sst2(tmp_path, ["good\t1", bad]), SST2, CONFIG)
     assert said in str(error.value)
 
 
 def test_other_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(
-        readers.RowError, match=r"no table train \(.tsv, .csv, .jsonl, .parquet, .txt, .conll\) for task sst2"
+        row_validation.RowError, match=r"no table train \(.tsv, .csv, .jsonl, .parquet, .txt, .conll\) for task sst2"
     ):
-        list(readers.read_rows(tmp_path, "train", SST2))
+        list(row_validation.read_rows(tmp_path, "train", SST2))
     table(tmp_path, "train.tsv", b"sentence\tlabel\ngood\t1\n" + b"\xff\xfe\t0\n")
-    with pytest.raises(readers.RowError, match="expected UTF-8"):
-        list(readers.read_rows(tmp_path, "train", SST2))
+    with pytest.raises(row_validation.RowError, match="expected UTF-8"):
+        list(row_validation.read_rows(tmp_path, "train", SST2))
     table(tmp_path, "train.tsv", "text\tlabel\ngood\t1\n")
-    with pytest.raises(readers.RowError, match="no column sentence for task sst2; found text, label"):
-        list(readers.read_rows(tmp_path, "train", SST2))
-    with pytest.raises(readers.RowError, match="no row is left for validation"):
-        prepare.prepare(sst2(tmp_path, ["good\t1"]), SST2, CONFIG)
+    with pytest.raises(row_validation.RowError, match="no column sentence for task sst2; found text, label"):
+        list(row_validation.read_rows(tmp_path, "train", SST2))
+    with pytest.raises(row_validation.RowError, match="no row is left for validation"):
+        splits.prepare(sst2(tmp_path, ["good\t1"]), SST2, CONFIG)
 
 
 def test_a_regression_label_has_a_range(tmp_path: Path) -> None:
     head = "\t".join(["sentence1", "sentence2", "score"])
     table(tmp_path, "train.tsv", f"{head}\na\tb\t5.1\n")
-    with pytest.raises(readers.RowError, match=r"line 2: expected a label between 0.0 and 5.0, got '5.1'"):
-        list(readers.read_rows(tmp_path, "train", STSB))
+    with pytest.raises(row_validation.RowError, match=r"line 2: expected a label between 0.0 and 5.0, got '5.1'"):
+        list(row_validation.read_rows(tmp_path, "train", STSB))
 
 
 def test_glue_quotes_are_plain_and_cola_has_no_header_nor_last_newline(tmp_path: Path) -> None:
     table(tmp_path, "train.tsv", 'gj04\t1\t\tHe said "go.\nks08\t0\t*\tIt " is.')
-    read = list(readers.read_rows(tmp_path, "train", COLA))
+    read = list(row_validation.read_rows(tmp_path, "train", COLA))
     assert [(row["idx"], row["sentence"], row["label"]) for row in read] == [(0, 'He said "go.', 1), (1, 'It " is.', 0)]
 
 
@@ -83,17 +83,17 @@ def test_the_same_rows_in_every_format(tmp_path: Path) -> None:
     columns = {"sentence": [text for text, _ in wanted], "label": [label for _, label in wanted]}
     pq.write_table(pa.table(columns), tmp_path / "parquet" / "train.parquet")
     for kind in ("csv", "jsonl", "parquet"):
-        read = list(readers.read_rows(tmp_path / kind, "train", SST2))
+        read = list(row_validation.read_rows(tmp_path / kind, "train", SST2))
         assert [(row["sentence"], row["label"]) for row in read] == wanted, kind
 
 
 def test_duplicates_conflicts_and_leaks_go_and_are_counted(tmp_path: Path) -> None:
     train = [f"row {i}\t{i % 2}" for i in range(10)]
     train += ["Row  3\t1", "twice\t0", "TWICE\t1", "held out\t1"]  # a duplicate, a conflict, a leak
-    prepared = prepare.prepare(sst2(tmp_path, train, ["Held OUT\t1", "other\t0", "other\t0"]), SST2, CONFIG)
+    prepared = splits.prepare(sst2(tmp_path, train, ["Held OUT\t1", "other\t0", "other\t0"]), SST2, CONFIG)
     assert prepared.counts == {"duplicate": 1, "conflicting": 2, "leaking": 1, "train": 8, "validation": 2, "test": 3}
     texts = {
-        name: {readers.normalize_text(t) for t in split["sentence"].to_pylist()}
+        name: {row_validation.normalize_text(t) for t in split["sentence"].to_pylist()}
         for name, split in prepared.tables.items()
     }
     assert not texts["train"] & texts["validation"]
@@ -105,7 +105,7 @@ def test_a_swapped_pair_is_the_same_row_where_the_task_is_symmetric(tmp_path: Pa
     head = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore"
     table(tmp_path, "train.tsv", "\n".join([head, *lines]))
     table(tmp_path, "dev.tsv", "\n".join([head, "0\tnews\tf\t2012\t0\tn\tn\tB 7\ta 7\t2.0"]))
-    prepared = prepare.prepare(tmp_path, STSB, CONFIG)
+    prepared = splits.prepare(tmp_path, STSB, CONFIG)
     assert prepared.counts["leaking"] == 1
     assert "a 7" not in prepared.tables["train"]["sentence1"].to_pylist()
 
@@ -116,24 +116,26 @@ def test_the_known_flaws_of_qqp_are_dropped_and_counted_up_to_a_bound(tmp_path: 
     flawed = ["31\t1\t2\tno second question\t\t0", "a broken\tline"]
     table(tmp_path, "dev.tsv", f"{head}\n0\t1\t2\tc\td\t1\n")
     table(tmp_path, "train.tsv", "\n".join([head, *lines, *flawed]))
-    assert prepare.prepare(tmp_path, qqp, CONFIG).counts["flawed"] == 2
+    assert splits.prepare(tmp_path, qqp, CONFIG).counts["flawed"] == 2
     table(tmp_path, "train.tsv", "\n".join([head, *lines, *flawed * 11]))
-    with pytest.raises(readers.RowError, match="expected text in column question2, got ''"):
-        prepare.prepare(tmp_path, qqp, CONFIG)
+    with pytest.raises(row_validation.RowError, match="expected text in column question2, got ''"):
+        splits.prepare(tmp_path, qqp, CONFIG)
 
 
 def test_a_byte_order_mark_and_windows_lines_do_no_harm(tmp_path: Path) -> None:
     table(tmp_path, "train.tsv", "\ufeffsentence\tlabel\r\ngood\t1\r\n")
-    assert [(row["sentence"], row["label"]) for row in readers.read_rows(tmp_path, "train", SST2)] == [("good", 1)]
+    assert [(row["sentence"], row["label"]) for row in row_validation.read_rows(tmp_path, "train", SST2)] == [
+        ("good", 1)
+    ]
     table(tmp_path, "train.tsv", "sentence\tlabel\ngood\t²\n")
-    with pytest.raises(readers.RowError, match="expected a label out of"):
-        list(readers.read_rows(tmp_path, "train", SST2))
+    with pytest.raises(row_validation.RowError, match="expected a label out of"):
+        list(row_validation.read_rows(tmp_path, "train", SST2))
 
 
 def test_the_split_does_not_depend_on_the_order_of_the_rows(tmp_path: Path) -> None:
     train = [f"row {i}\t{i % 2}" for i in range(50)]
-    one = prepare.prepare(sst2(tmp_path, train), SST2, CONFIG).tables["validation"]["sentence"].to_pylist()
-    two = prepare.prepare(sst2(tmp_path, train[::-1]), SST2, CONFIG).tables["validation"]["sentence"].to_pylist()
+    one = splits.prepare(sst2(tmp_path, train), SST2, CONFIG).tables["validation"]["sentence"].to_pylist()
+    two = splits.prepare(sst2(tmp_path, train[::-1]), SST2, CONFIG).tables["validation"]["sentence"].to_pylist()
     assert sorted(one) == sorted(two)
     assert len(one) == 10
 
@@ -144,7 +146,7 @@ def test_rows_that_share_a_passage_stay_together_and_unlabelled_ones_apart(tmp_p
     made = [{"question": f"q{i}", "passage": f"p{i // 3}", "label": bool(i % 2)} for i in range(60)]
     made += [{"question": f"u{i}", "passage": "pu", "label": None} for i in range(5)]
     table(tmp_path, "combined.jsonl", "\n".join(map(json.dumps, made)))
-    tables = prepare.prepare(tmp_path, task, CONFIG).tables
+    tables = splits.prepare(tmp_path, task, CONFIG).tables
     passages = {name: set(split["passage"].to_pylist()) for name, split in tables.items()}
     assert not passages["train"] & passages["validation"]
     assert not passages["train"] & passages["test"]
@@ -156,7 +158,7 @@ def test_rows_that_share_a_passage_stay_together_and_unlabelled_ones_apart(tmp_p
 def test_labels_are_kept_of_few_rows_and_forgotten_of_the_others(tmp_path: Path) -> None:
     lines = [f"row {i}\t{i % 2}" for i in range(60)]
     task = replace(SST2, labels_per_class=10)
-    found = prepare.prepare(sst2(tmp_path, [*lines, "Held  OUT\t1"]), task, CONFIG)
+    found = splits.prepare(sst2(tmp_path, [*lines, "Held  OUT\t1"]), task, CONFIG)
     labelled = pa.concat_tables([found.tables["train"], found.tables["validation"]])
     assert sorted(labelled["label"].to_pylist()) == [0] * 10 + [1] * 10  # validation rows are among them
     assert len(found.tables["unlabelled"]) == found.counts["unlabelled"] == 40
@@ -164,31 +166,33 @@ def test_labels_are_kept_of_few_rows_and_forgotten_of_the_others(tmp_path: Path)
     texts = [set(table["sentence"].to_pylist()) for table in (labelled, found.tables["unlabelled"])]
     assert not texts[0] & texts[1]
     assert "Held  OUT" not in texts[0] | texts[1]
-    other = prepare.prepare(sst2(tmp_path, lines[::-1]), task, CONFIG).tables
+    other = splits.prepare(sst2(tmp_path, lines[::-1]), task, CONFIG).tables
     again = pa.concat_tables([other["train"], other["validation"]])["sentence"].to_pylist()
     assert set(again) == texts[0]
-    with pytest.raises(readers.RowError, match=r"expected at least 40 rows of each of 2 classes, got .*'negative': 30"):
-        prepare.prepare(tmp_path, replace(SST2, labels_per_class=40), CONFIG)
+    with pytest.raises(
+        row_validation.RowError, match=r"expected at least 40 rows of each of 2 classes, got .*'negative': 30"
+    ):
+        splits.prepare(tmp_path, replace(SST2, labels_per_class=40), CONFIG)
 
 
 def test_plain_text_is_a_text_a_line(tmp_path: Path) -> None:
     task = Task(name="t", kind=TaskKind.TEXT, columns=("sentence",), source="d", train="texts")
     long = "word " * 10_000
     table(tmp_path, "texts.txt", f"one text\n\n  another \n{long}\n")
-    found = list(readers.read_rows(tmp_path, "texts", task))
+    found = list(row_validation.read_rows(tmp_path, "texts", task))
     assert [(row["idx"], row["sentence"], row["label"]) for row in found] == [
         (0, "one text", None), (1, "another", None), (2, long.strip(), None)
     ]  # fmt: skip
     table(tmp_path, "texts.txt", b"fine\n\xff\xfe broken\n")
-    with pytest.raises(readers.RowError, match=r"texts.txt, line 2: expected UTF-8"):
-        list(readers.read_rows(tmp_path, "texts", task))
+    with pytest.raises(row_validation.RowError, match=r"texts.txt, line 2: expected UTF-8"):
+        list(row_validation.read_rows(tmp_path, "texts", task))
 
 
 def test_arrow_files_come_back_as_they_went(tmp_path: Path) -> None:
-    prepared = prepare.prepare(sst2(tmp_path, [f"row {i}\t{i % 2}" for i in range(20)]), SST2, CONFIG)
+    prepared = splits.prepare(sst2(tmp_path, [f"row {i}\t{i % 2}" for i in range(20)]), SST2, CONFIG)
     arrow.write_table(prepared.tables["train"], tmp_path / "train.arrow")
     assert arrow.read_table(tmp_path / "train.arrow").equals(prepared.tables["train"])
-    assert readers.text_hash("a", "b") != readers.text_hash("ab", "")
+    assert row_validation.text_hash("a", "b") != row_validation.text_hash("ab", "")
 
 
 def test_a_corpus_is_every_file_of_a_folder_without_its_empty_texts(tmp_path: Path) -> None:
@@ -196,10 +200,15 @@ def test_a_corpus_is_every_file_of_a_folder_without_its_empty_texts(tmp_path: Pa
     pq.write_table(pa.table({"text": ["two"]}), tmp_path / "second.parquet")
     (tmp_path / "lines.txt").write_text("three\n\nfour\n")
     corpus = find_task("corpus")
-    assert [row["text"] for row in readers.read_rows(tmp_path, corpus.train, corpus)] == ["one", "two", "three", "four"]
+    assert [row["text"] for row in row_validation.read_rows(tmp_path, corpus.train, corpus)] == [
+        "one",
+        "two",
+        "three",
+        "four",
+    ]
     pq.write_table(pa.table({"body": ["no column text"]}), tmp_path / "third.parquet")
-    with pytest.raises(readers.RowError, match="no column text for task corpus; found body"):
-        list(readers.read_rows(tmp_path, corpus.train, corpus))
+    with pytest.raises(row_validation.RowError, match="no column text for task corpus; found body"):
+        list(row_validation.read_rows(tmp_path, corpus.train, corpus))
 
 
 @pytest.mark.parametrize("place", ["{project}/out", "{project}/../out", "../out", "out", "data/../out"])
@@ -237,8 +246,8 @@ def test_an_output_stays_wherever_it_is(
 )  # fmt: skip
 def test_a_bad_table_is_named_with_its_line(tmp_path: Path, name: str, text: str, said: str) -> None:
     table(tmp_path, name, text)
-    with pytest.raises(readers.RowError) as error:
-        list(readers.read_rows(tmp_path, "train", SST2))
+    with pytest.raises(row_validation.RowError) as error:
+        list(row_validation.read_rows(tmp_path, "train", SST2))
     assert said in str(error.value)
 
 
@@ -246,34 +255,34 @@ def test_a_table_in_two_formats_is_ambiguous(tmp_path: Path) -> None:
     sst2(tmp_path, ["good\t1"])
     table(tmp_path, "train.csv", "sentence,label\nbad,0\n")
     with pytest.raises(
-        readers.RowError, match=r"expected one table train for task sst2, got train.tsv, train.csv; remove all"
+        row_validation.RowError, match=r"expected one table train for task sst2, got train.tsv, train.csv; remove all"
     ):
-        list(readers.read_rows(tmp_path, "train", SST2))
+        list(row_validation.read_rows(tmp_path, "train", SST2))
 
 
 def test_rows_that_cannot_be_learnt_from_are_named(tmp_path: Path) -> None:
-    with pytest.raises(readers.RowError, match=r"all 2 training rows of task sst2 equal test rows"):
-        prepare.prepare(sst2(tmp_path, ["good\t1", "bad\t0"], ["Good\t1", "BAD\t0"]), SST2, CONFIG)
+    with pytest.raises(row_validation.RowError, match=r"all 2 training rows of task sst2 equal test rows"):
+        splits.prepare(sst2(tmp_path, ["good\t1", "bad\t0"], ["Good\t1", "BAD\t0"]), SST2, CONFIG)
     with pytest.raises(
-        readers.RowError, match=r"expected rows of several classes for task sst2, got positive in all 20"
+        row_validation.RowError, match=r"expected rows of several classes for task sst2, got positive in all 20"
     ):
-        prepare.prepare(sst2(tmp_path, [f"row {i}\t1" for i in range(20)]), SST2, CONFIG)
+        splits.prepare(sst2(tmp_path, [f"row {i}\t1" for i in range(20)]), SST2, CONFIG)
     table(tmp_path, "train.csv", "sentence,label,source\ngood,1,a\nbad,0,b\n")
     (tmp_path / "train.tsv").unlink()
     with pytest.raises(
-        readers.RowError, match=r"no row of train has \{'source': 'c'\} \(task_table.sst2.where\); found a, b"
+        row_validation.RowError, match=r"no row of train has \{'source': 'c'\} \(task_table.sst2.where\); found a, b"
     ):
-        list(readers.read_rows(tmp_path, "train", replace(SST2, where={"source": "c"})))
+        list(row_validation.read_rows(tmp_path, "train", replace(SST2, where={"source": "c"})))
     with pytest.raises(
-        readers.RowError, match=r"line 2: no column origin \(task_table.sst2.where\); found sentence, label"
+        row_validation.RowError, match=r"line 2: no column origin \(task_table.sst2.where\); found sentence, label"
     ):
-        list(readers.read_rows(tmp_path, "train", replace(SST2, where={"origin": "c"})))
+        list(row_validation.read_rows(tmp_path, "train", replace(SST2, where={"origin": "c"})))
 
 
 def test_labels_that_are_numbers_are_names_not_class_numbers(tmp_path: Path) -> None:
     stars = replace(SST2, labels=("1", "2", "3"))
     table(tmp_path, "train.jsonl", '{"sentence": "poor", "label": 1.0}\n{"sentence": "good", "label": "3"}\n')
-    assert [row["label"] for row in readers.read_rows(tmp_path, "train", stars)] == [0, 2]
+    assert [row["label"] for row in row_validation.read_rows(tmp_path, "train", stars)] == [0, 2]
     table(tmp_path, "train.jsonl", '{"sentence": "poor", "label": 0}\n')
-    with pytest.raises(readers.RowError, match="expected a label out of 1, 2, 3, got 0"):
-        list(readers.read_rows(tmp_path, "train", stars))
+    with pytest.raises(row_validation.RowError, match="expected a label out of 1, 2, 3, got 0"):
+        list(row_validation.read_rows(tmp_path, "train", stars))

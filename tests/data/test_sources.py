@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import ROOT, find_task, write_sst2
 
-from filbert.data import readers, sources
+from filbert.data import row_validation, sources
 from filbert.data.sources import SourceError
 from filbert.data.tasks import Source
 from filbert.runtime.files import sha256
@@ -131,7 +131,7 @@ def test_a_hub_data_set_in_nyu_mll_glues_layout(tmp_path: Path, monkeypatch: pyt
     sources.fetch_task(Source("hub", str(hub), None, "", None), find_task("mnli"), tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["SOURCE.json", "dev_matched.parquet", "dev_mismatched.parquet", "train.parquet"]
-    read = list(readers.read_rows(tmp_path / "out", "dev_mismatched", find_task("mnli")))
+    read = list(row_validation.read_rows(tmp_path / "out", "dev_mismatched", find_task("mnli")))
     assert [(row["hypothesis"], row["label"]) for row in read] == [("validation_mismatched", 2)]
 
 

@@ -28,7 +28,7 @@ from filbert.text.corpus import CorpusError, WordTokens, pack_blocks
 from filbert.text.masked_lm import MaskedLanguageModel, Vocabulary, mask_tokens
 from filbert.text.vocabulary import new_vocabulary, translate_embeddings, vocabulary_overlap
 from filbert.tracking.history import read_history
-from filbert.tracking.recording import RunRecorder
+from filbert.tracking.run_recorder import RunRecorder
 from filbert.training.loop import TrainingConfig
 
 FIT = TrainingConfig(8, 8, 5e-3, 0.1, "linear", 0.0, 1.0, validations=2, patience=9)

@@ -11,7 +11,7 @@ from tiny import find_task, load_without_filbert, student_logits, tiny_tokenizer
 
 from filbert.cache import retrieval
 from filbert.cache.retrieval import ReferenceReader, ReferenceSettings
-from filbert.data import batches, prepare
+from filbert.data import batches, splits
 from filbert.data.arrow import write_table
 from filbert.evaluation.mutual_information import InformationConfig
 from filbert.methods import refbert
@@ -213,7 +213,7 @@ def test_the_reference_is_what_the_student_learns_from(context: MethodContext) -
     assert not torch.equal(found[0][name], found[1][name])
 
 
-def test_references_of_other_rows_are_refused(context: MethodContext, prepared: prepare.Prepared) -> None:
+def test_references_of_other_rows_are_refused(context: MethodContext, prepared: splits.Prepared) -> None:
     table = retrieval.read_table(context.references / "train.arrow")
     write_table(table.slice(1), context.references / "train.arrow")
     with pytest.raises(retrieval.RetrievalError, match=r"train.arrow: references of other rows; run `dvc repro`"):

@@ -16,11 +16,11 @@ from filbert.evaluation.mutual_information import InformationConfig
 from filbert.methods import refbert, rosita, theseus
 from filbert.methods.context import MethodContext
 from filbert.methods.rosita import ChainConfig, Config, IterativeConfig, followed_states, prune_further
-from filbert.models import checkpoints, pruning, size, widths
+from filbert.models import checkpoints, pruning, size, width_allocation
 from filbert.models.bert import FilbertConfig, FilbertForSequenceClassification
 from filbert.models.pruning import ImportanceRecorder, KeptUnits, PruningError, UnitScores, keep_all, prune
 from filbert.models.reference_bert import REFERENCE, ReferenceConfig, ReferenceForSequenceClassification
-from filbert.models.widths import TargetConfig
+from filbert.models.width_allocation import TargetConfig
 from filbert.tracking.history import count_steps, read_history
 from filbert.training import loop
 from filbert.training.layerwise import LayerMap
@@ -106,19 +106,19 @@ def test_a_model_cannot_grow(context: MethodContext) -> None:
 @pytest.mark.parametrize("kind", ["parameters", "multiply_adds"])
 def test_a_budget_is_kept_and_spent_where_it_matters(context: MethodContext, kind: str) -> None:
     model, batch = context.cut_from_teacher([0, 1]), context.train.batch(np.arange(1))
-    count = widths.cost_counter(kind, batch)
+    count = width_allocation.cost_counter(kind, batch)
     scores = [
         UnitScores(torch.arange(4.0) + 1, torch.arange(32.0) + 1),
         UnitScores(torch.arange(4.0) / 100, torch.arange(32.0) / 100),
     ]
     least = count(prune(model, [KeptUnits(torch.tensor([0]), torch.tensor([0]))] * 2))
     most = (count(model) + least) // 2
-    kept = widths.allocate_budget(model, scores, count, most)
+    kept = width_allocation.allocate_budget(model, scores, count, most)
     assert 0.97 * most < count(prune(model, kept)) <= most
     assert len(kept[0].neurons) > len(kept[1].neurons)
     assert kept[1].heads.tolist()[-1] == 3
     with pytest.raises(PruningError, match="one head and one neuron in each of 2 layers"):
-        widths.allocate_budget(model, scores, count, least - 1)
+        width_allocation.allocate_budget(model, scores, count, least - 1)
 
 
 def test_the_states_that_fewer_layers_follow() -> None:
@@ -171,12 +171,12 @@ def test_a_budget_holds_for_layers_of_several_kinds(context: MethodContext) -> N
             strict=True,
         )
     )
-    count = widths.cost_counter("multiply_adds", batches.replace(batch, targets=beside))
+    count = width_allocation.cost_counter("multiply_adds", batches.replace(batch, targets=beside))
     scores = [UnitScores(torch.rand(h), torch.rand(n)) for h, n in ((4, 32), (1, 32), (4, 1))]
     for share in (0.95, 0.8, 0.7):
-        assert count(prune(model, widths.allocate_budget(model, scores, count, share * count(model)))) <= share * count(
-            model
-        )
+        assert count(
+            prune(model, width_allocation.allocate_budget(model, scores, count, share * count(model)))
+        ) <= share * count(model)
 
 
 def test_a_target_with_more_than_the_start_is_refused_before_training(context: MethodContext) -> None:

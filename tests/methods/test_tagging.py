@@ -11,17 +11,17 @@ from tiny import CPU, find_task, sentence_piece, tiny_config, tiny_tokenizer, wo
 from transformers import AutoModelForTokenClassification, BertForTokenClassification, BertModel
 
 from filbert import FilbertError
-from filbert.cache import build, read
-from filbert.data import arrow, batches, prepare, readers
+from filbert.cache import build, teacher_cache
+from filbert.data import arrow, batches, row_validation, splits
 from filbert.data.sources import Source, fetch_task
 from filbert.evaluation import metrics
 from filbert.methods import finetune, kd, rosita, theseus, xtremedistil
 from filbert.methods.context import MethodContext
 from filbert.methods.xtremedistil import WeightsConfig
 from filbert.models import checkpoints
-from filbert.models.widths import TargetConfig
+from filbert.models.width_allocation import TargetConfig
 from filbert.tracking.history import read_history
-from filbert.tracking.recording import RunRecorder
+from filbert.tracking.run_recorder import RunRecorder
 from filbert.training.layerwise import LayerMap
 from filbert.training.loop import TrainingConfig
 
@@ -44,7 +44,7 @@ ROSITA = rosita.Config(4, True, False, TargetConfig(1, 4, 2, 8, None, None), FIT
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> prepare.Prepared:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> splits.Prepared:
     folder = tmp_path_factory.mktemp("wikiann")
     for seed, language in enumerate(TASK.languages):
         write_conll(folder / "source", language, 60, seed)
@@ -52,7 +52,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> prepare.Prepared:
     assert {f"{name}_{language}.txt" for name in ("train", "dev") for language in TASK.languages} <= {
         path.name for path in (folder / "raw").iterdir()
     }
-    return prepare.prepare(folder / "raw", TASK, prepare.PrepareConfig(0.2, 0.1, 1000, 0))
+    return splits.prepare(folder / "raw", TASK, splits.PrepareConfig(0.2, 0.1, 1000, 0))
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +67,17 @@ def tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def context(
-    tmp_path: Path, prepared: prepare.Prepared, tagger: Path, checkpoint: Path, recorder: RunRecorder
+    tmp_path: Path, prepared: splits.Prepared, tagger: Path, checkpoint: Path, recorder: RunRecorder
 ) -> MethodContext:
     split = {name: batches.tokenize(table, TASK, tiny_tokenizer(), ENCODE) for name, table in prepared.tables.items()}
-    config = read.CacheConfig("float16", batch_size=8, shard_mb=1, budget_gb=1, verify_rows=8, tolerance=0.05)
-    key, columns = read.cache_fingerprint(tagger, ENCODE, config, CPU), ("tags", "tagged", "hidden.0", "hidden.2")
+    config = teacher_cache.CacheConfig("float16", batch_size=8, shard_mb=1, budget_gb=1, verify_rows=8, tolerance=0.05)
+    key, columns = (
+        teacher_cache.cache_fingerprint(tagger, ENCODE, config, CPU),
+        ("tags", "tagged", "hidden.0", "hidden.2"),
+    )
     build.build_cache(tmp_path / "cache", checkpoints.load_model(tagger), prepared.tables["train"],
               lambda table: batches.tokenize(table, TASK, tiny_tokenizer(), ENCODE), columns, key, config, CPU)  # fmt: skip
-    opened = read.TeacherCache([tmp_path / "cache"], key)
+    opened = teacher_cache.TeacherCache([tmp_path / "cache"], key)
     opened.verify(split["train"].select(np.arange(8)), columns, checkpoints.load_model(tagger), config, CPU)
     return MethodContext(
         TASK, split["train"], split["validation"], split["train"].select(np.arange(0)), checkpoint, tagger,
@@ -83,7 +86,7 @@ def context(
     )  # fmt: skip
 
 
-def test_languages_are_one_training_set_and_a_test_each(prepared: prepare.Prepared) -> None:
+def test_languages_are_one_training_set_and_a_test_each(prepared: splits.Prepared) -> None:
     assert set(prepared.tables) == {"train", "validation", "test_en", "test_de"}
     train = prepared.tables["train"]
     assert len(set(train["idx"].to_pylist())) == len(train) > 70
@@ -105,19 +108,19 @@ def test_languages_are_one_training_set_and_a_test_each(prepared: prepare.Prepar
 )
 def test_a_broken_sentence_is_named(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "train_en.txt").write_text(text)
-    with pytest.raises(readers.RowError, match=said):
-        list(readers.read_rows(tmp_path, "train_en", TASK))
+    with pytest.raises(row_validation.RowError, match=said):
+        list(row_validation.read_rows(tmp_path, "train_en", TASK))
 
 
 def test_sentences_are_read_as_conll_has_them(tmp_path: Path) -> None:
     """Empty lines in a row, no last newline, columns by spaces with the tag last, a document mark, a space within a word."""
     text = "-DOCSTART- O\n\n\nthe NN O\ncat NN B-PER\n\n\n\nNew\xa0York\tB-LOC\nlong\tI-LOC"
     (tmp_path / "train.conll").write_text(text)
-    found = list(readers.read_rows(tmp_path, "train", replace(TASK, languages=())))
+    found = list(row_validation.read_rows(tmp_path, "train", replace(TASK, languages=())))
     assert [(row["sentence"], [TASK.labels[tag] for tag in row["label"]]) for row in found] == [
         ("the cat", ["O", "B-PER"]), ("NewYork long", ["B-LOC", "I-LOC"])
     ]  # fmt: skip
-    assert not list(readers.read_rows(_empty(tmp_path), "train", replace(TASK, languages=())))
+    assert not list(row_validation.read_rows(_empty(tmp_path), "train", replace(TASK, languages=())))
 
 
 def _empty(folder: Path) -> Path:
@@ -127,16 +130,16 @@ def _empty(folder: Path) -> Path:
 
 def test_lists_of_words_and_tags_are_read_too(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"tokens": ["the", "cat"], "ner_tags": [0, 1]}\n')
-    (row,) = readers.read_rows(tmp_path, "train", replace(TASK, languages=()))
+    (row,) = row_validation.read_rows(tmp_path, "train", replace(TASK, languages=()))
     assert (row["sentence"], row["label"]) == ("the cat", (0, 1))
     (tmp_path / "train.jsonl").write_text('{"tokens": ["the", "cat"], "ner_tags": [0]}\n')
-    with pytest.raises(readers.RowError, match="expected words and as many tags"):
-        list(readers.read_rows(tmp_path, "train", replace(TASK, languages=())))
+    with pytest.raises(row_validation.RowError, match="expected words and as many tags"):
+        list(row_validation.read_rows(tmp_path, "train", replace(TASK, languages=())))
     (tmp_path / "train.jsonl").write_text('{"tokens": [], "ner_tags": []}\n{"tokens": ["a"], "ner_tags": [0]}\n')
-    assert [row["idx"] for row in readers.read_rows(tmp_path, "train", replace(TASK, languages=()))] == [1]
+    assert [row["idx"] for row in row_validation.read_rows(tmp_path, "train", replace(TASK, languages=()))] == [1]
     (tmp_path / "train.jsonl").write_text('{"tokens": ["the", "cat"], "ner_tags": [5, -1]}\n')
-    with pytest.raises(readers.RowError, match=r"word 2: expected a tag out of .*, got '-1'"):
-        list(readers.read_rows(tmp_path, "train", replace(TASK, languages=())))
+    with pytest.raises(row_validation.RowError, match=r"word 2: expected a tag out of .*, got '-1'"):
+        list(row_validation.read_rows(tmp_path, "train", replace(TASK, languages=())))
 
 
 @pytest.mark.parametrize("make", [tiny_tokenizer, sentence_piece])
@@ -157,11 +160,11 @@ def test_a_tag_is_at_the_first_piece_of_its_word(make, tmp_path: Path) -> None: 
 def _table(folder: Path):  # type: ignore[no-untyped-def]
     import pyarrow as pa
 
-    found = list(readers.read_rows(folder, "train", replace(TASK, languages=())))
+    found = list(row_validation.read_rows(folder, "train", replace(TASK, languages=())))
     return pa.Table.from_pylist(found, schema=arrow.row_schema(TASK))
 
 
-def test_entity_f1_is_seqevals(prepared: prepare.Prepared) -> None:
+def test_entity_f1_is_seqevals(prepared: splits.Prepared) -> None:
     """On random tags, ill-formed ones among them; words that were cut off count as no entity."""
     draw = np.random.default_rng(0)
     table = prepared.tables["train"]

@@ -10,7 +10,7 @@ import torch
 from tiny import find_task, load_without_filbert, sentences, student_logits, tiny_tokenizer
 
 from filbert import FilbertError
-from filbert.data import arrow, batches, prepare
+from filbert.data import arrow, batches, splits
 from filbert.methods import kd, xtremedistil
 from filbert.methods.context import MethodContext
 from filbert.methods.xtremedistil import (
@@ -39,7 +39,7 @@ TASK = find_task("sst2")
 
 
 @pytest.fixture
-def with_transfer(context: MethodContext, prepared: prepare.Prepared) -> MethodContext:
+def with_transfer(context: MethodContext, prepared: splits.Prepared) -> MethodContext:
     """A context with transfer rows, whose cache holds what the teacher's head reads of all rows."""
     known = {text for table in prepared.tables.values() for text in table["sentence"].to_pylist()}
     texts = [text for text, _ in sentences(200, seed=5) if text not in known][:40]

@@ -13,9 +13,9 @@ from prefect.testing.utilities import prefect_test_harness
 from ruamel.yaml import YAML
 from tiny import ROOT
 
-from pipelines import clones, serve
+from pipelines import clones, deployments
+from pipelines.dvc_graph import StageError, graph
 from pipelines.flow import refresh, repro, sweep
-from pipelines.graph import StageError, graph
 
 GRAPH = """
 stages:
@@ -196,7 +196,7 @@ def test_a_refresh_makes_teachers_only_of_new_data(reproduced: Path) -> None:
 
 
 def test_what_is_served() -> None:
-    served = {one.name: one for one in serve.deployments("1 2 * * *", "3 4 * * 0")}
+    served = {one.name: one for one in deployments.deployments("1 2 * * *", "3 4 * * 0")}
     assert set(served) == {"on-demand", "nightly", "sweep", "teachers"}
     assert [served[name].schedules[0].schedule.cron for name in ("nightly", "teachers")] == ["1 2 * * *", "3 4 * * 0"]
     assert {"tasks", "methods", "seeds", "targets", "force", "experiment"} <= set(
@@ -217,7 +217,7 @@ def test_a_team_with_work_pools_has_the_same_deployments() -> None:
     ]
     assert told == [
         (one.name, one.description, one.parameters, [said.schedule.cron for said in one.schedules])
-        for one in serve.deployments()
+        for one in deployments.deployments()
     ]
 
 

@@ -13,8 +13,8 @@ from tiny import ROOT
 
 from filbert import FilbertError
 from pipelines import repro, study
-from pipelines.graph import Stage, find_changed
-from pipelines.stage import cores
+from pipelines.dvc_graph import Stage, find_changed
+from pipelines.run_stage import cores
 
 GRAPH = """
 stages:

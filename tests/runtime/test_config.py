@@ -8,12 +8,12 @@ from typing import Annotated, ClassVar, Literal
 
 import pytest
 
-from filbert.cache.read import CacheConfig
 from filbert.cache.retrieval import RetrievalConfig
+from filbert.cache.teacher_cache import CacheConfig
 from filbert.data import tasks
 from filbert.data.arrow import Partition
 from filbert.data.batches import TokenizerConfig
-from filbert.data.prepare import PrepareConfig
+from filbert.data.splits import PrepareConfig
 from filbert.data.tasks import Source
 from filbert.evaluation.latency import LatencyConfig
 from filbert.evaluation.statistics import ReportConfig

@@ -8,13 +8,13 @@ import pytest
 from result_files import CONFIG, details, figures
 from tiny import ROOT
 
-from commands.track import track
-from filbert.evaluation import mlflow_records
+from commands.restore_mlflow import track
+from filbert.evaluation import mlflow_export
 from filbert.evaluation.results import load_results
 from filbert.runtime.files import write_json
 from filbert.tracking import run_fields
 from filbert.tracking.mlflow_store import MlflowStore
-from filbert.tracking.recording import stage_run
+from filbert.tracking.run_recorder import stage_run
 
 SCORES = {"teacher": (0.9,), "finetune": (0.80, 0.81, 0.805), "kd": (0.85, 0.86, 0.855)}
 
@@ -95,7 +95,7 @@ def test_what_a_stage_logged_is_found_again_and_told_its_share_of_the_teacher(fo
         shown = {"score": run_fields.test_score(kd.figures[0]), **run_fields.cost_fields(kd.figures[0])}
         recorder.student({"embedding": 4, "lstm": 8, "hidden": 16}, shown)
     for _ in range(2):
-        for record in mlflow_records.aggregates(lines, folder / "m", CONFIG):
+        for record in mlflow_export.aggregates(lines, folder / "m", CONFIG):
             MlflowStore().write(record)
         found = everything()
         assert len(found) == 1 + 1 + 3  # evaluations that are not there are not made

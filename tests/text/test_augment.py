@@ -18,7 +18,7 @@ from filbert.runtime import device
 from filbert.text.augment import AugmentConfig, augment_rows, replaceable_words
 from filbert.text.masked_lm import MaskedCopy, MaskedLanguageModel
 from filbert.text.word_vectors import WordVectors
-from filbert.tracking.recording import RunRecorder
+from filbert.tracking.run_recorder import RunRecorder
 from filbert.training.loop import TrainingConfig
 
 CONFIG = AugmentConfig(

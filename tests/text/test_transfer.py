@@ -11,7 +11,7 @@ from tiny import find_task, tiny_tokenizer
 from filbert import FilbertError
 from filbert.cache import build
 from filbert.data import arrow, batches, tasks
-from filbert.data.readers import low_bits, text_hash
+from filbert.data.row_validation import low_bits, text_hash
 from filbert.methods.context import MethodContext
 from filbert.models import checkpoints
 from filbert.text.transfer import (

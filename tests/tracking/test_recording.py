@@ -14,11 +14,11 @@ import mlflow
 import pytest
 
 from filbert import FilbertError
-from filbert.evaluation import mlflow_records
+from filbert.evaluation import mlflow_export
 from filbert.runtime.files import write_json
 from filbert.tracking.history import count_steps, read_history, validation_curve
 from filbert.tracking.mlflow_store import MlflowStore
-from filbert.tracking.recording import flatten, stage_run
+from filbert.tracking.run_recorder import flatten, stage_run
 
 
 def runs() -> dict[str, mlflow.entities.Run]:
@@ -213,7 +213,7 @@ def test_a_server_killed_while_a_stage_runs_loses_nothing(
     student.mkdir(parents=True)
     write_json(student / "provenance.json", recorder.provenance)
     (student / "history.jsonl").write_text(recorder.history.read_text())
-    (record,) = mlflow_records.trainings([tmp_path / "students"], [])
+    (record,) = mlflow_export.trainings([tmp_path / "students"], [])
     assert not MlflowStore().write(record)
     run = runs()["distill/sst2/kd/1"]
     assert (run.info.status, len(runs())) == ("FINISHED", 2)

@@ -12,7 +12,7 @@ from test_pipeline import environment
 from tiny import ROOT, find_task, tiny_config, tiny_tokenizer
 from transformers import BertModel
 
-from filbert.data import arrow, prepare
+from filbert.data import arrow, splits
 from filbert.models.checkpoints import read_weights
 from filbert.runtime import distributed
 from filbert.runtime.files import write_json
@@ -32,7 +32,7 @@ def test_shares_of_a_batch_weigh_what_they_hold(monkeypatch: pytest.MonkeyPatch)
     assert distributed.shard_batch(batch[:1])[1] == 0  # a row too few
 
 
-def test_two_processes_train_what_one_does(tmp_path: Path, prepared: prepare.Prepared) -> None:
+def test_two_processes_train_what_one_does(tmp_path: Path, prepared: splits.Prepared) -> None:
     """A teacher, and a student that is distilled from what the cache holds of it; nothing is drawn in their training."""
     task = find_task("sst2")
     for name, table in prepared.tables.items():

@@ -9,7 +9,7 @@ from filbert import FilbertError
 from filbert.data import batches
 from filbert.methods import tinybert
 from filbert.methods.context import MethodContext
-from filbert.models import activations, checkpoints
+from filbert.models import checkpoints, intermediate_outputs
 from filbert.models.bert import FilbertConfig, FilbertForSequenceClassification
 from filbert.training import losses
 from filbert.training.layerwise import LayerMap, LayerwiseLoss
@@ -44,7 +44,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_follow(context: MethodCont
     twin = checkpoints.new_student(  # the teacher of conftest, in our own encoder
         context.checkpoint, find_task("sst2"), checkpoints.StudentConfig((0, 1))
     ).eval()
-    with activations.ActivationRecorder(twin, depth.columns()) as listen, torch.no_grad():
+    with intermediate_outputs.ActivationRecorder(twin, depth.columns()) as listen, torch.no_grad():
         batch = context.train.batch(np.arange(4))
         said = {name: value.half() for name, value in listen(batch)[1].items()}
     batch = batches.replace(batch, targets=said)

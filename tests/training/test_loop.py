@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from filbert.data import batches
 from filbert.models import checkpoints
 from filbert.tracking.history import count_steps, read_history
-from filbert.tracking.recording import RunRecorder
+from filbert.tracking.run_recorder import RunRecorder
 from filbert.training import losses
 from filbert.training.loop import TrainingConfig, TrainingError, TrainingResult, fit, validate
 

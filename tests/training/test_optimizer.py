@@ -75,7 +75,12 @@ def test_clipping_counts_sparse_gradients_too() -> None:
 
 
 def test_large_tables_alone_are_sparse_and_tied_ones_are_not() -> None:
-    large, small, tied, output = nn.Embedding(10_000, 100), nn.Embedding(10, 10), nn.Embedding(10_000, 100), nn.Linear(100, 10_000)
+    large, small, tied, output = (
+        nn.Embedding(10_000, 100),
+        nn.Embedding(10, 10),
+        nn.Embedding(10_000, 100),
+        nn.Linear(100, 10_000),
+    )
     output.weight = tied.weight
     model = nn.ModuleList([large, small, tied, output])
     with sparse_embeddings(model, torch.device("cpu")):

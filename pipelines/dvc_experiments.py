@@ -8,8 +8,8 @@ from pathlib import Path
 from dvc.repo import Repo
 
 from filbert.runtime.files import SCRATCH
-from pipelines.graph import StageError
-from pipelines.stage import dvc_command
+from pipelines.dvc_graph import StageError
+from pipelines.run_stage import dvc_command
 
 
 def begin(name: str, overrides: list[str]) -> Path:

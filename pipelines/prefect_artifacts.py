@@ -15,8 +15,8 @@ from prefect.artifacts import (
 )
 
 from filbert.tracking.mlflow_store import EXPERIMENT, PIPELINE_TAG
-from pipelines.graph import Stage
-from pipelines.stage import BAR
+from pipelines.dvc_graph import Stage
+from pipelines.run_stage import BAR
 
 
 class StageOutput:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from filbert.evaluation import mlflow_records, results, statistics
+from filbert.evaluation import mlflow_export, results, statistics
 from filbert.runtime import config, progress
 from filbert.tracking import mlflow_store
 from stages import run
@@ -22,9 +22,9 @@ def track(
     settings = config.section("report", statistics.ReportConfig)
     lines = results.load_results(metrics, details)
     found = [
-        *mlflow_records.trainings(models, lines),
-        *mlflow_records.evaluations(lines, metrics),
-        *mlflow_records.aggregates(lines, metrics, settings),
+        *mlflow_export.trainings(models, lines),
+        *mlflow_export.evaluations(lines, metrics),
+        *mlflow_export.aggregates(lines, metrics, settings),
     ]
     store, made = mlflow_store.MlflowStore(), Counter[str]()
     for record in progress.track("runs", found, len(found)):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from filbert.data.arrow import Row, row_schema
-from filbert.data.readers import RowError, normalize_text, read_rows
+from filbert.data.row_validation import RowError, normalize_text, read_rows
 from filbert.data.tasks import CLASSES, Task
 from filbert.runtime.config import Fraction, PositiveInt
 

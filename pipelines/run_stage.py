@@ -22,7 +22,7 @@ from dvc.exceptions import ReproductionError
 from dvc.lock import Lock, LockError
 from dvc.repo import Repo
 
-from pipelines.graph import Stage, StageError
+from pipelines.dvc_graph import Stage, StageError
 
 LOCKED = "acquire lock", "is busy, it is being blocked by"  # the failures of `dvc` that are worth another try
 LAST_LINES = 15

@@ -1,9 +1,9 @@
 """The cache of the teacher's outputs: Arrow files that are computed once, appended to, verified, and joined to rows.
 
-A cache is one folder of shards (shards.py) for each partition, each filled by a stage of its own, on whatever machine. The schema
-of a shard has the fingerprint of its teacher and settings; each row has its `idx` and the hashes of its text and of its token ids.
-Each column (models/activations.py) is a ragged list per row: float32 or float16 values, or int8 values with one float32 scale per
-vector in `{column}.scale`. What does not fit is refused.
+A cache is one folder of shards (shards.py) for each partition, each filled by a stage of its own, on whatever machine. The
+schema of a shard has the fingerprint of its teacher and settings; each row has its `idx` and the hashes of its text and of its
+token ids. Each column (models/intermediate_outputs.py) is a ragged list per row: float32 or float16 values, or int8 values with
+one float32 scale per vector in `{column}.scale`. What does not fit is refused.
 """
 
 import json
@@ -18,10 +18,16 @@ import torch
 from torch import nn
 
 from filbert import FilbertError
+from filbert.cache.cached_targets import SCALE, CachedColumn, CachedTargets, RaggedColumn, ShardIndex
 from filbert.cache.shards import MANIFEST, ShardError, ShardFolder
-from filbert.cache.targets import SCALE, CachedColumn, CachedTargets, RaggedColumn, ShardIndex
 from filbert.data.batches import TokenizedDataset, TokenizerConfig
-from filbert.models.activations import ActivationRecorder, column_layout, remove_padding, row_shapes, unit_counts
+from filbert.models.intermediate_outputs import (
+    ActivationRecorder,
+    column_layout,
+    remove_padding,
+    row_shapes,
+    unit_counts,
+)
 from filbert.runtime.config import NonNegative, NonNegativeInt, Positive, PositiveInt
 from filbert.runtime.device import autocast, precision
 from filbert.runtime.files import sha256, weights_hash

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from filbert.data.batches import TokenizedDataset
-from filbert.models.activations import add_padding, column_layout
+from filbert.models.intermediate_outputs import add_padding, column_layout
 
 KEYS = ("idx", "hash", "tokens")  # columns of a shard: row number, hash of the text, hash of the token ids
 SCALE = ".scale"  # suffix of the column of int8 scales
@@ -88,7 +88,8 @@ class CachedTargets:
     aliases: Mapping[str, str] = field(default_factory=dict)  # columns that batches carry under another name
 
     def take(self, rows: np.ndarray, columns: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """All columns, or some, of these rows of the split as dense tensors (shapes in models/activations.py), zero on padding."""
+        """All columns, or some, of these rows of the split as dense tensors (shapes in models/intermediate_outputs.py), zero on
+        padding."""
         return {
             self.aliases.get(name, name): self.columns[name].dense(name, self.numbers[name][rows])
             for name in columns or self.columns

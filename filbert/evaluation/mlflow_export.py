@@ -13,7 +13,7 @@ from filbert.runtime.files import read_json
 from filbert.tracking import run_fields
 from filbert.tracking.history import count_steps, history_points, read_history
 from filbert.tracking.mlflow_store import RunRecord, now
-from filbert.tracking.recording import flatten
+from filbert.tracking.run_recorder import flatten
 
 NAME_TAGS = ("task", "method", "seed")  # name a training, after its stage
 
