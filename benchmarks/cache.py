@@ -76,7 +76,7 @@ class Bench:
     ):
         self.task, self.on = tasks.find(task_name), device.select_device()
         self.encoding, asking = (
-            config.section("encode", batches.TokenizerConfig),
+            config.section("tokenizer", batches.TokenizerConfig),
             config.section("cache", teacher_cache.CacheConfig),
         )
         self.asking, self.tokenizer = asking, batches.load_tokenizer(teacher_folder)

@@ -17,17 +17,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
-from filbert.methods.pretraining import PretrainConfig, new_student, new_vocabulary
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.turns import in_turn, machine, ratios
 from filbert.data import batches
 from filbert.data.batches import Batch, TokenizedDataset
+from filbert.methods.mixed_vocabulary import PretrainConfig, new_student
 from filbert.runtime import config, device
 from filbert.runtime.files import write_text
 from filbert.text import corpus
 from filbert.text.masked_lm import MaskedLanguageModel, mask_tokens
+from filbert.text.vocabulary import new_vocabulary
 from filbert.training.loop import new_optimizer
 
 WORDS = 200_000  # of the corpus at least, whole texts
@@ -46,8 +47,8 @@ def main(
     settings, on = config.section(f"pretrain.{name}", PretrainConfig), device.select_device()
     read = corpus.read_corpus(words / corpus.TEXT)
     few = read.select(np.concatenate([[0], read.ends[:-1]]) < WORDS)
-    tokenizer = new_vocabulary(few, settings.vocabulary, batches.load_tokenizer(checkpoint), settings.length)
-    rows = corpus.pack_blocks(few, [corpus.WordTokens(few.words, tokenizer)], 0.0, settings.length, 0)
+    tokenizer = new_vocabulary(few, settings.vocabulary_size, batches.load_tokenizer(checkpoint), settings.block_length)
+    rows = corpus.pack_blocks(few, [corpus.WordTokens(few.words, tokenizer)], 0.0, settings.block_length, 0)
     arms = {
         "as it is": _arm(settings, tokenizer, rows, on, steps),
         "float32": _arm(settings, tokenizer, rows, on, steps, mixed=False),
@@ -71,8 +72,8 @@ def main(
     parts = [
         "# Pretraining: how fast",
         f"Measured by `python -m benchmarks.pretrain {name}`: {shape.layers} × {shape.width}, {len(tokenizer)} tokens, batches of "
-        f"{settings.fit.batch_size} blocks of {settings.length}, {rounds} rounds of {steps} steps in turn, {machine(on)}.",
-        ratios(times, steps * settings.fit.batch_size * settings.length, "tokens/s"),
+        f"{settings.training.batch_size} blocks of {settings.block_length}, {rounds} rounds of {steps} steps in turn, {machine(on)}.",
+        ratios(times, steps * settings.training.batch_size * settings.block_length, "tokens/s"),
         f"As it is: {reached / 1e9:.0f} billion operations a second in matrix products and attention, "
         f"{100 * reached / product:.0f} % of the {product / 1e9:.0f} that one product of {SQUARE} × {SQUARE} reaches here in "
         f"{device.precision(on)}.",
@@ -88,7 +89,7 @@ def _arm(
     torch.manual_seed(0)
     model = MaskedLanguageModel(new_student(tokenizer, settings.shape), tokenizer, on)
     model.model.train()
-    optimizer = new_optimizer(model.model, settings.fit)
+    optimizer = new_optimizer(model.model, settings.training)
 
     def all_places(batch: Batch) -> Tensor:
         ids, at = mask_tokens(batch, [model.vocabulary])
@@ -100,8 +101,8 @@ def _arm(
         model.model.bert = torch.compile(model.model.bert)
 
     def run() -> None:
-        for start in range(0, steps * settings.fit.batch_size, settings.fit.batch_size):
-            batch = rows.batch(np.arange(start, start + settings.fit.batch_size) % len(rows)).to(on)
+        for start in range(0, steps * settings.training.batch_size, settings.training.batch_size):
+            batch = rows.batch(np.arange(start, start + settings.training.batch_size) % len(rows)).to(on)
             with device.autocast(on) if mixed else nullcontext():
                 value = loss(batch)
             optimizer.zero_grad(set_to_none=True)

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import pyarrow as pa
 import torch
 import typer
-from filbert.methods.bilstm import Config
 
 from benchmarks.turns import in_turn, machine, ratios
 from filbert.cache import build, teacher_cache
 from filbert.data import arrow, batches, tasks
+from filbert.methods.xtremedistil import Config
 from filbert.models import checkpoints
 from filbert.models.bilstm import BiLstmConfig, BiLstmForSequenceClassification
 from filbert.runtime import config, device
@@ -81,12 +82,12 @@ def _variants(texts: list[tuple[str, ...]], checkpoint: Path, vectors: Path, on:
 
 def _epochs(task: tasks.Task, table, teacher_folder: Path, on: torch.device, rounds: int) -> str:  # type: ignore[no-untyped-def]
     encoding, asking = (
-        config.section("encode", batches.TokenizerConfig),
+        config.section("tokenizer", batches.TokenizerConfig),
         config.section("cache", teacher_cache.CacheConfig),
     )
     tokenizer, teacher = batches.load_tokenizer(teacher_folder), checkpoints.load_model(teacher_folder)
     torch.nn.Module.to(teacher, on)
-    shape = config.section("distill.bilstm", Config).shape
+    shape = config.section("settings.xtremedistil", Config).shape
     plain = batches.tokenize(table, task, tokenizer, encoding)
     key = teacher_cache.cache_fingerprint(teacher_folder, encoding, asking, on)
     order = batches.shuffled_batches(plain.lengths, 64, 0, 0)

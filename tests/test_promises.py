@@ -188,7 +188,7 @@ def helpers(path: Path) -> list[Path]:
 
 
 def sections(path: Path, stage: str) -> set[str]:
-    """The sections that the calls of `config.section`, and of the task table, in a file read, as dvc.yaml writes them."""
+    """The sections that the calls of `config.section` and of the task table in a file read, as dvc.yaml has them."""
     item = {"distill": "method", "distill_variant": "variant.method", "prune": "chain.name"}.get(stage, "")
     names = {"{method_name}": f"${{item.{item}}}", "{chain_name}": "${item.chain.name}",
              "{name}": {"distill": "${item.method}", "distill_variant": "${item.variant.name}"}.get(stage, "${item.name}")}  # fmt: skip

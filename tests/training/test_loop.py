@@ -26,7 +26,8 @@ class Killed(BaseException):
 
 
 def train(
-    checkpoint: Path, train: batches.TokenizedDataset, validation: batches.TokenizedDataset, recorder: RunRecorder, config: TrainingConfig = CONFIG,
+    checkpoint: Path, train: batches.TokenizedDataset, validation: batches.TokenizedDataset, recorder: RunRecorder,
+    config: TrainingConfig = CONFIG,
     seed: int = 1, die_at: int = -1, every: float = 1e9, scratch: str = "scratch",
 ) -> tuple[nn.Module, TrainingResult]:  # fmt: skip
     torch.manual_seed(seed)

@@ -1,0 +1,135 @@
+"""The service: answers as `predict` gives them, requests answered together, limits with their reasons, rubbish survived."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from export_files import export_folder
+from tiny import sentences
+
+from filbert.export.inference import Predictor, open_model
+from filbert.export.server import Limits, new_app
+
+TEXTS = [text for text, _ in sentences(64)]
+LIMITS = Limits(rows=8, characters=100, queue=200, batch=16, wait_ms=5, body=2000)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Predictor:
+    thresholds = {"0.9": {"threshold": 2.0, "coverage": 0.0}}
+    return open_model(export_folder(teacher, tmp_path_factory.mktemp("export") / "model", thresholds=thresholds))
+
+
+def served(model: Predictor, calls: Any, limits: Limits = LIMITS) -> Any:
+    """What `calls(client)` gives, while the service runs."""
+
+    async def run() -> Any:
+        app = new_app(model, limits)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        ):
+            return await calls(client)
+
+    return asyncio.run(run())
+
+
+def post(client: httpx.AsyncClient, body: Any) -> Any:
+    return client.post("/predict", json=body)
+
+
+def test_one_and_many_are_answered_as_by_predict(model: Predictor) -> None:
+    async def calls(client: httpx.AsyncClient) -> list[httpx.Response]:
+        bodies = ({"text": TEXTS[0], "all": True}, {"texts": TEXTS[:5]}, {"text": TEXTS[0], "abstain": 0.9})
+        return [await post(client, body) for body in bodies]
+
+    one, many, unsure = served(model, calls)
+    wanted = model.predict(TEXTS[:5], every=True)
+    assert one.json()["probabilities"] == pytest.approx(wanted[0]["probabilities"], abs=1e-5)
+    assert [a["label"] for a in many.json()["answers"]] == [a["label"] for a in wanted]
+    assert unsure.json()["label"] is None
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ({}, 422, "expected {"),
+        ([1], 422, "expected {"),
+        ({"text": "a", "texts": ["a"]}, 422, "expected {"),
+        ({"texts": []}, 422, "at least one text"),
+        ({"texts": "good"}, 422, "expected a list"),
+        ({"text": ""}, 422, "text 1: expected text in sentence, got an empty one"),
+        ({"texts": ["good", 3]}, 422, "text 2: expected text in sentence, got 3"),
+        ({"text": ["a", "b"]}, 422, "expected one text (sentence), got a pair"),
+        ({"text": "a" * 101}, 413, "expected at most 100 characters, got 101"),
+        ({"texts": ["good"] * 9}, 413, "expected at most 8 texts in a request, got 9"),
+        ({"text": "good " * 1000}, 413, "expected at most 2000 bytes"),
+        ({"text": "good", "more": 1}, 422, "unknown more"),
+        ({"text": "good", "all": 1}, 422, "all: expected true or false"),
+        ({"text": "good", "abstain": 0.5}, 422, "abstain: expected a precision"),
+        ({"text": "good", "abstain": "x"}, 422, "could not convert"),
+    ],
+)
+def test_what_cannot_be_answered_gets_its_reason(body: Any, status: int, said: str, model: Predictor) -> None:
+    response = served(model, lambda client: post(client, body))
+    assert response.status_code == status
+    assert said in response.json()["error"]
+
+
+def test_rubbish_is_refused_and_health_and_metrics_tell(model: Predictor) -> None:
+    async def calls(client: httpx.AsyncClient) -> list[httpx.Response]:
+        return [
+            await client.post("/predict", content=b"\xff{"), await client.post("/predict", content=b"[" * 1900),
+            await client.get("/predict"), await post(client, {"text": "good"}), await client.get("/health"), await client.get("/metrics"),
+        ]  # fmt: skip
+
+    found = served(model, calls)
+    assert [response.status_code for response in found] == [400, 400, 405, 200, 200, 200]
+    assert found[4].json()["task"] == "sst2"
+    for line in ('filbert_requests_total{status="200"} 1', 'filbert_requests_total{status="400"} 2', "filbert_texts_total 1",
+                 'filbert_request_seconds{quantile="0.99"}', "filbert_pending_texts 0"):  # fmt: skip
+        assert line in found[5].text
+
+
+def test_sixty_four_clients_some_with_rubbish_lose_nothing(model: Predictor) -> None:
+    async def calls(client: httpx.AsyncClient) -> tuple[list[httpx.Response], str]:
+        bodies = [{"text": text} if number % 4 else {"text": 3} for number, text in enumerate(TEXTS)]
+        found = await asyncio.gather(*(post(client, body) for body in bodies))
+        return found, (await client.get("/metrics")).text
+
+    found, page = served(model, calls)
+    wanted = model.predict(TEXTS)
+    for number, (response, answer) in enumerate(zip(found, wanted, strict=True)):
+        assert response.status_code == (200 if number % 4 else 422)
+        if number % 4:
+            assert response.json()["probability"] == pytest.approx(answer["probability"], abs=1e-5)
+    batches = int(next(line for line in page.splitlines() if line.startswith("filbert_batches_total")).split()[1])
+    assert batches < 48  # of 48 requests: some were answered together
+
+
+def test_a_full_queue_says_so_and_what_was_accepted_is_answered(model: Predictor) -> None:
+    async def calls(client: httpx.AsyncClient) -> list[httpx.Response]:
+        return await asyncio.gather(*(post(client, {"texts": TEXTS[:8]}) for _ in range(6)))
+
+    found = served(model, calls, Limits(rows=8, characters=100, queue=20, batch=64, wait_ms=50))
+    statuses = [response.status_code for response in found]
+    assert statuses.count(200) == 2
+    assert statuses.count(429) == 4
+    assert "the queue is full: 16 texts wait, 20 may" in next(r for r in found if r.status_code == 429).json()["error"]
+
+
+def test_a_batch_that_fails_fails_alone(model: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = Predictor.predict
+    monkeypatch.setattr(
+        Predictor, "predict", lambda self, texts, *more: 1 / 0 if "dull" in texts else answer(self, texts, *more)
+    )
+
+    async def calls(client: httpx.AsyncClient) -> list[httpx.Response]:
+        return [await post(client, {"text": "dull"}), await post(client, {"text": "good"})]
+
+    failed, fine = served(model, calls)
+    assert (failed.status_code, fine.status_code) == (500, 200)
+    assert "ZeroDivisionError" in failed.json()["error"]
