@@ -18,7 +18,7 @@ export PREFECT_HOME ?= $(CURDIR)/.prefect
 export OMP_WAIT_POLICY ?= PASSIVE
 export PORT
 
-.PHONY: repro test test-all lint study task flow bench ui serve track status clean help
+.PHONY: repro test test-all test-long lint study task flow bench ui serve track status clean help
 .DEFAULT_GOAL := help
 
 # Results are repeatable bit for bit with the same JOBS and number of cores: these alone decide the threads of a stage.
@@ -32,6 +32,9 @@ test: $(TESTED) lint ## lint, type check, tests
 
 test-all: $(TESTED) lint ## the same and the long tests: kills, clusters, servers, whole graphs
 	@python -m pytest -m ''
+
+test-long: $(TESTED) ## the long tests alone
+	@python -m pytest -m slow
 
 lint: $(TESTED)
 	@ruff check .
