@@ -56,7 +56,7 @@ class Predictor:
         Raises:
             TextError: a text is empty or no text, or is a pair where the task has one column, or the reverse.
         """
-        threshold = self._threshold(abstain)
+        threshold = self.threshold(abstain)
         for number, text in enumerate(texts, 1):
             if problem := self.problem(text):
                 raise TextError(f"text {number}: {problem}")
@@ -119,7 +119,12 @@ class Predictor:
             return list(found)
         return [row[: len(encoding.ids)] for row, encoding in zip(found, encodings, strict=True)]
 
-    def _threshold(self, precision: float | None) -> float:
+    def threshold(self, precision: float | None) -> float:
+        """The least probability of an answer with a label, for a wanted precision.
+
+        Raises:
+            FilbertError: none was found for it, or the task has no such answers.
+        """
         if precision is not None and self.card.kind in ("regression", "tagging"):
             raise FilbertError(f"abstain: expected a task with one class a text, got {self.card.kind}")
         return 0.0 if precision is None else self.card.threshold(precision)
