@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from ruamel.yaml import YAML
-from test_pipeline import environment
 from tiny import ROOT, find_task, tiny_config, tiny_tokenizer
+from tiny_graph import environment
 from transformers import BertModel
 
 from filbert.data import arrow, splits
@@ -22,7 +22,7 @@ TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-
 
 
 def test_shares_of_a_batch_weigh_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "COUNT", 2)
+    monkeypatch.setattr(distributed, "WORLD_SIZE", 2)
     batch, means = np.array([3.0, 5.0, 10.0]), []
     for rank in range(2):
         monkeypatch.setattr(distributed, "RANK", rank)
@@ -32,6 +32,7 @@ def test_shares_of_a_batch_weigh_what_they_hold(monkeypatch: pytest.MonkeyPatch)
     assert distributed.shard_batch(batch[:1])[1] == 0  # a row too few
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(tmp_path: Path, prepared: splits.Prepared) -> None:
     """A teacher, and a student that is distilled from what the cache holds of it; nothing is drawn in their training."""
     task = find_task("sst2")
@@ -44,9 +45,10 @@ def test_two_processes_train_what_one_does(tmp_path: Path, prepared: splits.Prep
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
     fit = {"epochs": 2, "batch_size": 10, "learning_rate": 1e-3, "validations": 3}
-    params["teach"] |= fit
-    params["distill"]["kd"]["fit"] |= fit
+    params["training"] |= fit
+    params["teacher"] = {"training": fit}
     params |= {"methods": ["kd"], "student": {"layers": [0]}}
+    params["cache_columns"]["train"] = ["logits"]
     yaml.dump(params, tmp_path / "params.yaml")
 
     def stage(launched: list[str], *words: str) -> None:

