@@ -72,7 +72,8 @@ def main(
     parts = [
         "# Pretraining: how fast",
         f"Measured by `python -m benchmarks.pretrain {name}`: {shape.layers} × {shape.width}, {len(tokenizer)} tokens, batches of "
-        f"{settings.training.batch_size} blocks of {settings.block_length}, {rounds} rounds of {steps} steps in turn, {machine(on)}.",
+        f"{settings.training.batch_size} blocks of {settings.block_length}, "
+        f"{rounds} rounds of {steps} steps in turn, {machine(on)}.",
         ratios(times, steps * settings.training.batch_size * settings.block_length, "tokens/s"),
         f"As it is: {reached / 1e9:.0f} billion operations a second in matrix products and attention, "
         f"{100 * reached / product:.0f} % of the {product / 1e9:.0f} that one product of {SQUARE} × {SQUARE} reaches here in "

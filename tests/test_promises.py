@@ -191,7 +191,8 @@ def sections(path: Path, stage: str) -> set[str]:
     """The sections that the calls of `config.section` and of the task table in a file read, as dvc.yaml has them."""
     item = {"distill": "method", "distill_variant": "variant.method", "prune": "chain.name"}.get(stage, "")
     names = {"{method_name}": f"${{item.{item}}}", "{chain_name}": "${item.chain.name}",
-             "{name}": {"distill": "${item.method}", "distill_variant": "${item.variant.name}"}.get(stage, "${item.name}")}  # fmt: skip
+             "{name}": {"distill": "${item.method}", "distill_variant": "${item.variant.name}"}.get(stage, "${item.name}"),
+             }  # fmt: skip
     task = "${item.text}" if stage == "texts" else "${item.task}"
     fixed = stage in ("checkpoint", "word_vectors")  # of the stages that share stages/fetch.py
     found: set[str] = set()
