@@ -206,8 +206,11 @@ def new_bilstm(context: MethodContext, shape: ShapeConfig) -> BiLstmForSequenceC
     """
     seed_everything(context.seed)
     seen = torch.from_numpy(np.unique(context.with_transfer().train.ids).astype(np.int64))
-    source = context.checkpoint if shape.embedding_init == "checkpoint" else context.teacher
-    table = checkpoints.load_model(source).get_input_embeddings().weight.detach()  # type: ignore[operator]
+    from_checkpoint = shape.embedding_init == "checkpoint"
+    source = checkpoints.load_model(
+        context.checkpoint if from_checkpoint else context.teacher, fresh_head=from_checkpoint
+    )
+    table = source.get_input_embeddings().weight.detach()  # type: ignore[operator]
     config = BiLstmConfig(
         vocab_size=len(table),
         kept_vocab_size=len(seen) + 1,

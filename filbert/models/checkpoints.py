@@ -180,8 +180,8 @@ def save_with_provenance(
         recorder.model(load_model(folder), tokenizer)
 
 
-def load_model(folder: Path) -> PreTrainedModel:
-    """A saved teacher or student, in evaluation mode.
+def load_model(folder: Path, fresh_head: bool = False) -> PreTrainedModel:
+    """A saved teacher or student, or with a `fresh_head` any checkpoint, in evaluation mode.
 
     Raises:
         ModelError: the folder holds no model, or only a part of one.
@@ -189,7 +189,7 @@ def load_model(folder: Path) -> PreTrainedModel:
     architectures = load_config(folder).architectures or [""]
     tagging = architectures[0].endswith("ForTokenClassification")
     auto_class = AutoModelForTokenClassification if tagging else AutoModelForSequenceClassification
-    return load_pretrained(auto_class, folder).eval()
+    return load_pretrained(auto_class, folder, fresh_head).eval()
 
 
 def load_prunable(folder: Path, task: Task) -> FilbertForSequenceClassification:

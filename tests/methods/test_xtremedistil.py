@@ -82,7 +82,7 @@ def test_the_embedding_is_the_best_of_its_rank_for_the_pieces_seen(with_transfer
     assert float(error) == pytest.approx(float(s[8] ** 2), rel=1e-3)
     unseen = sorted(set(range(len(table))) - set(seen.tolist()))
     assert not student.rows[unseen].any()
-    with pytest.raises(FilbertError, match=r"at most 16 numbers a token.* got 17"):
+    with pytest.raises(FilbertError, match=r"a rank of at most 16.* got 17"):
         new_bilstm(with_transfer, replace(SHAPE, embedding=17))
 
 
@@ -204,10 +204,12 @@ def test_all_are_of_one_size_and_take_as_many_steps(with_transfer: MethodContext
     assert abs(steps - (round(1.5 * texts) + 4 * 2 * texts + 4 * labelled)) <= 4  # stretched epochs are rounded
 
 
-def test_a_control_without_a_teacher_starts_without_it(with_transfer: MethodContext) -> None:
+def test_a_control_without_a_teacher_starts_without_it(with_transfer: MethodContext, tmp_path: Path) -> None:
     ours = new_bilstm(with_transfer, replace(SHAPE, embedding_init="checkpoint")).embedding.weight
     assert not torch.equal(ours, new_bilstm(with_transfer, SHAPE).embedding.weight)
-    other = replace(with_transfer, teacher=with_transfer.checkpoint)
+    untrained = checkpoints.new_teacher(with_transfer.checkpoint, with_transfer.task)
+    checkpoints.save(untrained, tiny_tokenizer(), tmp_path / "untrained")
+    other = replace(with_transfer, teacher=tmp_path / "untrained")
     assert torch.equal(ours, new_bilstm(other, SHAPE).embedding.weight)
 
 
