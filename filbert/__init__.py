@@ -1,8 +1,12 @@
 """Filbert: BERT in a nutshell. What is computed: tensors in, tensors out."""
 
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # `datasets` would report each load to a counter on the network
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 class FilbertError(Exception):

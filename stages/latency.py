@@ -4,7 +4,6 @@ from pathlib import Path
 
 from filbert.data import batches, tasks
 from filbert.evaluation.latency import LatencyConfig, measure_latencies
-from filbert.evaluation.results import TEACHER, students
 from filbert.models import checkpoints
 from filbert.models.size import representative_batch
 from filbert.runtime import config, device, files
@@ -17,7 +16,9 @@ def latency(task_name: str, prepared: Path, students_folder: Path, teacher: Path
     PREPARED: all in turn, in one process. Write the times to OUT."""
     task, settings, params = tasks.find(task_name), config.section("latency", LatencyConfig), config.read_params()
     encoding, seed = config.section("tokenizer", batches.TokenizerConfig), params["seeds"][0]
-    folders = {TEACHER: teacher} | {name: students_folder / name / str(seed) for name in students(params)}
+    folders = {config.TEACHER: teacher} | {
+        name: students_folder / name / str(seed) for name in config.student_names(params)
+    }
     test = min(file.stem for file in prepared.glob("test*.arrow"))
     with run_recorder.stage_run(
         "latency", params={"latency": settings}, tags={"task": task_name}, hashes={}, scratch=scratch_of(out)
@@ -36,7 +37,7 @@ def latency(task_name: str, prepared: Path, students_folder: Path, teacher: Path
             {
                 "seed": seed,
                 "threads": settings.threads,
-                "tokens": int(representative_batch(rows[TEACHER], 1).mask.sum()),
+                "tokens": int(representative_batch(rows[config.TEACHER], 1).mask.sum()),
                 "machine": device.machine_facts(),
                 "milliseconds": found,
             },

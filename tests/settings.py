@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from filbert import methods
 from filbert.cache.retrieval import RetrievalConfig
 from filbert.cache.teacher_cache import CacheConfig
 from filbert.data.arrow import Partition
@@ -47,19 +48,22 @@ def build_everything(params: Path) -> dict[str, Any]:
     built |= {task: find(task, params) for task in names(params)}
     for name in document["pretrain"]:
         built[f"pretrain.{name}"] = config.section(f"pretrain.{name}", PretrainConfig, params)
-    methods = {name: name for name in document["methods"]}
-    methods |= {variant["name"]: variant["method"] for variant in document["variants"]}
+    students = {name: name for name in document["methods"]}
+    students |= {variant["name"]: variant["method"] for variant in document["variants"]}
     chains = {chain["name"]: chain["from"] for chain in document["chains"]}
-    for name, method in methods.items():
+    for name, method in students.items():
         sections = [f"settings.{method}", f"settings.{name}"]
         built[name] = config.section(sections, load_method(method).Config, params)
         assert name in document["settings"], f"DVC needs settings.{name}, if only {{}}"
     for name, start in chains.items():
         built[name] = config.section(f"settings.{name}", ChainConfig, params)
-        assert start in {*methods, *chains}, f"chains: {name} starts from {start}, which is not listed"
-    assert len({*methods, *chains}) == len(methods) + len(document["chains"]), "two students have one name"
-    for name in {*document["settings"]} - {*built}:  # of methods that are not listed now, and their variants
-        if method := method_of(name, document):
+        assert start in {*students, *chains}, f"chains: {name} starts from {start}, which is not listed"
+    assert len({*students, *chains}) == len(students) + len(document["chains"]), "two students have one name"
+    shipped = {
+        chain["name"] for chain in config.read_params()["chains"]
+    }  # their settings stay where a study lists no chain
+    for name in {*document["settings"]} - {*built} - shipped:  # of methods that are not listed now, and their variants
+        if method := method_of(name):
             built[name] = config.section([f"settings.{method}", f"settings.{name}"], load_method(method).Config, params)
     starts = {f"pretrained/{name}" for name in document["pretrained"]} | {"checkpoint"}
     assert {variant["start"] for variant in document["variants"]} <= starts
@@ -71,9 +75,7 @@ def build_everything(params: Path) -> dict[str, Any]:
     return built
 
 
-def method_of(name: str, document: dict[str, Any]) -> str:
+def method_of(name: str) -> str:
     """The method that a section of `settings` belongs to: its own name, or the longest method's name that it begins with."""
-    from filbert.methods import names as methods
-
-    known = [method for method in methods() if name == method or name.startswith(f"{method}_")]
+    known = [method for method in methods.names() if name == method or name.startswith(f"{method}_")]
     return max(known, key=len, default="")

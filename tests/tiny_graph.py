@@ -1,9 +1,11 @@
 """The whole graph at a tiny size: this repository's code with a tiny checkpoint, a tiny task and tiny settings, in a clone."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -16,6 +18,9 @@ MADE = ("checkpoint", "word_vectors", "texts@imdb_reviews", "fetch@sst2", "prepa
         "evaluate_variant@sst2-variant0-1", "evaluate_chain@sst2-chain0-1", "latency@sst2", "report",
         *(f"{stage}@sst2-{method}-1" for stage in ("distill", "evaluate") for method in METHODS))  # fmt: skip
 CODE = ("filbert", "stages", "commands", "pipelines", "dvc.yaml", ".dvcignore", ".gitignore")
+
+REPRO = (sys.executable, "-m", "pipelines.repro", "--jobs", "2")
+Shell = Callable[..., subprocess.CompletedProcess]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -84,3 +89,8 @@ def make_clone(folder: Path, checkpoint: Path) -> None:
     for command in ("git init -q", "dvc init -q", "dvc config core.analytics false", "git add -A"):
         subprocess.run(command.split(), cwd=folder, env=environment(), check=True)
     commit(folder)
+
+
+def ran(output: str) -> set[str]:
+    """The stages that `dvc repro`, or our runner, has run."""
+    return set(re.findall(r"Running stage '([^']+)'", output)) | set(re.findall(r"(?m)^[\d:]+ (\S+): starts", output))

@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,6 @@ from filbert.models.reference_bert import REFERENCE, ReferenceForSequenceClassif
 from filbert.models.size import spread_rows
 from filbert.runtime.config import NonNegativeInt, PositiveInt
 
-REFERENCE_GIVEN = "{}, reference at hand"  # the arm of a student that reads references, timed without finding them
 Times = dict[str, float]  # minimum, median, p95 in milliseconds
 
 
@@ -56,7 +54,7 @@ def _arms(
         yield name, (model, batch)
         if isinstance(model, ReferenceForSequenceClassification):
             references = dict(zip(REFERENCE, model.references(batch.ids, batch.mask), strict=True))
-            yield REFERENCE_GIVEN.format(name), (model, replace(batch, targets=references))
+            yield f"{name}, reference at hand", (model, replace(batch, targets=references))
 
 
 def measure_latency(arms: Mapping[str, tuple[nn.Module, Batch]], config: LatencyConfig) -> dict[str, Times]:
@@ -83,17 +81,3 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def of_student(latencies: Mapping[str, Any], student: str, teacher: str) -> dict[str, Any]:
-    """From all latencies of a task what belongs to one student: `milliseconds` and `faster` than the teacher by batch, and under
-    `latency` the times of teacher and student, and of the student with its reference at hand."""
-    arms = {"teacher": teacher, "student": student, "reference at hand": REFERENCE_GIVEN.format(student)}
-    latency = {
-        size: {arm: times[name] for arm, name in arms.items() if name in times} for size, times in latencies.items()
-    }
-    return {
-        "milliseconds": {f"batch_{n}": times["student"]["median"] for n, times in latency.items()},
-        "faster": {f"batch_{n}": t["teacher"]["median"] / t["student"]["median"] for n, t in latency.items()},
-        "latency": latency,
-    }

@@ -10,12 +10,11 @@ from typing import Any
 
 from filbert import FilbertError
 from filbert.data import tasks
-from filbert.evaluation.latency import of_student
 from filbert.runtime import progress
+from filbert.runtime.config import TEACHER, student_names
 from filbert.runtime.files import read_json
 from filbert.tracking import run_fields
 
-TEACHER = "teacher"
 TEACHER_SEED = 0
 LATENCY = "latency.json"  # beside the folders of the students
 SEED_KEYS = ("seed", "start")  # provenance that may differ between the seeds of one student
@@ -46,15 +45,11 @@ class StudentResults:
         return statistics.median(values)
 
 
-def students(params: dict[str, Any]) -> list[str]:
-    """The students that a run with these params makes: methods, variants, chains."""
-    named = [*(params.get("variants") or []), *(params.get("chains") or [])]
-    return [*(params.get("methods") or []), *(entry["name"] for entry in named)]
-
-
 def selected(params: dict[str, Any]) -> set[Key]:
     """The results that a run with these params makes: each task's teacher, and its students by seed."""
-    made = {(task, name, seed) for task in params["tasks"] for name in students(params) for seed in params["seeds"]}
+    made = {
+        (task, name, seed) for task in params["tasks"] for name in student_names(params) for seed in params["seeds"]
+    }
     return made | {(task, TEACHER, TEACHER_SEED) for task in params["tasks"]}
 
 
@@ -114,9 +109,23 @@ def _with_latency(
     """Figures and details with what the `latency` stage measured of this student, once for all seeds."""
     if not all(student in arms for arms in measured["milliseconds"].values()):
         return figures, details
-    found = of_student(measured["milliseconds"], student, TEACHER)
+    found = _of_student(measured["milliseconds"], student)
     protocol = {name: measured[name] for name in ("tokens", "threads", "machine")} | {"latency": found.pop("latency")}
     return [each | found for each in figures], [each | protocol for each in details]
+
+
+def _of_student(latencies: dict[str, Any], student: str) -> dict[str, Any]:
+    """From all latencies of a task what belongs to one student: `milliseconds` and `faster` than the teacher by batch, and under
+    `latency` the times of teacher and student, and of the student with its reference at hand."""
+    arms = {"teacher": TEACHER, "student": student, "reference at hand": f"{student}, reference at hand"}
+    latency = {
+        size: {arm: times[name] for arm, name in arms.items() if name in times} for size, times in latencies.items()
+    }
+    return {
+        "milliseconds": {f"batch_{n}": times["student"]["median"] for n, times in latency.items()},
+        "faster": {f"batch_{n}": t["teacher"]["median"] / t["student"]["median"] for n, t in latency.items()},
+        "latency": latency,
+    }
 
 
 def _check_seeds(result: StudentResults) -> None:

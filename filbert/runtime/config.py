@@ -20,6 +20,7 @@ from ruamel.yaml.error import YAMLError
 from filbert import FilbertError
 
 PARAMS = Path("params.yaml")
+TEACHER = "teacher"  # its name among the students
 T = TypeVar("T")
 Mapping = dict[str, Any]
 
@@ -88,6 +89,12 @@ def read_params(params: Path = PARAMS) -> Mapping:
     if not isinstance(document, dict):
         raise ConfigError(f"{params}: expected a mapping of sections, got {type(document).__name__}")
     return document
+
+
+def student_names(params: Mapping) -> list[str]:
+    """The students that a run with these params makes: methods, variants, chains."""
+    named = [*(params.get("variants") or []), *(params.get("chains") or [])]
+    return [*(params.get("methods") or []), *(entry["name"] for entry in named)]
 
 
 def merge(below: Any, above: Any) -> Any:

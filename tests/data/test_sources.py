@@ -147,8 +147,8 @@ def test_no_load_is_reported_to_the_network() -> None:
 def test_local_tables_are_read_without_the_datasets_library(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("sentence,label\ngood,1\n")
     code = (
-        "import sys; from pathlib import Path; from filbert.data import readers, tasks; "
-        "print(len(list(readers.read_rows(Path(sys.argv[1]), 'train', tasks.find('sst2')))), 'datasets' in sys.modules)"
+        "import sys; from pathlib import Path; from filbert.data import row_validation, tasks; "
+        "print(len(list(row_validation.read_rows(Path(sys.argv[1]), 'train', tasks.find('sst2')))), 'datasets' in sys.modules)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split() == [

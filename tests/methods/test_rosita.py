@@ -194,7 +194,7 @@ def test_widths_may_follow_a_budget_in_rounds(context: MethodContext) -> None:
 
 
 def test_rounds_that_do_not_fit_are_refused(context: MethodContext) -> None:
-    with pytest.raises(PruningError, match="width: 40 rounds do not fit in"):
+    with pytest.raises(PruningError, match="width: 40 pruning events do not fit in"):
         rosita.compress(context, replace(CONFIG, setting=3, width=replace(PRUNING, rounds=40)))
     with pytest.raises(PruningError, match=r"heads and intermediate, or parameters"):
         replace(TARGET, parameters=1)

@@ -121,7 +121,7 @@ def test_a_depth_that_does_not_divide_is_refused(context: MethodContext) -> None
 def test_patient_distillation_follows_the_first_token(context: MethodContext) -> None:
     """A 2-layer student of a 2-layer teacher follows layer 1; its patience term falls."""
     said = context.cache_predictions(checkpoints.load_model(context.teacher), ("logits", "hidden.1"))
-    deep = replace(context, shape=checkpoints.StudentConfig((0, 1)), depth=LayerMap(2, 2), cache=said)
+    deep = replace(context, shape=checkpoints.StudentConfig((0, 1)), layer_map=LayerMap(2, 2), cache=said)
     assert pkd.columns(deep.layer_map, PKD) == ("logits", "hidden.1")
     rows = deep.with_targets(["hidden.1"]).batch(np.arange(32))
 

@@ -35,7 +35,7 @@ def test_layers_are_mapped_uniformly() -> None:
     """Jiao et al. 2020: g(m) = 3 m for 4 of 12 layers."""
     assert [LayerMap(4, 12).teacher_layer(m) for m in range(5)] == [0, 3, 6, 9, 12]
     assert [LayerMap(4, 6).teacher_layer(m) for m in range(5)] == [0, 2, 3, 4, 6]
-    assert LayerMap(2, 6).columns == ("logits", "hidden.0", "hidden.3", "hidden.6", "attention.3", "attention.6")
+    assert LayerMap(2, 6).columns() == ("logits", "hidden.0", "hidden.3", "hidden.6", "attention.3", "attention.6")
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_follow(context: MethodContext) -> None:

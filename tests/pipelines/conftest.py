@@ -1,0 +1,35 @@
+"""The tiny graph, run once for all tests that look at it."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from tiny_graph import REPRO, Shell, commit, environment, make_clone
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
+    """This repository with a tiny checkpoint and a tiny task, not yet run."""
+    folder = tmp_path_factory.mktemp("clone")
+    make_clone(folder, checkpoint)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shell(clone: Path) -> Shell:
+    """Run a command in the clone, as a user does."""
+
+    def run(*command: str, ok: bool = True, **env: str) -> subprocess.CompletedProcess:
+        done = subprocess.run(command, cwd=clone, env=environment(**env), capture_output=True, text=True)
+        assert (done.returncode == 0) == ok, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def reproduced(clone: Path, shell: Shell) -> str:
+    """What the first run of `make repro` prints."""
+    done = shell(*REPRO)
+    commit(clone)
+    return done.stdout + done.stderr
