@@ -54,7 +54,7 @@ def _arms(
         yield name, (model, batch)
         if isinstance(model, ReferenceForSequenceClassification):
             references = dict(zip(REFERENCE, model.references(batch.ids, batch.mask), strict=True))
-            yield f"{name}, reference at hand", (model, replace(batch, targets=references))
+            yield f"{name}: reference at hand", (model, replace(batch, targets=references))
 
 
 def measure_latency(arms: Mapping[str, tuple[nn.Module, Batch]], config: LatencyConfig) -> dict[str, Times]:

@@ -117,7 +117,7 @@ def _with_latency(
 def _of_student(latencies: dict[str, Any], student: str) -> dict[str, Any]:
     """From all latencies of a task what belongs to one student: `milliseconds` and `faster` than the teacher by batch, and under
     `latency` the times of teacher and student, and of the student with its reference at hand."""
-    arms = {"teacher": TEACHER, "student": student, "reference at hand": f"{student}, reference at hand"}
+    arms = {"teacher": TEACHER, "student": student, "reference at hand": f"{student}: reference at hand"}
     latency = {
         size: {arm: times[name] for arm, name in arms.items() if name in times} for size, times in latencies.items()
     }

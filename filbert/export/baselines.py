@@ -199,7 +199,7 @@ def _reader(task: Task, model: Any, features: Features) -> Callable[[Rows], np.n
         if task.kind is TaskKind.REGRESSION:
             return model.predict(features(rows)).reshape(-1, 1)
         out = np.full((len(rows), task.outputs), UNSEEN)
-        out[:, model.classes_] = model.predict_log_proba(features(rows))
+        out[:, model.classes_] = np.log(np.maximum(model.predict_proba(features(rows)), np.exp(UNSEEN)))
         return out
 
     return logits

@@ -15,13 +15,7 @@ ENDS = {"latency@sst2", "report"}  # all students are timed side by side, and st
 VARIANT, CHAIN = "sst2-variant0-1", "sst2-chain0-1"  # mixed_vocab by kd; theseus_rosita from theseus
 OF_KD = {"distill@sst2-kd-1", "evaluate@sst2-kd-1", f"distill_variant@{VARIANT}", f"evaluate_variant@{VARIANT}"}
 OF_THESEUS = {"distill@sst2-theseus-1", "evaluate@sst2-theseus-1", f"prune@{CHAIN}", f"evaluate_chain@{CHAIN}"}
-TOY = """
-    \"\"\"A toy: as `finetune`.\"\"\"
-
-    from filbert.methods.finetune import Config, columns, compress
-
-    __all__ = ["Config", "columns", "compress"]
-"""
+TOY = "from filbert.methods.finetune import Config, columns, compress\n"
 
 
 @contextmanager
