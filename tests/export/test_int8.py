@@ -101,7 +101,7 @@ def test_the_gate_refuses_what_costs_too_much(
     file, scores = exported(wide_bert(), tmp_path), {"model": 90.0, "per_channel": 89.4, "per_tensor": 80.0}
     monkeypatch.setattr(gate, "score_model", lambda file, *_: scores[file.stem])
     monkeypatch.setattr(gate, "time_models", lambda models, *_: {
-        name: {"1": {"median": speed}} for name, speed in zip(models, (3.0, 2.0, 1.0), strict=True)})  # fmt: skip
+        name: {"1": {"minimum": speed}} for name, speed in zip(models, (3.0, 2.0, 1.0), strict=True)})  # fmt: skip
     settings = replace(CONFIG, variants=("per_channel", "per_tensor"), max_drop=0.5)
     passed, records = gate.choose_int8(file, tmp_path, tmp_path, TASK, encoded, encoded, settings)
     assert passed is None
