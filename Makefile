@@ -18,7 +18,9 @@ export PREFECT_HOME ?= $(CURDIR)/.prefect
 export OMP_WAIT_POLICY ?= PASSIVE
 export PORT
 
-.PHONY: repro test test-all test-long lint study task flow bench ui serve track status clean help
+TASK ?= rotten_tomatoes
+
+.PHONY: repro test test-all test-long lint study task pick release flow bench ui serve track status clean help
 .DEFAULT_GOAL := help
 
 # Results are repeatable bit for bit with the same JOBS and number of cores: these alone decide the threads of a stage.
@@ -50,13 +52,19 @@ study: $(READY) ## a study of studies/: make study STUDY=glue [SEEDS=1,2,3] [GLU
 task: $(READY) ## your own task: make task NAME=tickets DATA=folder-or-csv writes its row of params.yaml
 	@python -m commands.add_task $(or $(NAME),$(error NAME=of the task DATA=folder or file)) '$(or $(DATA),$(error DATA=folder or file))' --write
 
+pick: $(READY) ## the best exported model of TASK under a budget: make pick TASK=tickets ARGS='--max-mb 5 --max-ms 2 --min-share 0.97'
+	@python -m commands.pick $(TASK) data/metrics data/exported $(ARGS)
+
+release: $(READY) ## the same, copied into data/release/TASK: ONNX, tokenizer, model card and a predict.py without torch
+	@python -m commands.release $(TASK) data/metrics data/exported data/release/$(TASK) $(ARGS)
+
 flow: $(READY) ## the same graph as a Prefect flow, JOBS stages at once
 	@python -m pipelines.flow --workers $(JOBS)
 
-T ?= rotten_tomatoes
-bench: $(READY) ## what cache, transfer rows and pretraining cost, on a quiet machine, after `make repro`: docs/benchmarks/
-	@python -m benchmarks.cache $(T) data/prepared/$(T) data/teachers/$(T) data/checkpoint docs/benchmarks/cache.md
-	@python -m benchmarks.transfer $(T) data/prepared/$(T) data/teachers/$(T) data/checkpoint data/word_vectors docs/benchmarks/transfer.md
+bench: $(READY) ## what cache, transfer rows, inference and pretraining cost, on a quiet machine, after `make repro`: docs/benchmarks/
+	@python -m benchmarks.cache $(TASK) data/prepared/$(TASK) data/teachers/$(TASK) data/checkpoint docs/benchmarks/cache.md
+	@python -m benchmarks.transfer $(TASK) data/prepared/$(TASK) data/teachers/$(TASK) data/checkpoint data/word_vectors docs/benchmarks/transfer.md
+	@python -m benchmarks.inference $(TASK) data/prepared/$(TASK) data/teachers/$(TASK) data/exported/$(TASK) data/students/$(TASK) docs/benchmarks/inference.md
 	@python -m benchmarks.pretrain mixed data/corpus data/checkpoint docs/benchmarks/pretraining.md
 
 ui: SHELL := bash
@@ -80,7 +88,7 @@ status: $(READY) ## what `make repro` would run
 	@dvc status
 
 clean: ## remove the environment and everything made by the pipeline but DVC's cache and the figures in git
-	rm -rf $(VENV) .scratch .prefect mlruns mlflow.db data/checkpoint data/word_vectors data/texts data/raw data/prepared data/teachers data/cache data/references data/masked_lm data/augmented data/transfer data/corpus data/pretrained data/students data/report/index.html
+	rm -rf $(VENV) .scratch .prefect mlruns mlflow.db data/checkpoint data/word_vectors data/texts data/raw data/prepared data/teachers data/cache data/references data/masked_lm data/augmented data/transfer data/corpus data/pretrained data/students data/exported data/release data/report/index.html
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 14

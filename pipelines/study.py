@@ -89,7 +89,7 @@ def override(text: str) -> dict[str, Any]:
 
 def write_params(file: Path, layers: list[dict[str, Any]], sources: dict[str, Path]) -> None:
     """Lay `layers` over params.yaml, the later over the earlier: mappings are merged, all else is replaced. The sections of
-    `sources` are replaced as a whole by a folder."""
+    `sources` are replaced as a whole by a folder. Of `exports` those students are kept that are made."""
     yaml = YAML()
     yaml.width = 1000
     params = yaml.load(file.read_text(encoding="utf-8"))
@@ -101,6 +101,7 @@ def write_params(file: Path, layers: list[dict[str, Any]], sources: dict[str, Pa
         for key in above:
             section = section[key]
         section[last] = {"kind": "folder", "name": os.path.abspath(folder)}
+    params["exports"] = [name for name in params["exports"] if name in config.student_names(params)]
     with files.atomic_file(file) as making:
         yaml.dump(params, making)
 

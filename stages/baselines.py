@@ -1,33 +1,31 @@
 """What a user would take instead of a student, scored, sized and timed as students are."""
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from filbert.data import arrow, tasks
-from filbert.export import folder as folders
 from filbert.export.baselines import BaselinesConfig, Split, measure_baselines
 from filbert.runtime import config, files
-from stages import run
+from filbert.tracking import run_recorder
+from stages import run, scratch_of
 
 
-def baselines(
-    task_name: str,
-    prepared: Path,
-    checkpoint: Path,
-    out: Path,
-    teacher: Annotated[Path | None, typer.Option(help="the exported teacher, for its int8 file")] = None,
-) -> None:
+def baselines(task_name: str, prepared: Path, checkpoint: Path, out: Path) -> None:
     """Fit the baselines of the task TASK_NAME on the rows in PREPARED, with the token embeddings of CHECKPOINT; figures to OUT."""
     task, settings = tasks.find(task_name), config.section("baselines", BaselinesConfig)
     names = [f.stem for f in prepared.glob("*.arrow") if f.stem.startswith(("train", "test", "validation"))]
-    splits = {name: Split.of(arrow.read_table(prepared / f"{name}.arrow"), task) for name in sorted(names)}
-    found = measure_baselines(task, splits, checkpoint, settings)
-    exported = files.read_json(teacher / folders.RECORD)["files"] if teacher else {}
-    if folders.INT8 in exported:
-        found["teacher_int8"] = exported[folders.INT8]
-    files.write_json(out, found)
+    tables = {name: arrow.read_table(prepared / f"{name}.arrow") for name in sorted(names)}
+    with run_recorder.stage_run(
+        "baselines",
+        params={"baselines": settings},
+        tags={"task": task_name},
+        hashes={"rows": arrow.rows_digest(tables["train"])},
+        scratch=scratch_of(out),
+    ) as recorder:
+        splits = {name: Split.of(table, task) for name, table in tables.items()}
+        found = measure_baselines(task, splits, checkpoint, settings)
+        recorder.metrics(found)
+        files.write_json(out, found)
+    files.clear_scratch(scratch_of(out))
 
 
 if __name__ == "__main__":

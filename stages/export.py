@@ -14,28 +14,44 @@ from filbert.data import arrow, batches, tasks
 from filbert.data.batches import TokenizedDataset
 from filbert.data.tasks import CLASSES, Task
 from filbert.evaluation import metrics
+from filbert.evaluation.latency import time_in_turn
 from filbert.export import calibration, card, gate, inference, onnx
 from filbert.export import folder as folders
 from filbert.export.folder import ModelCard
 from filbert.export.gate import ExportConfig, OnnxModel
+from filbert.export.pick import NAMES
 from filbert.export.references import FOLDER as STORE
 from filbert.export.session import processor_flags
 from filbert.models import checkpoints
 from filbert.runtime import config, device, files
-from stages import run
+from filbert.tracking import run_recorder
+from stages import run, scratch_of
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "tokenizers")
 
 
-def export(task_name: str, student_name: str, seed: int, prepared: Path, folder: Path, out: Path) -> None:
-    """Write the model in FOLDER to the folder OUT as files that onnxruntime runs, chosen on the validation rows of PREPARED."""
+def export(
+    task_name: str, student_name: str, seed: int, prepared: Path, folder: Path, out: Path, figures: Path
+) -> None:
+    """Write the model in FOLDER to the folder OUT as files that onnxruntime runs, chosen on the validation rows of PREPARED.
+
+    What was measured of them goes to FIGURES, too."""
     task, settings = tasks.find(task_name), config.section("export", ExportConfig)
     encoding, tokenizer = config.section("tokenizer", batches.TokenizerConfig), batches.load_tokenizer(folder)
     names = sorted(file.stem for file in prepared.glob("*.arrow") if file.stem.startswith(("test", "validation")))
     splits = {name: batches.load_split(prepared, name, task, tokenizer, encoding) for name in names}
     table, validation = splits["validation"]
     few = arrow.read_table(prepared / "train.arrow").slice(0, settings.calibration_rows)
+    provenance = files.read_json(folder / checkpoints.PROVENANCE)
     with (
+        run_recorder.stage_run(
+            "export",
+            params={"export": settings},
+            tags={"task": task_name, "method": student_name, "seed": str(seed)},
+            hashes={"rows": arrow.rows_digest(table), "model": files.weights_hash(folder)},
+            scratch=scratch_of(out),
+            measures=provenance,
+        ) as recorder,
         files.atomic_folder(out) as making,
         tempfile.TemporaryDirectory(dir=making.parent, prefix=".variants-") as work,
     ):
@@ -87,10 +103,13 @@ def export(task_name: str, student_name: str, seed: int, prepared: Path, folder:
             "versions": {name: version(name) for name in PACKAGES},
             "rows": arrow.rows_digest(table),
             "model": files.weights_hash(folder)[:12],
-            "provenance": files.read_json(folder / checkpoints.PROVENANCE),
+            "provenance": provenance,
         }
         files.write_json(making / folders.RECORD, record)
         files.write_text(making / "README.md", card.model_card(about, task, tasks.source_of(task), record))
+        recorder.metrics({NAMES[name]: measured for name, measured in record["files"].items()})
+    files.write_json(figures, record)
+    files.clear_scratch(scratch_of(out))
 
 
 def _logits(file: Path, store: Path, rows: TokenizedDataset, settings: ExportConfig) -> np.ndarray:
@@ -129,7 +148,7 @@ def _milliseconds(folder: Path, file: str, texts: list[inference.Text], settings
     for size in settings.latency.batch_sizes:
         chosen = [order[int((i + 0.5) / size * len(order))] for i in range(size)]
         arm = {"text": partial(model.predict, chosen)}
-        times = gate.time_in_turn(arm, settings.latency.warmup, settings.latency.rounds)
+        times = time_in_turn(arm, settings.latency.warmup, settings.latency.rounds)
         found[f"batch_{size}"] = times["text"]["median"]
     return found
 

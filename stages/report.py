@@ -5,6 +5,7 @@ from pathlib import Path
 
 from filbert.evaluation import comparisons, mlflow_export, page, pareto, results, tables
 from filbert.evaluation.statistics import ReportConfig
+from filbert.export import pick
 from filbert.runtime import config, files
 from filbert.tracking import run_recorder
 from stages import run, scratch_of
@@ -24,7 +25,10 @@ def report(metrics: Path, details: Path, table: Path, picture: Path, folder: Pat
     DETAILS of the students that params.yaml lists."""
     settings, params = config.section("report", ReportConfig), config.read_params()
     found = results.load_results(metrics, details, results.selected(params))
-    sections = tables.build_sections(found, settings, results.nearest_label_scores(metrics, found))
+    exported = {(name, seed) for name in params["exports"] for seed in params["seeds"]}
+    deployable = {task: pick.load_candidates(metrics, Path(), task, exported) for task in params["tasks"]}
+    rows = {task: pick.table_rows(candidates) for task, candidates in deployable.items() if candidates}
+    sections = tables.build_sections(found, settings, results.nearest_label_scores(metrics, found), rows)
     rule = comparisons.verdict_rule(settings)
     with run_recorder.stage_run(
         "report", params={"report": settings}, tags={}, hashes={}, scratch=scratch_of(table)

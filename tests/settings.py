@@ -12,6 +12,8 @@ from filbert.data.splits import PrepareConfig
 from filbert.data.tasks import Source, find, names, source_of, transfer_texts
 from filbert.evaluation.latency import LatencyConfig
 from filbert.evaluation.statistics import ReportConfig
+from filbert.export.baselines import BaselinesConfig
+from filbert.export.gate import ExportConfig
 from filbert.methods import load_method
 from filbert.methods.mixed_vocabulary import PretrainConfig
 from filbert.methods.rosita import ChainConfig
@@ -26,13 +28,13 @@ from stages.evaluate import EvaluateConfig
 from stages.teach import TeacherConfig
 
 SECTIONS: dict[str, Any] = {
-    "augment": AugmentConfig, "cache": CacheConfig, "cache_columns": CacheColumnsConfig, "checkpoint": Source,
-    "corpus": CorpusConfig, "evaluate": EvaluateConfig, "latency": LatencyConfig, "partitions": Partition, "prepare": PrepareConfig,
-    "references": RetrievalConfig, "report": ReportConfig, "sources": dict[str, Source], "student": StudentConfig,
-    "teacher": TeacherConfig, "tokenizer": TokenizerConfig, "training": TrainingConfig, "transfer": FilterConfig,
-    "word_vectors": Source,
+    "augment": AugmentConfig, "baselines": BaselinesConfig, "cache": CacheConfig, "cache_columns": CacheColumnsConfig,
+    "checkpoint": Source, "corpus": CorpusConfig, "evaluate": EvaluateConfig, "export": ExportConfig, "latency": LatencyConfig,
+    "partitions": Partition, "prepare": PrepareConfig, "references": RetrievalConfig, "report": ReportConfig,
+    "sources": dict[str, Source], "student": StudentConfig, "teacher": TeacherConfig, "tokenizer": TokenizerConfig,
+    "training": TrainingConfig, "transfer": FilterConfig, "word_vectors": Source,
 }  # fmt: skip
-LISTS = {"tasks", "methods", "variants", "chains", "pretrained", "texts", "seeds", "launch"}
+LISTS = {"tasks", "methods", "variants", "chains", "pretrained", "texts", "exports", "seeds", "launch"}
 NAMED = {"settings", "pretrain", "task_table"}  # a section for each name
 
 
@@ -65,6 +67,7 @@ def build_everything(params: Path) -> dict[str, Any]:
     for name in {*document["settings"]} - {*built} - shipped:  # of methods that are not listed now, and their variants
         if method := method_of(name):
             built[name] = config.section([f"settings.{method}", f"settings.{name}"], load_method(method).Config, params)
+    assert {*document["exports"]} <= {*students, *chains}, "a student that is not made cannot be exported"
     starts = {f"pretrained/{name}" for name in document["pretrained"]} | {"checkpoint"}
     assert {variant["start"] for variant in document["variants"]} <= starts
     assert {*document["pretrained"]} <= {*document["pretrain"]}

@@ -15,7 +15,8 @@ METHODS = ("finetune", "kd", "refbert", "theseus", "xtremedistil")
 MADE = ("checkpoint", "word_vectors", "texts@imdb_reviews", "fetch@sst2", "prepare@sst2", "teach@sst2", "masked_lm@sst2",
         "augment@sst2-0", "augment@sst2-1", "transfer@sst2", "corpus", "pretrain@mixed", "cache@sst2-0", "cache@sst2-1",
         "references@sst2", "distill_variant@sst2-variant0-1", "prune@sst2-chain0-1", "evaluate_teacher@sst2",
-        "evaluate_variant@sst2-variant0-1", "evaluate_chain@sst2-chain0-1", "latency@sst2", "report",
+        "evaluate_variant@sst2-variant0-1", "evaluate_chain@sst2-chain0-1", "latency@sst2", "export_teacher@sst2",
+        "export@sst2-xtremedistil-1", "baselines@sst2", "report",
         *(f"{stage}@sst2-{method}-1" for stage in ("distill", "evaluate") for method in METHODS))  # fmt: skip
 CODE = ("filbert", "stages", "commands", "pipelines", "dvc.yaml", ".dvcignore", ".gitignore")
 
@@ -45,7 +46,7 @@ def write_tiny_params(folder: Path, checkpoint: Path) -> None:
     """params.yaml of this repository with tiny settings."""
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
-    params |= {"tasks": ["sst2"], "methods": list(METHODS), "seeds": [1], "student": {"layers": [0]},
+    params |= {"tasks": ["sst2"], "methods": list(METHODS), "exports": ["xtremedistil"], "seeds": [1], "student": {"layers": [0]},
                "partitions": {"count": 2, "indices": [0, 1]},
                "checkpoint": {"kind": "folder", "name": str(checkpoint)},
                "word_vectors": {"kind": "folder", "name": "words"}}  # fmt: skip
@@ -67,7 +68,10 @@ def write_tiny_params(folder: Path, checkpoint: Path) -> None:
     }
     params["settings"]["theseus_rosita"]["target"] |= {"rank": 4, "heads": 2, "intermediate": 8}
     params["settings"]["theseus_rosita"]["width"]["proportion"] = 0.5
-    params["latency"]["rounds"] = 3
+    for section in (params["latency"], params["export"]["latency"], params["baselines"]["latency"]):
+        section |= {"warmup": 0, "rounds": 3}
+    params["export"] |= {"variants": ["per_channel"], "check_alone": 5, "score_alone": 5}
+    params["baselines"] |= {"penalties": [1.0], "ngrams": [1], "dimensions": 4}
     yaml.dump(params, folder / "params.yaml")
 
 

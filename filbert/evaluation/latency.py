@@ -1,9 +1,10 @@
 """Latency: milliseconds of a forward pass of a teacher and its students, side by side: interleaved, in one process."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -58,15 +59,21 @@ def _arms(
 
 
 def measure_latency(arms: Mapping[str, tuple[nn.Module, Batch]], config: LatencyConfig) -> dict[str, Times]:
-    """Milliseconds of a forward pass by arm: minimum, median and 95th percentile over interleaved rounds."""
-    times: dict[str, list[float]] = {name: [] for name in arms}
+    """Milliseconds of a forward pass by arm."""
+    calls = {name: partial(forward_batch, model.eval(), batch) for name, (model, batch) in arms.items()}
     with _threads(config.threads), torch.inference_mode():
-        for number in range(config.warmup + config.rounds):
-            for name, (model, batch) in arms.items():
-                start = time.perf_counter()
-                forward_batch(model.eval(), batch)
-                if number >= config.warmup:
-                    times[name].append(1000 * (time.perf_counter() - start))
+        return time_in_turn(calls, config.warmup, config.rounds)
+
+
+def time_in_turn(arms: Mapping[str, Callable[[], object]], warmup: int, rounds: int) -> dict[str, Times]:
+    """Milliseconds of each arm: minimum, median and 95th percentile over rounds in which each runs once."""
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for number in range(warmup + rounds):
+        for name, run in arms.items():
+            start = time.perf_counter()
+            run()
+            if number >= warmup:
+                times[name].append(1000 * (time.perf_counter() - start))
     return {
         name: {"minimum": min(found), "median": float(np.median(found)), "p95": float(np.percentile(found, 95))}
         for name, found in times.items()

@@ -4,28 +4,46 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-from scipy.stats import ConstantInputWarning, pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from filbert.data.batches import TokenizedDataset
 from filbert.data.tasks import Task, TaskKind
 
+# scikit-learn and scipy are imported where they are used: every stage imports this module, and they take a second
 
-def _correlation(statistic: Callable[..., object]) -> Callable[[np.ndarray, np.ndarray], float]:
+
+def _accuracy(label: np.ndarray, prediction: np.ndarray) -> float:
+    return float((label == prediction).mean())
+
+
+def _f1(label: np.ndarray, prediction: np.ndarray) -> float:
+    from sklearn.metrics import f1_score
+
+    return f1_score(label, prediction, zero_division=0.0)
+
+
+def _matthews(label: np.ndarray, prediction: np.ndarray) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    return matthews_corrcoef(label, prediction)
+
+
+def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
     def correlation(label: np.ndarray, prediction: np.ndarray) -> float:
-        with warnings.catch_warnings(category=ConstantInputWarning, action="ignore"):
-            value = float(statistic(label, prediction)[0])  # type: ignore[index]
+        from scipy import stats
+
+        with warnings.catch_warnings(category=stats.ConstantInputWarning, action="ignore"):
+            value = float(getattr(stats, name)(label, prediction)[0])
         return 0.0 if np.isnan(value) else value  # of a constant prediction, whose correlation is undefined
 
     return correlation
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": accuracy_score,
-    "f1": lambda label, prediction: f1_score(label, prediction, zero_division=0.0),
-    "matthews": matthews_corrcoef,
-    "pearson": _correlation(pearsonr),
-    "spearman": _correlation(spearmanr),
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "matthews": _matthews,
+    "pearson": _correlation("pearsonr"),
+    "spearman": _correlation("spearmanr"),
 }
 
 

@@ -1,8 +1,8 @@
 """The tables of results: a section for each task, as Markdown for docs/results.md and as text for a terminal."""
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from filbert.data.tasks import Task, find
@@ -12,6 +12,11 @@ from filbert.evaluation.statistics import ReportConfig, mean_and_deviation
 
 HEAD = ("student", "score", "of teacher", "parameters", "smaller", "faster 1 / 32", "steps")
 LONGEST_NAME = 36  # of a student in a terminal
+FILES_NOTE = (
+    "What can be deployed: exported files, run by onnxruntime, and what a user would take instead. MB: model, tokenizer and "
+    "references; ms: from text to answer, one text of median length, one thread. `front`: nothing is better in validation score, "
+    "size and time at once. `dominated by`: that baseline is at least as good in test score, size and time."
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,9 @@ class TaskSection:
     results: tuple[StudentResults, ...]
     rows: tuple[TableRow, ...]  # one for each of `results`
     tests: tuple[tuple[str, ...], ...]  # scores by test set, the first row the head; empty where there is one set
+    files: tuple[
+        tuple[str, ...], ...
+    ]  # what can be deployed, and the baselines; the first row the head; empty where nothing was exported
     notes: tuple[str, ...]  # Markdown: pruned students, references, the protocol
 
     @property
@@ -56,26 +64,39 @@ class TaskSection:
 
 
 def build_sections(
-    results: list[StudentResults], config: ReportConfig, nearest_label: dict[str, float]
+    results: list[StudentResults],
+    config: ReportConfig,
+    nearest_label: Mapping[str, float],
+    files: Mapping[str, Sequence[tuple[str, ...]]],
 ) -> list[TaskSection]:
-    """A section for each task; `nearest_label` is by task the score of predicting the nearest training row's label."""
+    """A section for each task.
+
+    Args:
+        nearest_label: by task the score of predicting the nearest training row's label.
+        files: by task the table of what can be deployed (filbert.export.pick.table_rows).
+    """
     by_task: dict[str, list[StudentResults]] = {}
     for result in results:
         by_task.setdefault(result.task, []).append(result)
-    return [_section(found, config, nearest_label.get(task)) for task, found in by_task.items()]
+    return [
+        _section(found, config, nearest_label.get(task), tuple(files.get(task, ()))) for task, found in by_task.items()
+    ]
 
 
-def _section(results: list[StudentResults], config: ReportConfig, nearest_label: float | None) -> TaskSection:
+def _section(
+    results: list[StudentResults], config: ReportConfig, nearest_label: float | None, files: tuple[tuple[str, ...], ...]
+) -> TaskSection:
     task = find(results[0].task)
     teacher = next(result for result in results if result.student == TEACHER)
     rows = tuple(_row(result, teacher, compare(result, results, config)) for result in results)
-    section = TaskSection(task, tuple(results), rows, _test_sets(results, task), ())
+    section = TaskSection(task, tuple(results), rows, _test_sets(results, task), files, ())
     notes = (
         _pruning_note(results),
         _references_note(results, nearest_label),
         _protocol_note(task, teacher, section.seeds),
+        FILES_NOTE if files else "",
     )
-    return TaskSection(task, section.results, rows, section.tests, tuple(filter(None, notes)))
+    return replace(section, notes=tuple(filter(None, notes)))
 
 
 def _row(result: StudentResults, teacher: StudentResults, comparisons: tuple[Comparison, ...]) -> TableRow:
@@ -102,8 +123,8 @@ def _markdown_section(section: TaskSection) -> str:
     compared = any(row.comparisons for row in section.rows)
     rows = [(*HEAD, "difference")] + [(*row.cells, "<br>".join(map(str, row.comparisons))) for row in section.rows]
     table = markdown_table(rows if compared else [row[:-1] for row in rows])
-    tests = [markdown_table(section.tests)] if section.tests else []
-    return "\n\n".join([f"### {section.task.name}", table, *tests, *section.notes])
+    more = [markdown_table(table) for table in (section.tests, section.files) if table]
+    return "\n\n".join([f"### {section.task.name}", table, *more, *section.notes])
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
@@ -119,14 +140,25 @@ def to_terminal(sections: list[TaskSection]) -> str:
 
 def _terminal_section(section: TaskSection) -> str:
     rows = [HEAD, *((_shorten(row.student), *row.cells[1:]) for row in section.rows)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     title = f"{section.task.name}: {' and '.join(section.task.metrics)}, {section.seeds}"
-    return "\n".join([title, *(_terminal_line(row, widths) for row in rows)])
+    files = (
+        [f"\nwhat can be deployed (onnxruntime, 1 text, 1 thread)\n{terminal_table(section.files)}"]
+        if section.files
+        else []
+    )
+    return "\n".join([title, terminal_table(rows), *files])
 
 
-def _terminal_line(row: Sequence[str], widths: list[int]) -> str:
-    name, *numbers = row
-    return "  ".join([name.ljust(widths[0]), *(n.rjust(width) for n, width in zip(numbers, widths[1:], strict=True))])
+def terminal_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as plain text, the first the head: numbers to the right, the first column and remarks to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = {0} | {at for at, name in enumerate(rows[0]) if name == "remark"}
+
+    def line(row: Sequence[str]) -> str:
+        cells = zip(row, widths, strict=True)
+        return "  ".join(c.ljust(w) if at in left else c.rjust(w) for at, (c, w) in enumerate(cells)).rstrip()
+
+    return "\n".join(map(line, rows))
 
 
 def _shorten(name: str) -> str:

@@ -19,8 +19,7 @@ from transformers import AutoModel
 from filbert.data import batches
 from filbert.data.tasks import Task, TaskKind
 from filbert.evaluation import metrics
-from filbert.evaluation.latency import LatencyConfig
-from filbert.export.gate import time_in_turn
+from filbert.evaluation.latency import LatencyConfig, time_in_turn
 from filbert.runtime.config import Positive, PositiveInt
 
 UNSEEN = -30.0  # the logit of a class that no training row has

@@ -4,7 +4,6 @@ int8 answers depend on what else is in a batch, because activations are quantise
 of that in batches and that of rows alone.
 """
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from filbert import FilbertError
 from filbert.data.batches import TokenizedDataset
 from filbert.data.tasks import Task
 from filbert.evaluation import metrics
-from filbert.evaluation.latency import LatencyConfig
+from filbert.evaluation.latency import LatencyConfig, Times, time_in_turn
 from filbert.export import int8
 from filbert.export.inference import onnx_runner
 from filbert.models.checkpoints import predict_logits
@@ -28,7 +27,6 @@ from filbert.runtime.config import Fraction, NonNegative, NonNegativeInt, Positi
 
 FLOAT32 = "float32"
 CPU = torch.device("cpu")
-Times = dict[str, float]  # minimum, median, p95 in milliseconds
 
 
 @dataclass(frozen=True)
@@ -167,21 +165,6 @@ def time_models(
 
 def _forward(model: nn.Module, batch: Any) -> Callable[[], object]:
     return lambda: model(batch.ids, batch.mask, batch.types)
-
-
-def time_in_turn(arms: Mapping[str, Callable[[], object]], warmup: int, rounds: int) -> dict[str, Times]:
-    """Milliseconds of each arm: minimum, median and 95th percentile over rounds in which each runs once."""
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    for number in range(warmup + rounds):
-        for name, run in arms.items():
-            start = time.perf_counter()
-            run()
-            if number >= warmup:
-                times[name].append(1000 * (time.perf_counter() - start))
-    return {
-        name: {"minimum": min(found), "median": float(np.median(found)), "p95": float(np.percentile(found, 95))}
-        for name, found in times.items()
-    }
 
 
 def _inputs(file: Path, store: Path, rows: TokenizedDataset, config: ExportConfig) -> Iterable[int8.Inputs]:

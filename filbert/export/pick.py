@@ -6,7 +6,7 @@ be deployed; time is from text to answer, one text of median length.
 
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from filbert import FilbertError
 from filbert.export import folder as folders
 
 TEACHER = "teacher"
+RECORDS, BASELINES = "exported", "baselines.json"  # beside the figures of a task's students
 NAMES = {folders.FLOAT32: "float32", folders.INT8: "int8"}
 
 
@@ -55,24 +56,28 @@ class Budget:
         )
 
 
-def load_candidates(exported: Path, task: str, baselines: Path | None = None) -> list[Candidate]:
-    """All files exported for a task, and its baselines, the best first.
+def load_candidates(
+    metrics: Path, exported: Path, task: str, only: Collection[tuple[str, int]] | None = None
+) -> list[Candidate]:
+    """All files exported for a task, and its baselines, the best first; none where nothing was exported.
+
+    Args:
+        metrics: the folder of all figures: `TASK/exported/STUDENT/SEED.json` and `TASK/baselines.json` are read.
+        exported: the folder of all exports.
+        only: these students and seeds, beside the teacher; None: all.
 
     Raises:
-        FilbertError: nothing was exported, or a record cannot be read.
+        FilbertError: a record cannot be read.
     """
-    where = exported / task
-    records = [(file.parent, _read(file)) for file in sorted(where.glob(f"*/*/{folders.RECORD}"))]
-    if not records:
-        raise FilbertError(f"{where}: expected exported models, found none; run `make repro` with the task {task}")
     groups: dict[tuple[str, str], list[tuple[Path, dict[str, Any]]]] = {}
-    for folder, record in records:
-        for file, figures in record["files"].items():
-            groups.setdefault((folder.parent.name, file), []).append((folder, figures))
+    for record in map(_read, sorted((metrics / task / RECORDS).glob("*/*.json"))):
+        name, seed = record["student"], record["seed"]
+        if name == TEACHER or only is None or (name, seed) in only:
+            for file, figures in record["files"].items():
+                groups.setdefault((name, file), []).append((exported / task / name / str(seed), figures))
     found = [_candidate(name, NAMES.get(file, file), seeds) for (name, file), seeds in groups.items()]
-    if baselines and baselines.is_file():
-        others = {name: figures for name, figures in _read(baselines).items() if not name.startswith(TEACHER)}
-        found += [_candidate(name, "", [(None, figures)]) for name, figures in others.items()]
+    if (baselines := metrics / task / BASELINES).is_file():
+        found += [_candidate(name, "", [(None, figures)]) for name, figures in _read(baselines).items()]
     return sorted(found, key=lambda candidate: (-candidate.validation, candidate.milliseconds))
 
 
@@ -80,7 +85,9 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise FilbertError(f"{file}: expected JSON as the export stage writes it, got {error}") from error
+        raise FilbertError(
+            f"{file}: expected JSON as the export stage writes it, got {error}; run `make repro`"
+        ) from error
 
 
 def _candidate(name: str, file: str, seeds: Sequence[tuple[Path | None, dict[str, Any]]]) -> Candidate:
@@ -112,6 +119,10 @@ def pick(candidates: Sequence[Candidate], budget: Budget) -> Candidate:
     if budget.min_share is not None and teacher is None:
         raise FilbertError("--min-share: expected an exported teacher to take a share of, found none")
     models = [candidate for candidate in candidates if candidate.folders]
+    if not models:
+        raise FilbertError(
+            "expected exported models, found none; list students under `exports` in params.yaml, run `make repro`"
+        )
     fitting = [candidate for candidate in models if budget.allows(candidate, teacher)]
     if not fitting:
         least = min(models, key=lambda c: c.bytes), min(models, key=lambda c: c.milliseconds)
@@ -151,23 +162,20 @@ def pareto_front(candidates: Sequence[Candidate]) -> list[Candidate]:
     ]  # fmt: skip
 
 
-def front_table(candidates: Sequence[Candidate]) -> str:
-    """All candidates as text for a terminal; those on the front are marked, and those that a baseline dominates named."""
+def table_rows(candidates: Sequence[Candidate]) -> list[tuple[str, ...]]:
+    """All candidates as rows of a table, the first its head: what is on the front is marked, who dominates a student is named."""
     front, beaten = pareto_front(candidates), dominated_by(candidates)
-    head = ("", "model", "validation", "test", "MB", "ms", "")
-    rows = [
-        ("*" if c in front else "", c.label, f"{c.validation:.1f}", f"{c.test:.1f}", f"{c.bytes / 1e6:.1f}",
-         f"{c.milliseconds:.2f}", f"dominated by {beaten[c.label]}" if c.label in beaten else "baseline" if c.is_baseline else "")
-        for c in candidates
+
+    def remark(c: Candidate) -> str:
+        if c.label in beaten:
+            return f"dominated by {beaten[c.label]}"
+        return ", ".join(["baseline"] * c.is_baseline + ["front"] * (c in front))
+
+    return [
+        ("model", "validation", "test", "MB", "ms", "remark"),
+        *((c.label, f"{c.validation:.1f}", f"{c.test:.1f}", f"{c.bytes / 1e6:.2f}", f"{c.milliseconds:.2f}", remark(c))
+          for c in candidates),
     ]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    left = (0, 1, len(head) - 1)
-
-    def line(row: Sequence[str]) -> str:
-        cells = zip(row, widths, strict=True)
-        return "  ".join(c.ljust(w) if at in left else c.rjust(w) for at, (c, w) in enumerate(cells)).rstrip()
-
-    return "\n".join(map(line, (head, *rows)))
 
 
 def draw_front(candidates: Sequence[Candidate], file: Path) -> None:

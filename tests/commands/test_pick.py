@@ -31,8 +31,8 @@ def figures(score: float, megabytes: float, ms: float) -> dict:
 
 
 @pytest.fixture
-def exported(tmp_path: Path) -> Path:
-    """Records of a teacher, of a student over two seeds, and of a small one."""
+def metrics(tmp_path: Path) -> Path:
+    """Figures of a teacher, of a student over two seeds, of a small one, and of two baselines."""
     made = {
         ("teacher", 0): {"model.onnx": figures(0.90, 90, 10), "model.int8.onnx": figures(0.895, 23, 3)},
         ("kd", 1): {"model.onnx": figures(0.86, 60, 5)},
@@ -40,9 +40,16 @@ def exported(tmp_path: Path) -> Path:
         ("small", 1): {"model.int8.onnx": figures(0.80, 2, 0.2)},
     }
     for (name, seed), files in made.items():
-        write_json(tmp_path / "exported" / "sst2" / name / str(seed) / "export.json", {"files": files})
-    write_json(tmp_path / "baselines.json", {"majority": figures(0.5, 0.0, 0.001), "tfidf": figures(0.81, 1, 0.1)})
-    return tmp_path / "exported"
+        record(tmp_path, name, seed, files)
+    write_json(
+        tmp_path / "sst2" / "baselines.json", {"majority": figures(0.5, 0.0, 0.001), "tfidf": figures(0.81, 1, 0.1)}
+    )
+    return tmp_path
+
+
+def record(metrics: Path, name: str, seed: int, files: dict) -> None:
+    content = {"student": name, "seed": seed, "files": files}
+    write_json(metrics / "sst2" / "exported" / name / f"{seed}.json", content)
 
 
 @pytest.mark.parametrize(
@@ -55,39 +62,39 @@ def exported(tmp_path: Path) -> Path:
         (Budget(max_mb=3), "small int8"),
     ],
 )
-def test_the_best_within_a_budget(budget: Budget, chosen: str, exported: Path) -> None:
-    assert pick(load_candidates(exported, "sst2"), budget).label == chosen
+def test_the_best_within_a_budget(budget: Budget, chosen: str, metrics: Path) -> None:
+    assert pick(load_candidates(metrics, Path("exported"), "sst2"), budget).label == chosen
 
 
-def test_seeds_are_averaged_and_the_best_one_is_named(exported: Path) -> None:
-    kd = next(c for c in load_candidates(exported, "sst2") if c.name == "kd")
+def test_seeds_are_averaged_and_the_best_one_is_named(metrics: Path) -> None:
+    kd = next(c for c in load_candidates(metrics, Path("exported"), "sst2") if c.name == "kd")
     assert (kd.validation, kd.milliseconds) == (pytest.approx(87), 6)
     assert kd.folders[0].name == "2"
 
 
-def test_nothing_within_a_budget_is_an_error_that_says_what_there_is(exported: Path) -> None:
+def test_nothing_within_a_budget_is_an_error_that_says_what_there_is(metrics: Path) -> None:
     with pytest.raises(
         FilbertError, match=r"no model is within 1 MB; the smallest is small int8 with 2.0 MB, the fastest small"
     ):
-        pick(load_candidates(exported, "sst2"), Budget(max_mb=1))
-    with pytest.raises(FilbertError, match="expected exported models, found none"):
-        load_candidates(exported, "cola")
-    students = [c for c in load_candidates(exported, "sst2") if c.name != "teacher"]
+        pick(load_candidates(metrics, Path("exported"), "sst2"), Budget(max_mb=1))
+    with pytest.raises(FilbertError, match="expected exported models, found none; list students under `exports`"):
+        pick(load_candidates(metrics, Path("exported"), "cola"), Budget())
+    students = [c for c in load_candidates(metrics, Path("exported"), "sst2") if c.name != "teacher"]
     with pytest.raises(FilbertError, match="expected an exported teacher"):
         pick(students, Budget(min_share=0.9))
-    (exported / "sst2" / "kd" / "1" / "export.json").write_text("{")
+    (metrics / "sst2" / "exported" / "kd" / "1.json").write_text("{")
     with pytest.raises(FilbertError, match="expected JSON as the export stage writes it"):
-        load_candidates(exported, "sst2")
+        load_candidates(metrics, Path("exported"), "sst2")
 
 
 def test_baselines_dominate_and_the_front_is_printed(
-    exported: Path, capsys: pytest.CaptureFixture, tmp_path: Path
+    metrics: Path, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
-    choose("sst2", exported, exported.parent / "baselines.json", min_share=0.99, picture=tmp_path / "front.svg")
+    choose("sst2", metrics, Path("exported"), min_share=0.99, picture=tmp_path / "front.svg")
     said = capsys.readouterr().out
     assert "dominated by teacher int8" in next(line for line in said.splitlines() if "kd" in line)
     assert "dominated by tfidf" in next(line for line in said.splitlines() if "small int8" in line)
-    assert {line.split()[1] for line in said.splitlines() if line.startswith("*")} == {"teacher", "tfidf", "majority"}
+    assert {line.split()[0] for line in said.splitlines() if line.endswith("front")} == {"teacher", "tfidf", "majority"}
     assert "teacher float32: 90.0 on validation rows" in said
     assert (tmp_path / "front.svg").stat().st_size > 1000
 
@@ -103,8 +110,8 @@ def released(student: Path, out: Path, **more: object) -> Path:
     """A release made by the command from one exported model."""
     folder = export_folder(student, out / "exported" / "sst2" / "kd" / "1", **more)
     (folder / "README.md").write_text("# kd\n\n## Use\n\nfilbert\n\n## Limits\n\n- none\n")
-    write_json(folder / "export.json", {"files": {"model.onnx": figures(0.8, 1, 1)}})
-    release("sst2", out / "exported", out / "release")
+    record(out / "metrics", "kd", 1, {"model.onnx": figures(0.8, 1, 1)})
+    release("sst2", out / "metrics", out / "exported", out / "release", register=False)
     return out / "release"
 
 
@@ -112,7 +119,8 @@ def ask(folder: Path, texts: list[str]) -> list[dict]:
     """What predict.py prints, in a process that can import neither filbert nor torch."""
     blocked = "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'filbert', 'bm25s', 'scipy', 'pyarrow')));"
     code = (
-        f"{blocked} import runpy; sys.path.insert(0, {str(folder)!r}); runpy.run_path({str(folder / 'predict.py')!r})"
+        f"{blocked} import runpy; sys.path.insert(0, {str(folder)!r}); "
+        f"runpy.run_path({str(folder / 'predict.py')!r}, run_name='__main__')"
     )
     done = subprocess.run([sys.executable, "-P", "-c", code, *texts], cwd=folder.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ from filbert.export import baselines
 from filbert.export.baselines import BaselinesConfig, Split, measure_baselines
 from filbert.export.pick import load_candidates
 from filbert.runtime import config
-from filbert.runtime.files import read_json, write_json
+from filbert.runtime.files import read_json
 from stages.baselines import baselines as stage
 
 CONFIG = BaselinesConfig((1.0, 1e4), (1, 2), 1, 16, 1e-3, LatencyConfig((1, 4), 0, 2, 1))
@@ -72,11 +72,7 @@ def test_the_stage_writes_figures_that_pick_reads(
     (tmp_path / "prepared").mkdir()
     for name, table in prepared.tables.items():
         arrow.write_table(table, tmp_path / "prepared" / f"{name}.arrow")
-    figures = {"validation": {"score": 0.9}, "test": {"score": 0.9}, "bytes": 1, "milliseconds": {"batch_1": 1.0}}
-    write_json(
-        tmp_path / "exported" / "sst2" / "teacher" / "0" / "export.json", {"files": {"model.int8.onnx": figures}}
-    )
-    stage("sst2", Path("prepared"), checkpoint, Path("out.json"), Path("exported/sst2/teacher/0"))
-    assert set(read_json(Path("out.json"))) == {"majority", "tfidf", "static_embeddings", "teacher_int8"}
-    names = [candidate.label for candidate in load_candidates(Path("exported"), "sst2", Path("out.json"))]
-    assert sorted(names) == ["majority", "static_embeddings", "teacher int8", "tfidf"]
+    stage("sst2", Path("prepared"), checkpoint, Path("metrics/sst2/baselines.json"))
+    assert set(read_json(Path("metrics/sst2/baselines.json"))) == {"majority", "tfidf", "static_embeddings"}
+    names = [candidate.label for candidate in load_candidates(Path("metrics"), Path("exported"), "sst2")]
+    assert sorted(names) == ["majority", "static_embeddings", "tfidf"]

@@ -28,13 +28,14 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: splits.Prep
 
 
 def test_a_teacher_is_exported_and_asked(world: Path) -> None:
-    export("sst2", "teacher", 0, Path("prepared"), Path("model"), Path("out/teacher/0"))
+    export("sst2", "teacher", 0, Path("prepared"), Path("model"), Path("out/teacher/0"), Path("figures.json"))
     out = world / "out" / "teacher" / "0"
     assert {"model.onnx", "tokenizer.json", "config.json", "export.json", "README.md"} <= {
         f.name for f in out.iterdir()
     }
     assert not [f for f in out.parent.iterdir() if f.name != "0"]
     record, about = read_json(out / "export.json"), read_json(out / "config.json")
+    assert record == read_json(world / "figures.json")
     assert record["logits"]["mixed"] < 1e-4
     assert record["published"] == about["model"]
     file = record["files"][about["model"]]
@@ -51,5 +52,5 @@ def test_a_teacher_is_exported_and_asked(world: Path) -> None:
 def test_a_wrong_tolerance_leaves_nothing_behind(world: Path) -> None:
     write_params(world / "params.yaml", tolerance=1e-12)
     with pytest.raises(FilbertError, match=r"expected logits within 1e-12 of the model in model"):
-        export("sst2", "teacher", 0, Path("prepared"), Path("model"), Path("out/teacher/0"))
+        export("sst2", "teacher", 0, Path("prepared"), Path("model"), Path("out/teacher/0"), Path("figures.json"))
     assert not list((world / "out" / "teacher").iterdir())

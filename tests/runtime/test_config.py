@@ -8,28 +8,9 @@ from typing import Annotated, ClassVar, Literal
 
 import pytest
 
-from filbert.cache.retrieval import RetrievalConfig
-from filbert.cache.teacher_cache import CacheConfig
 from filbert.data import tasks
-from filbert.data.arrow import Partition
-from filbert.data.batches import TokenizerConfig
-from filbert.data.splits import PrepareConfig
-from filbert.data.tasks import Source
-from filbert.evaluation.latency import LatencyConfig
-from filbert.evaluation.statistics import ReportConfig
-from filbert.methods import load_method, names
-from filbert.methods.mixed_vocabulary import PretrainConfig
-from filbert.methods.rosita import ChainConfig
-from filbert.models.checkpoints import StudentConfig
 from filbert.runtime import config
 from filbert.runtime.config import Fraction, PositiveInt, Range
-from filbert.text.augment import AugmentConfig
-from filbert.text.corpus import CorpusConfig
-from filbert.text.transfer import FilterConfig
-from filbert.training.layerwise import CacheColumnsConfig
-from filbert.training.loop import TrainingConfig
-from stages.evaluate import EvaluateConfig
-from stages.teach import TeacherConfig
 
 
 @dataclass(frozen=True)
@@ -185,43 +166,6 @@ def test_a_broken_file_is_named_by_line(tmp_path: Path, content: bytes, said: st
     (tmp_path / "params.yaml").write_bytes(content)
     with pytest.raises(config.ConfigError, match=said):
         config.section("a", dict[str, int], tmp_path / "params.yaml")
-
-
-SECTIONS = {
-    "augment": AugmentConfig, "cache": CacheConfig, "cache_columns": CacheColumnsConfig, "checkpoint": Source,
-    "corpus": CorpusConfig, "evaluate": EvaluateConfig, "partitions": Partition,
-    "prepare": PrepareConfig,
-    "latency": LatencyConfig,
-    "references": RetrievalConfig, "report": ReportConfig, "sources": dict[str, Source], "student": StudentConfig,
-    "teacher": TeacherConfig, "tokenizer": TokenizerConfig, "training": TrainingConfig, "transfer": FilterConfig,
-    "word_vectors": Source,
-}  # fmt: skip
-LISTS = {"tasks", "methods", "variants", "chains", "pretrained", "texts", "seeds", "launch"}
-
-
-@pytest.mark.parametrize("name", SECTIONS)
-def test_a_section_of_the_shipped_params_builds(name: str) -> None:
-    config.section(name, SECTIONS[name])
-
-
-def test_the_shipped_params_have_no_other_section() -> None:
-    assert set(config.read_params()) - {"export"} == {*SECTIONS, *LISTS, "settings", "pretrain", "task_table"}
-
-
-def test_the_settings_of_every_method_variant_and_chain_build() -> None:
-    params = config.read_params()
-    for method in names():
-        config.section(f"settings.{method}", load_method(method).Config)
-    for variant in params["variants"]:
-        config.section(
-            [f"settings.{variant['method']}", f"settings.{variant['name']}"], load_method(variant["method"]).Config
-        )
-    for chain in params["chains"]:
-        config.section(f"settings.{chain['name']}", ChainConfig)
-    for name in params["pretrain"]:
-        config.section(f"pretrain.{name}", PretrainConfig)
-    known = {*names(), *(item["name"] for item in (*params["variants"], *params["chains"]))}
-    assert set(params["settings"]) == known
 
 
 def test_every_row_of_the_task_table_builds() -> None:
