@@ -18,7 +18,7 @@ from filbert.evaluation.latency import time_in_turn
 from filbert.export import calibration, card, gate, inference, onnx
 from filbert.export import folder as folders
 from filbert.export.folder import ModelCard
-from filbert.export.gate import ExportConfig, OnnxModel
+from filbert.export.gate import Answers, ExportConfig
 from filbert.export.pick import NAMES
 from filbert.export.references import FOLDER as STORE
 from filbert.export.session import processor_flags
@@ -63,20 +63,21 @@ def export(
         shutil.copyfile(folder / folders.TOKENIZER, making / folders.TOKENIZER)
         if (folder / STORE).exists():
             shutil.copytree(folder / STORE, making / STORE)
+        answers = Answers(making, settings.batch_size)
         passed, variants = gate.choose_int8(
-            file, making, Path(work), task, validation, batches.tokenize(few, task, tokenizer, encoding), settings
+            file, answers, Path(work), task, validation, batches.tokenize(few, task, tokenizer, encoding), settings
         )
         if passed:
             shutil.copyfile(passed, making / folders.INT8)
-        made = [folders.INT8, folders.FLOAT32] if passed else [folders.FLOAT32]
+        made = ({folders.INT8: passed} if passed else {}) | {folders.FLOAT32: file}
+        published = next(iter(made))
         logits = {
-            name: {split: _logits(making / name, making, rows, settings) for split, (_, rows) in splits.items()}
-            for name in made
+            name: {split: answers(path, rows) for split, (_, rows) in splits.items()} for name, path in made.items()
         }
-        found, fitted = _calibrate(task, logits[made[0]]["validation"], validation, settings)
+        found, fitted = _calibrate(task, logits[published]["validation"], validation, settings)
         about = ModelCard(
             task=task_name, student=student_name, seed=seed, kind=str(task.kind), columns=task.columns, labels=task.labels,
-            max_length=encoding.max_length, pad=tokenizer.pad_token_id or 0, model=made[0],
+            max_length=encoding.max_length, pad=tokenizer.pad_token_id or 0, model=published,
             flags=processor_flags() if passed else "", **fitted,
         )  # fmt: skip
         folders.write_card(about, making)
@@ -84,7 +85,7 @@ def export(
             "task": task_name,
             "student": student_name,
             "seed": seed,
-            "published": made[0],
+            "published": published,
             "files": {
                 name: {
                     **{split: _scores(task, logits[name][split], rows) for split, (_, rows) in splits.items()},
@@ -110,10 +111,6 @@ def export(
         recorder.metrics({NAMES[name]: measured for name, measured in record["files"].items()})
     files.write_json(figures, record)
     files.clear_scratch(scratch_of(out))
-
-
-def _logits(file: Path, store: Path, rows: TokenizedDataset, settings: ExportConfig) -> np.ndarray:
-    return checkpoints.predict_logits(OnnxModel(store, file), rows, settings.batch_size, gate.CPU)
 
 
 def _calibrate(

@@ -63,6 +63,21 @@ class OnnxModel(nn.Module):
         return SequenceClassifierOutput(logits=torch.from_numpy(found))
 
 
+class Answers:
+    """Logits of exported files on rows, computed once: the gate and the scores need the same."""
+
+    def __init__(self, store: Path, batch_size: int):
+        self.store, self.batch_size = store, batch_size
+        self.found: dict[tuple[Path, int], np.ndarray] = {}
+
+    def __call__(self, file: Path, rows: TokenizedDataset) -> np.ndarray:
+        """Logits [N, C] in batches of rows of like length."""
+        key = file, id(rows)
+        if key not in self.found:
+            self.found[key] = predict_logits(OnnxModel(self.store, file), rows, self.batch_size, CPU)
+        return self.found[key]
+
+
 @dataclass(frozen=True)
 class VariantRecord:
     """What was found of one variant."""
@@ -81,7 +96,7 @@ class VariantRecord:
 
 def choose_int8(
     file: Path,
-    store: Path,
+    answers: Answers,
     work: Path,
     task: Task,
     rows: TokenizedDataset,
@@ -91,12 +106,12 @@ def choose_int8(
     """Quantise the graph `file` in every way that the settings name; the file that passes, and a record of each, fastest first.
 
     Args:
-        store: the folder with the references that the model reads, if it does.
+        answers: to the graph and its variants; it knows the folder with the references that a model reads.
         work: a folder for the variants.
         rows: validation rows.
         calibration: training rows.
     """
-    files, failed = {FLOAT32: file}, []
+    store, files, failed = answers.store, {FLOAT32: file}, []
     for name in config.variants:
         try:
             int8.quantize(
@@ -113,7 +128,7 @@ def choose_int8(
         name: np.prod([found["minimum"] for found in times[name].values()]) for name in files
     }  # the least disturbed rounds
     order = sorted(files, key=lambda name: speed[name])
-    reference = score_model(file, store, task, rows, config)
+    reference = score_model(file, answers, task, rows, config)
     records, passed = [], None
     for place, name in enumerate(order):
         if name == FLOAT32:
@@ -123,7 +138,7 @@ def choose_int8(
             why = f"{passed} is faster and passed" if passed else "float32 is faster"
             records.append(VariantRecord(name, "not tried", why, size, found))
             continue
-        score = score_model(files[name], store, task, rows, config)
+        score = score_model(files[name], answers, task, rows, config)
         drop = reference - score
         passed = name if drop <= config.max_drop else None
         verdict, why = (
@@ -135,15 +150,14 @@ def choose_int8(
     return files[passed] if passed else None, [base, *records, *failed]
 
 
-def score_model(file: Path, store: Path, task: Task, rows: TokenizedDataset, config: ExportConfig) -> float:
+def score_model(file: Path, answers: Answers, task: Task, rows: TokenizedDataset, config: ExportConfig) -> float:
     """The validation score in points: the lower of that in batches and, where some rows are also asked alone, that with those
     rows' answers taken alone."""
-    model = OnnxModel(store, file)
-    in_batches = predict_logits(model, rows, config.batch_size, CPU)
-    found = [metrics.scores_on(task, in_batches, rows)["score"]]
+    found = [metrics.scores_on(task, answers(file, rows), rows)["score"]]
     count = min(config.score_alone, len(rows))
     if count:
         chosen = rows.select(np.sort(np.random.default_rng(0).permutation(len(rows))[:count]))
+        model = OnnxModel(answers.store, file)
         alone, same = predict_logits(model, chosen, 1, CPU), predict_logits(model, chosen, config.batch_size, CPU)
         change = metrics.scores_on(task, alone, chosen)["score"] - metrics.scores_on(task, same, chosen)["score"]
         found.append(found[0] + change * count / len(rows))

@@ -151,8 +151,12 @@ class MlflowStore:
             self.client.log_batch(run, metrics=part)
 
     def _log_figures(self, run: "Run", record: RunRecord) -> None:
-        known = run.data.metrics
-        points = [(name, value, record.end, 0) for name, value in record.figures.items() if known.get(name) != value]
+        known = run.data.metrics  # one that was measured again is a later point: two of one time are refused
+        points = [
+            (name, value, now() if name in known else record.end, 0)
+            for name, value in record.figures.items()
+            if known.get(name) != value
+        ]
         self.log_points(
             run.info.run_id, finite(points), self.model_of(record.measures[0]) if len(record.measures) == 1 else ""
         )

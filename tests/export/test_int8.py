@@ -82,9 +82,13 @@ def test_a_table_of_embeddings_is_an_eighth_of_a_point_off_at_most(tmp_path: Pat
     assert np.abs(values * scales - table).max() <= np.abs(table).max() / 127 / 2 * 1.001
 
 
+def answers(store: Path) -> gate.Answers:
+    return gate.Answers(store, CONFIG.batch_size)
+
+
 def test_the_fastest_that_passes_is_published(tmp_path: Path, encoded: batches.TokenizedDataset) -> None:
     file = exported(wide_bert(), tmp_path)
-    passed, records = gate.choose_int8(file, tmp_path, tmp_path, TASK, encoded, encoded, CONFIG)
+    passed, records = gate.choose_int8(file, answers(tmp_path), tmp_path, TASK, encoded, encoded, CONFIG)
     assert records[0].variant == "float32"
     assert {record.variant for record in records} == {"float32", *int8.VARIANTS}
     verdicts = [record.verdict for record in records[1:]]
@@ -103,12 +107,12 @@ def test_the_gate_refuses_what_costs_too_much(
     monkeypatch.setattr(gate, "time_models", lambda models, *_: {
         name: {"1": {"minimum": speed}} for name, speed in zip(models, (3.0, 2.0, 1.0), strict=True)})  # fmt: skip
     settings = replace(CONFIG, variants=("per_channel", "per_tensor"), max_drop=0.5)
-    passed, records = gate.choose_int8(file, tmp_path, tmp_path, TASK, encoded, encoded, settings)
+    passed, records = gate.choose_int8(file, answers(tmp_path), tmp_path, TASK, encoded, encoded, settings)
     assert passed is None
     assert [(r.variant, r.verdict) for r in records[1:]] == [("per_tensor", "refused"), ("per_channel", "refused")]
     assert records[1].why == "+10.00 points below float32, 0.5 allowed"
     passed, records = gate.choose_int8(
-        file, tmp_path, tmp_path, TASK, encoded, encoded, replace(settings, max_drop=1.0)
+        file, answers(tmp_path), tmp_path, TASK, encoded, encoded, replace(settings, max_drop=1.0)
     )
     assert passed == tmp_path / "per_channel.onnx"
     assert [record.verdict for record in records] == ["published", "refused", "published"]
@@ -119,7 +123,7 @@ def test_references_pass_the_gate_too(tmp_path: Path, encoded: batches.Tokenized
     folder = reference_student(tmp_path / "model", encoded)
     export_onnx(folder, folder / "model.onnx")
     settings = replace(CONFIG, variants=("per_channel", "static"))
-    _, records = gate.choose_int8(folder / "model.onnx", folder, tmp_path, TASK, encoded, encoded, settings)
+    _, records = gate.choose_int8(folder / "model.onnx", answers(folder), tmp_path, TASK, encoded, encoded, settings)
     assert not [record for record in records if record.verdict == "failed"]
 
 

@@ -17,7 +17,7 @@ from filbert import FilbertError
 from filbert.evaluation import mlflow_export
 from filbert.runtime.files import write_json
 from filbert.tracking.history import count_steps, read_history, validation_curve
-from filbert.tracking.mlflow_store import MlflowStore
+from filbert.tracking.mlflow_store import MlflowStore, RunRecord
 from filbert.tracking.run_recorder import flatten, stage_run
 
 
@@ -240,6 +240,17 @@ def test_losing_mlflow_loses_no_figure(tmp_path: Path, monkeypatch: pytest.Monke
         recorder.log("teach", 1, {"loss": 0.5})
         recorder.metrics({"score": 1.0})
     assert [(line["step"], line["loss"]) for line in read_history(recorder.history)] == [(1, 0.5)]
+
+
+def test_a_figure_that_is_measured_again_is_a_later_point(tmp_path: Path, store: Path) -> None:
+    key = "trained"
+    MlflowStore().write(RunRecord("kd", key, {}, {}, {}, 1000, 1000, folder="folder"))
+    for milliseconds in (5.0, 6.0, 7.0):
+        figures = {"milliseconds": milliseconds}
+        MlflowStore().write(RunRecord("evaluate/kd", "measured", {}, {}, figures, 1000, 1000, measures=(key,)))
+    run = runs()["evaluate/kd"]
+    assert run.data.metrics["milliseconds"] == 7.0
+    assert len(points(run.info.run_id, "milliseconds")) == 3
 
 
 def test_histories_are_rewound_summed_and_survive_a_cut_line(tmp_path: Path, recorder) -> None:  # type: ignore[no-untyped-def]
