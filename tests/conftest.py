@@ -8,7 +8,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from preloaded import preloaded_python
 from tiny import CPU, ROOT, find_task, tiny_config, tiny_tokenizer, write_sst2
 from transformers import BertForSequenceClassification, BertModel
 
@@ -38,17 +38,22 @@ def own_store(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A `python` that starts at once: tests/preloaded.py."""
+    folder = tmp_path_factory.mktemp("python")
+    with preloaded_python(folder, os.environ | {"HF_HOME": str(folder)}) as python:
+        yield python
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory, python: Path) -> Path:
     """An MLflow store that has no run yet: to make one takes seconds."""
-    file = tmp_path_factory.mktemp("store") / STORE
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{file}"}
-    subprocess.run(
-        [sys.executable, "-c", "from filbert.tracking.mlflow_store import MlflowStore; MlflowStore()"],
-        env=environment,
-        check=True,
-        cwd=ROOT,
-    )
-    return file
+    folder = tmp_path_factory.mktemp("store")
+    script = folder / "make.py"
+    script.write_text("from filbert.tracking.mlflow_store import MlflowStore\nMlflowStore()\n")
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / STORE}"}
+    subprocess.run([python, script], env=environment, check=True, cwd=ROOT)
+    return folder / STORE
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -123,10 +122,12 @@ print(json.dumps({"logits": logits.tolist(), "label": answer[0]["label"]}))
 """
 
 
-def load_without_filbert(folder: Path, trust: str, tmp_path: Path) -> dict:
-    """What a fresh process outside this repository, without filbert on its path, makes of the folder."""
-    command = [sys.executable, "-P", "-c", FRESH_PROCESS, str(folder), trust]
+def load_without_filbert(python: Path, folder: Path, trust: str, tmp_path: Path) -> dict:
+    """What a process outside this repository that has not imported filbert makes of the folder; `python` is the fixture."""
+    script = tmp_path / "load.py"
+    script.write_text(FRESH_PROCESS)
     env = {"PATH": "", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    command = [str(python), str(script), str(folder), trust]
     done = subprocess.run(command, cwd=tmp_path, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

@@ -20,7 +20,7 @@ MADE = ("checkpoint", "word_vectors", "texts@imdb_reviews", "fetch@sst2", "prepa
         *(f"{stage}@sst2-{method}-1" for stage in ("distill", "evaluate") for method in METHODS))  # fmt: skip
 CODE = ("filbert", "stages", "commands", "pipelines", "dvc.yaml", ".dvcignore", ".gitignore")
 
-REPRO = (sys.executable, "-m", "pipelines.repro", "--jobs", "2")
+REPRO = ("python", "-m", "pipelines.repro", "--jobs", "2")
 Shell = Callable[..., subprocess.CompletedProcess]
 
 

@@ -7,10 +7,10 @@ import torch
 
 from filbert.evaluation.mutual_information import InformationConfig, information_gain
 
-CONFIG = InformationConfig(rows=6000, batch=128, epochs=20)
+CONFIG = InformationConfig(rows=4000, batch=128, epochs=10)
 
 
-def gaussians(correlation: float, rows: int = 6000, size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+def gaussians(correlation: float, rows: int = 4000, size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     x = torch.randn(rows, size)
     return x, correlation * x + (1 - correlation**2) ** 0.5 * torch.randn(rows, size)

@@ -33,11 +33,12 @@ from filbert.training.loop import TrainingConfig
 
 FIT = TrainingConfig(8, 8, 5e-3, 0.1, "linear", 0.0, 1.0, validations=2, patience=9)
 CONFIG = PretrainConfig(60, 16, ShapeConfig(1, 8, 2, 16), "random", 0.5, FIT, False, FIT)
+SHORT = replace(FIT, epochs=0.5, validations=1)
 
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    return [" ".join(text for text, _ in sentences(6, seed)) for seed in range(120)]
+    return [" ".join(text for text, _ in sentences(6, seed)) for seed in range(60)]
 
 
 @pytest.fixture(scope="module")
@@ -223,30 +224,32 @@ def test_a_student_is_pretrained_and_is_plain_bert(
 def test_the_baselines_differ_in_what_they_start_from(
     words: corpus.Corpus, tmp_path: Path, recorder: RunRecorder, checkpoint: Path
 ) -> None:
+    brief = replace(CONFIG, align=SHORT, training=SHORT)
+
     def start(name: str, config: PretrainConfig) -> tuple[torch.Tensor, torch.Tensor]:
-        still = replace(config, training=replace(config.training, epochs=0.34, validations=1, learning_rate=1e-12))
+        still = replace(config, training=replace(SHORT, learning_rate=1e-12))
         made, _ = mixed_vocabulary.pretrain(
             words, checkpoint, tiny_tokenizer(), still, 0, CPU, tmp_path / name, recorder
         )
         return made.get_input_embeddings().weight.detach(), made.bert.encoder.layer[0].output.dense.weight.detach()
 
-    mixed, of_mixed = start("mixed", CONFIG)
-    nokd, of_nokd = start("nokd", replace(CONFIG, align=None))
+    mixed, of_mixed = start("mixed", brief)
+    nokd, of_nokd = start("nokd", replace(brief, align=None))
     assert torch.allclose(of_mixed, of_nokd)  # all but the embeddings is the same draw
     assert not torch.allclose(mixed, nokd, atol=1e-3)
-    none, _ = start("zero", replace(CONFIG, student_vocab_probability=0.0))
+    none, _ = start("zero", replace(brief, student_vocab_probability=0.0))
     assert not torch.allclose(mixed, none, atol=1e-3)
-    near, of_near = start("near", replace(CONFIG, start="svd", align=None))
+    near, of_near = start("near", replace(brief, start="svd", align=None))
     assert torch.allclose(of_near, of_nokd)
     assert not torch.allclose(near, nokd, atol=1e-3)
-    part = replace(CONFIG, start="subclone", align=None)
+    part = replace(brief, start="subclone", align=None)
     cloned, of_cloned = start("cloned", part)
     theirs = AutoModelForMaskedLM.from_pretrained(checkpoint).bert.encoder.layer[0].output.dense.weight.detach()
     assert np.isin(of_cloned.numpy().round(6), theirs.numpy().round(6)).all()
     assert not torch.allclose(cloned, near, atol=1e-3)
-    _, of_after = start("after", replace(CONFIG, start="subclone"))
+    _, of_after = start("after", replace(brief, start="subclone"))
     assert not torch.allclose(of_after, of_cloned, atol=1e-3)  # of the checkpoint as stage I left it
-    frozen = replace(CONFIG, freeze_embeddings=True)
+    frozen = replace(brief, freeze_embeddings=True)
     made, _ = mixed_vocabulary.pretrain(
         words, checkpoint, tiny_tokenizer(), frozen, 0, CPU, tmp_path / "frozen", recorder
     )

@@ -126,11 +126,11 @@ def test_new_text_finds_what_was_looked_up_before(context: MethodContext, valida
 @pytest.mark.parametrize("reference", ["nearest", "random", "zero"])
 @pytest.mark.parametrize("store", ["float16", "int8"])
 def test_a_saved_student_reads_its_store_without_filbert(
-    context: MethodContext, tmp_path: Path, reference: str, store: str
+    context: MethodContext, tmp_path: Path, python: Path, reference: str, store: str
 ) -> None:
     student = train(context, reference=reference, references=ReferenceSettings(2, store))  # type: ignore[arg-type]
     checkpoints.save(student, tiny_tokenizer(), tmp_path / "student")
-    said = load_without_filbert(tmp_path / "student", "trust", tmp_path)
+    said = load_without_filbert(python, tmp_path / "student", "trust", tmp_path)
     wanted = torch.tensor(student_logits(student))
     torch.testing.assert_close(torch.tensor(said["logits"]), wanted)
     torch.testing.assert_close(torch.tensor(student_logits(checkpoints.load_model(tmp_path / "student"))), wanted)

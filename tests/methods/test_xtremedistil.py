@@ -108,7 +108,9 @@ def test_the_cosine_falls_to_nothing() -> None:
     assert _schedule(11 + 99 // 2, 110, fit) == pytest.approx(0.5, abs=0.02)
 
 
-def test_stages_come_in_order_and_the_student_learns(with_transfer: MethodContext, tmp_path: Path) -> None:
+def test_stages_come_in_order_and_the_student_learns(
+    with_transfer: MethodContext, tmp_path: Path, python: Path
+) -> None:
     learnt = with_transfer.with_transfer().with_targets(["pooled"])
     fresh = new_bilstm(with_transfer, SHAPE)
     before = mean_loss(fresh, representation_loss(fresh, with_transfer), learnt, with_transfer.device)
@@ -122,7 +124,7 @@ def test_stages_come_in_order_and_the_student_learns(with_transfer: MethodContex
     assert student_logits(checkpoints.load_model(tmp_path / "student")) == pytest.approx(
         np.array(student_logits(student)), abs=1e-6
     )
-    said = load_without_filbert(tmp_path / "student", "trust", tmp_path)
+    said = load_without_filbert(python, tmp_path / "student", "trust", tmp_path)
     torch.testing.assert_close(torch.tensor(said["logits"]), torch.tensor(student_logits(student)))
 
 

@@ -17,12 +17,12 @@ from filbert.models.bert import FilbertConfig, FilbertForSequenceClassification
 SST2 = find_task("sst2")
 
 
-def test_a_plain_student_loads_as_bert_without_filbert(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_plain_student_loads_as_bert_without_filbert(checkpoint: Path, tmp_path: Path, python: Path) -> None:
     student = checkpoints.new_student(checkpoint, SST2, checkpoints.StudentConfig((1,)))
     checkpoints.save(student, tiny_tokenizer(), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "bert"
     assert not list(tmp_path.glob("*.py"))
-    said = load_without_filbert(tmp_path, "plain", tmp_path)
+    said = load_without_filbert(python, tmp_path, "plain", tmp_path)
     torch.testing.assert_close(torch.tensor(said["logits"]), torch.tensor(student_logits(student)))
     assert said["label"] in SST2.labels
     torch.testing.assert_close(
@@ -30,13 +30,13 @@ def test_a_plain_student_loads_as_bert_without_filbert(checkpoint: Path, tmp_pat
     )
 
 
-def test_any_other_student_carries_its_code(tmp_path: Path) -> None:
+def test_any_other_student_carries_its_code(tmp_path: Path, python: Path) -> None:
     config = FilbertConfig(hidden_size=16, num_hidden_layers=2, head_size=4, layer_heads=[3, 1], layer_intermediate=[20, 7],
                            embedding_size=5, vocab_size=40, **checkpoints.label_fields(SST2))  # fmt: skip
     student = FilbertForSequenceClassification(config)
     checkpoints.save(student, tiny_tokenizer(), tmp_path / "student")
     assert (tmp_path / "student" / "bert.py").read_text() == (ROOT / "filbert" / "models" / "bert.py").read_text()
-    said = load_without_filbert(tmp_path / "student", "trust", tmp_path)
+    said = load_without_filbert(python, tmp_path / "student", "trust", tmp_path)
     torch.testing.assert_close(torch.tensor(said["logits"]), torch.tensor(student_logits(student)))
     torch.testing.assert_close(
         torch.tensor(student_logits(checkpoints.load_model(tmp_path / "student"))),

@@ -72,15 +72,15 @@ stages:
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with prefect_test_harness(server_startup_timeout=120):
         yield
 
 
 @pytest.fixture(scope="module")
-def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The graph, run once by the flow and committed; the working directory of all tests here."""
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A repository with that graph, not yet run; the working directory of the tests that use it."""
     folder = tmp_path_factory.mktemp("graph")
     (folder / "dvc.yaml").write_text(GRAPH)
     (folder / "params.yaml").write_text("tasks: [a]\nmethods: [x, y]\nrate: 0.5\n")
@@ -96,9 +96,15 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for command in ("git init -q", "dvc init -q", "dvc config core.analytics false"):
             shell(command)
         shell("dvc remote add -q -d shared", str(folder.parent / "remote"))
-        repro()
-        commit()
         yield folder
+
+
+@pytest.fixture(scope="module")
+def reproduced(tree: Path, prefect: None) -> Path:
+    """The graph, run once by the flow and committed."""
+    repro()
+    commit()
+    return tree
 
 
 def shell(command: str, *more: str, **options: Path) -> str:
@@ -132,8 +138,8 @@ def scores() -> dict[str, float]:
     }
 
 
-def test_the_graph_is_dvcs(reproduced: Path) -> None:
-    stages = {stage.name: stage for stage in graph(reproduced, [])}
+def test_the_graph_is_dvcs(tree: Path) -> None:
+    stages = {stage.name: stage for stage in graph(tree, [])}
     assert list(stages) == [
         "fetch@a", "teach@a", "cache@a-0", "cache@a-1", "distill@a-x", "distill@a-y", "report"
     ]  # fmt: skip
@@ -141,11 +147,12 @@ def test_the_graph_is_dvcs(reproduced: Path) -> None:
     assert stages["report"].needs == ("distill@a-x", "distill@a-y")
     assert stages["distill@a-x"].alone
     assert stages["distill@a-x"].plain == ("metrics/a-x.json",)
-    assert [stage.name for stage in graph(reproduced, ["teach"])] == ["fetch@a", "teach@a"]
+    assert [stage.name for stage in graph(tree, ["teach"])] == ["fetch@a", "teach@a"]
     with pytest.raises(StageError, match="no stage tech; known are cache, cache@a-0, cache@a-1, distill, distill@a-x"):
-        graph(reproduced, ["tech"])
+        graph(tree, ["tech"])
 
 
+@pytest.mark.slow
 def test_table_and_progress_are_artifacts(reproduced: Path) -> None:
     with get_client(sync_client=True) as client:
         made = client.request("POST", "/artifacts/filter", json={}).json()
@@ -154,6 +161,7 @@ def test_table_and_progress_are_artifacts(reproduced: Path) -> None:
     assert [(one["description"], one["data"]) for one in made if one["type"] == "progress"] == [("teaching", 100)]
 
 
+@pytest.mark.slow
 def test_other_parameters_are_an_experiment_and_nothing_here_changes(reproduced: Path) -> None:
     (reproduced / "ran.log").unlink()
     repro(methods=["x", "z"], params=["rate=0.7"], experiment="other")
@@ -168,12 +176,14 @@ def test_other_parameters_are_an_experiment_and_nothing_here_changes(reproduced:
         repro(experiment="no such/name")
 
 
+@pytest.mark.slow
 def test_a_sweep_is_an_experiment_per_point(reproduced: Path) -> None:
     before = scores()
     sweep(grid={"rate": [1, 2]}, methods=["x"], targets=["distill"])
     assert sorted(score for name, score in scores().items() if name not in before) == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_failed_experiment_is_kept_and_gone_on_with(reproduced: Path) -> None:
     state = repro(["distill"], params=["rate=13"], experiment="failing", return_state=True)
     assert state.is_failed()
@@ -183,6 +193,7 @@ def test_a_failed_experiment_is_kept_and_gone_on_with(reproduced: Path) -> None:
     assert scores()["failing"] == 3
 
 
+@pytest.mark.slow
 def test_a_refresh_makes_teachers_only_of_new_data(reproduced: Path) -> None:
     ran = reproduced / "ran.log"
     ran.write_text("")
@@ -227,6 +238,7 @@ def test_without_its_package_dask_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         clones.task_runner("dask", 2, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dying", [False, True], ids=["whole", "a worker dies"])
 def test_two_clones_with_a_remote_make_what_one_machine_makes(reproduced: Path, tmp_path: Path, dying: bool) -> None:
     one, home = tmp_path / "one", tmp_path / "home"

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -140,7 +139,7 @@ def test_a_killed_stage_resumes_and_ends_bit_identical(
 
 @pytest.mark.slow
 def test_the_graph_runs_as_a_prefect_flow(shell: Shell, reproduced: str, tmp_path: Path) -> None:
-    done = shell(sys.executable, "-m", "pipelines.flow", PREFECT_HOME=str(tmp_path))
+    done = shell("python", "-m", "pipelines.flow", PREFECT_HOME=str(tmp_path))
     said = done.stdout + done.stderr
     assert not ran(said)
     assert "nothing has changed" in said
@@ -154,7 +153,7 @@ def test_a_failed_stage_fails_the_flow_and_other_branches_finish(
     text = (clone / "params.yaml").read_text()
     (clone / "params.yaml").write_text(re.sub(r"(  kd: *\n? *\{?\s*temperature:) *[\d.]+", r"\1 hot", text, count=1))
     try:
-        done = shell(sys.executable, "-m", "pipelines.flow", ok=False, PREFECT_HOME=str(tmp_path))
+        done = shell("python", "-m", "pipelines.flow", ok=False, PREFECT_HOME=str(tmp_path))
     finally:
         (clone / "params.yaml").write_text(text)
         shell("dvc", "checkout", "--force")
@@ -165,16 +164,14 @@ def test_a_failed_stage_fails_the_flow_and_other_branches_finish(
 
 def test_a_student_answers_new_text(shell: Shell, clone: Path, reproduced: str) -> None:
     folder, texts = "data/students/sst2/refbert/1", ("the film was great", "the plot is awful")
-    said = [
-        json.loads(line) for line in shell(sys.executable, "-m", "commands.predict", folder, *texts).stdout.splitlines()
-    ]
+    said = [json.loads(line) for line in shell("python", "-m", "commands.predict", folder, *texts).stdout.splitlines()]
     assert [line["text"] for line in said] == list(texts)
     assert all(line["label"] in ("negative", "positive") and 0.5 <= line["probability"] <= 1 for line in said)
 
 
 def test_the_cache_verifies_itself(shell: Shell, clone: Path, reproduced: str) -> None:
     folders = [f"data/{name}/sst2" for name in ("prepared", "transfer", "teachers")]
-    said = shell(sys.executable, "-m", "stages.cache", "sst2", "1", *folders, "data/cache/sst2/2/1", "--verify").stdout
+    said = shell("python", "-m", "stages.cache", "sst2", "1", *folders, "data/cache/sst2/2/1", "--verify").stdout
     assert re.search(r"the teacher predicted 0 of \d+ training", said)
     assert re.search(r"hidden.2 +\d", said)
 
@@ -196,9 +193,7 @@ def test_tags_go_through_every_stage(shell: Shell, clone: Path, reproduced: str)
         table = (clone / "docs" / "results.md").read_text()
         assert "| student | en | de | fr | nl | pt |" in table
         assert "| xtremedistil |" in table
-        answer = shell(
-            sys.executable, "-m", "commands.predict", "data/students/wikiann/xtremedistil/1", "the cat runs", "a"
-        )
+        answer = shell("python", "-m", "commands.predict", "data/students/wikiann/xtremedistil/1", "the cat runs", "a")
         answers = [json.loads(line) for line in answer.stdout.splitlines()]
         assert [[word for word, _ in line["tags"]] for line in answers] == [["the", "cat", "runs"], ["a"]]
     finally:
@@ -208,7 +203,7 @@ def test_tags_go_through_every_stage(shell: Shell, clone: Path, reproduced: str)
 
 
 def test_a_stage_explains_itself(shell: Shell) -> None:
-    assert "Train a student of the task" in shell(sys.executable, "-m", "stages.distill", "--help").stdout
-    refused = shell(sys.executable, "-m", "stages.fetch", "snli", "out", ok=False)
+    assert "Train a student of the task" in shell("python", "-m", "stages.distill", "--help").stdout
+    refused = shell("python", "-m", "stages.fetch", "snli", "out", ok=False)
     assert refused.stderr.startswith("fetch: no task `snli` in params.yaml; known are")
     assert "Traceback" not in refused.stderr

@@ -177,6 +177,7 @@ def test_a_server_that_never_answers_holds_a_stage_up_for_some_seconds(
     assert time.monotonic() - began < 6  # asked when the stage began and when it ended, and seldom between
 
 
+@pytest.mark.slow
 def test_a_server_killed_while_a_stage_runs_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Path
 ) -> None:

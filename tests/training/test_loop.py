@@ -60,24 +60,21 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(checkpoint, enco
     assert not same(runs[0][0], runs[2][0])
 
 
-@pytest.mark.parametrize("die_at", [2, 9, 12, 27])
-def test_a_killed_run_ends_as_if_it_had_not_been(checkpoint, encoded, validation, recorder, die_at: int) -> None:  # type: ignore[no-untyped-def]
+def test_a_killed_run_ends_as_if_it_had_not_been(checkpoint, encoded, validation, recorder) -> None:  # type: ignore[no-untyped-def]
     whole, fitted = train(checkpoint, encoded, validation, recorder)
     history = curve(recorder)
-    recorder.history.unlink()
-    with pytest.raises(Killed):
-        train(checkpoint, encoded, validation, recorder, die_at=die_at, every=0, scratch="killed")
-    resumed, again = train(
-        checkpoint, encoded, validation, recorder, die_at=fitted.steps - die_at + 3, scratch="killed"
-    )
-    assert same(whole, resumed)
-    assert again == fitted
-    assert curve(recorder) == history
-    done, third = train(
-        checkpoint, encoded, validation, recorder, die_at=1, scratch="killed"
-    )  # a finished phase is not run
-    assert same(done, whole)
-    assert third == fitted
+    for die_at in (2, 9, 12, 27):
+        recorder.history.unlink()
+        again = {"scratch": f"killed-{die_at}"}
+        with pytest.raises(Killed):
+            train(checkpoint, encoded, validation, recorder, die_at=die_at, every=0, **again)
+        resumed, second = train(checkpoint, encoded, validation, recorder, die_at=fitted.steps - die_at + 3, **again)
+        assert same(whole, resumed)
+        assert second == fitted
+        assert curve(recorder) == history
+        done, third = train(checkpoint, encoded, validation, recorder, die_at=1, **again)  # a finished phase is not run
+        assert same(done, whole)
+        assert third == fitted
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "rubbish"])
