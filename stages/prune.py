@@ -13,6 +13,7 @@ def prune(
     chain_name: str,
     seed: int,
     prepared: Path,
+    transfer: Path,
     cache: Path,
     references: Path,
     teacher: Path,
@@ -20,19 +21,19 @@ def prune(
     start: Path,
     out: Path,
 ) -> None:
-    """Prune the student in START by the settings of the chain CHAIN_NAME: with the rows in PREPARED, the CACHE of the TEACHER's
-    outputs and their REFERENCES, make a smaller student of the task TASK_NAME in the folder OUT. CHECKPOINT is what all
-    students start from."""
+    """Prune the student in START by the settings of the chain CHAIN_NAME: with the rows in PREPARED and TRANSFER, the CACHE of the
+    TEACHER's outputs on them and their REFERENCES, make a smaller student of the task TASK_NAME in the folder OUT. CHECKPOINT is
+    what all students start from."""
     settings = config.section(f"settings.{chain_name}", ChainConfig)
     run_method(
         "prune",
         task_name,
         chain_name,
         seed,
-        Folders(prepared, cache, references, teacher, checkpoint),
+        Folders(prepared, cache, references, teacher, checkpoint, transfer if settings.transfer else None),
         out,
         settings,
-        columns=lambda layer_map: chain_columns(start, layer_map),
+        columns=lambda layer_map: chain_columns(start, layer_map, settings),
         compress=lambda context: prune_further(context, start, settings),
         hashes={"start": files.weights_hash(start)[:12]},
     )

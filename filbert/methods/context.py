@@ -1,5 +1,6 @@
 """What a method is given: the task's rows, the teacher's cached targets, fresh students, losses, and the training loop."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from filbert.tracking.run_recorder import RunRecorder
 from filbert.training import losses
 from filbert.training.layerwise import LayerMap
 from filbert.training.loop import TrainingConfig, TrainingResult, fit, mean_loss, validate
+from filbert.training.optimizer import Moments
 from filbert.training.resume import weights_digest
 
 Loss = Callable[[Batch], Tensor]  # a batch on the device -> a scalar
@@ -69,9 +71,12 @@ class MethodContext:
         seed_everything(self.seed)
         return checkpoints.new_student(self.teacher, self.task, checkpoints.StudentConfig(tuple(layers)))
 
-    def with_transfer(self) -> "MethodContext":
-        """The same context with the transfer rows, which have no labels, appended to the training rows."""
-        return replace(self, train=concatenate(self.train, self.transfer), transfer=self.transfer.select(np.arange(0)))
+    def with_transfer(self, labelled: float = 0.0) -> "MethodContext":
+        """The same context with the transfer rows, which have no labels, appended to the training rows; these are repeated until
+        they are at least the share `labelled`, below 1, of all."""
+        times = max(1, math.ceil(len(self.transfer) * labelled / (1 - labelled) / len(self.train)))
+        rows = concatenate(*[self.train] * times, self.transfer)
+        return replace(self, train=rows, transfer=self.transfer.select(np.arange(0)))
 
     def with_targets(self, columns: Sequence[str], *more: TargetSource) -> TokenizedDataset:
         """The training rows, whose batches carry these columns of the teacher's cache (and other targets)."""
@@ -146,6 +151,7 @@ class MethodContext:
         extra_modules: nn.Module | None = None,
         validation: TokenizedDataset | None = None,
         step_range: tuple[int, int] | None = None,
+        moments: Moments | None = None,
         scores: Callable[[], dict[str, float]] | None = None,
     ) -> TrainingResult:
         """Train a student for one phase and keep the weights with the best validation score.
@@ -154,11 +160,13 @@ class MethodContext:
             extra_modules: trained and resumed with the student.
             validation: the validation rows where they must carry targets (references, say).
             step_range: only these steps of the phase, first to before last.
+            moments: AdamW's state to begin with, by the student's parameters.
             scores: what chooses the best weights instead of the validation score.
         """
         scored = validation or self.validation
         model = student if extra_modules is None else nn.ModuleDict({"student": student, "extra": extra_modules})
-        return fit(
+        prefix = "" if extra_modules is None else "student."
+        fitted = fit(
             model,
             loss,
             rows,
@@ -170,4 +178,6 @@ class MethodContext:
             scratch=self.scratch,
             recorder=self.recorder,
             step_range=step_range,
+            moments={prefix + name: state for name, state in (moments or {}).items()},
         )
+        return replace(fitted, moments={n.removeprefix(prefix): state for n, state in fitted.moments.items()})

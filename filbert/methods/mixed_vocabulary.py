@@ -8,7 +8,9 @@ student is a plain BERT with its own WordPiece tokenizer, for any task: a `start
 
 Structure verified; our reconstruction: p = 0.5, the tied output E_S P + b, special tokens drawn from either vocabulary, whole
 words masked, no next-sentence prediction. Ours: small embeddings, or embeddings and body, may start from the checkpoint
-(`start: svd`, `subclone`), where the paper's start at random. Without stage I, or with p = 0 or 1, it is one of the baselines.
+(`start: svd`, `subclone`), where the paper's start at random; and where the checkpoint has no head for masked words, one is
+trained first on its frozen body (`head`), or stage I had nothing to pass on. Without stage I, or with p = 0 or 1, it is one of
+the baselines.
 """
 
 from collections.abc import Callable
@@ -41,8 +43,9 @@ from filbert.text.vocabulary import new_vocabulary, translate_embeddings, vocabu
 from filbert.tracking.run_recorder import RunRecorder
 from filbert.training.loop import TrainingConfig, fit, mean_loss
 
-HELD_OUT = 100  # one text in so many measures the masked-language-model loss
-RANKING_BLOCKS = 32  # blocks that rank the checkpoint's units for subcloning
+HELD_OUT = 100  # one text in so many measures the masked-language-model loss,
+HELD_OUT_BLOCKS = 256  # by its first blocks: some 5,000 masked tokens
+RANKING_BLOCKS = 32  # at most so many blocks rank the checkpoint's units for subcloning
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class PretrainConfig:
     ]  # the paper's; embeddings as an SVD of the checkpoint's; or embeddings and body as a
     # part of the checkpoint (models/subcloning.py)
     student_vocab_probability: Fraction  # p: of tokenising a word by the student's vocabulary in stage I
+    head: TrainingConfig | None  # the checkpoint's masked-language-model head, its body frozen; none: it has one
     align: TrainingConfig | None  # stage I; or none
     freeze_embeddings: bool  # whether stage II keeps the embeddings as they are
     training: TrainingConfig  # stage II
@@ -94,6 +98,13 @@ class MixedVocabularyModel(nn.Module):
             self.small.weight.copy_(small)
             self.up.weight.copy_(back[:-1].T)
             self.up.bias.copy_(back[-1])
+
+    def start_bias(self, teacher: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Initialise the small vocabulary's output bias [V_S] as that which the teacher's head has for the same tokens."""
+        model: Any = self.teacher
+        bias = model.cls.predictions.bias.detach().cpu()
+        with torch.no_grad():
+            self.bias.copy_(translate_embeddings(tokenizer, teacher, bias[:, None])[:, 0])
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The last states [B, T, D] of ids and mask [B, T]."""
@@ -130,20 +141,25 @@ def pretrain(
     tokenizer = new_vocabulary(train, config.vocabulary_size, teacher, config.block_length)
     recorder.metrics({"vocabulary": {"tokens": len(tokenizer), "in_teachers": vocabulary_overlap(tokenizer, teacher)}})
     ours, theirs = WordTokens(corpus.words, tokenizer), WordTokens(corpus.words, teacher)
-    own, own_held = (pack_blocks(texts, [ours], 0.0, config.block_length, seed) for texts in (train, judge))
+
+    def blocks(texts: Corpus, *vocabularies: WordTokens) -> TokenizedDataset:
+        return pack_blocks(texts, [*vocabularies], config.student_vocab_probability, config.block_length, seed)
+
+    own, own_held = blocks(train, ours), _first(blocks(judge, ours))
     mixed, part = None, None
     if config.align or config.start != "random":
         seed_everything(seed)
-        sample = pack_blocks(train.select(_held_out(train)), [theirs], 0.0, config.block_length, seed)
-        mixed, part = new_mixed(
-            checkpoint, teacher, tokenizer, config, sample.batch(np.arange(len(sample))[:RANKING_BLOCKS])
-        )
+        whole = blocks(train, theirs)
+        sample = whole.batch(np.arange(len(whole))[:: len(whole) // RANKING_BLOCKS + 1])
+        mixed, part = new_mixed(checkpoint, teacher, tokenizer, config, sample)
+        if config.head and (config.align or part):
+            masked = MaskedLanguageModel(mixed.teacher, teacher, device)
+            steps = _per_block(config.head, own, whole)
+            masked.train_head(whole, steps, seed, scratch, recorder, "head", frozen_body=True)
+            mixed.start_bias(teacher, tokenizer)
     if mixed and config.align:
-        rows, held = (
-            pack_blocks(texts, [theirs, ours], config.student_vocab_probability, config.block_length, seed)
-            for texts in (train, judge)
-        )
-        steps = replace(config.align, epochs=config.align.epochs * len(own) / len(rows))
+        rows, held = blocks(train, theirs, ours), _first(blocks(judge, theirs, ours))
+        steps = _per_block(config.align, own, rows)
         _fit(mixed, mixed.loss, rows, held, steps, "align", seed, device, scratch, recorder)
     seed_everything(seed)
     student = new_student(tokenizer, config.shape, mixed, part)
@@ -151,6 +167,15 @@ def pretrain(
     masked = MaskedLanguageModel(student, tokenizer, device)
     _fit(student, masked.loss, own, own_held, config.training, "pretrain", seed, device, scratch, recorder)
     return student, tokenizer
+
+
+def _first(rows: TokenizedDataset) -> TokenizedDataset:
+    return rows.select(np.arange(min(len(rows), HELD_OUT_BLOCKS)))
+
+
+def _per_block(config: TrainingConfig, own: TokenizedDataset, rows: TokenizedDataset) -> TrainingConfig:
+    """A phase on `rows` whose epochs are counted in the blocks of the student's vocabulary."""
+    return replace(config, epochs=config.epochs * len(own) / len(rows))
 
 
 def _held_out(corpus: Corpus) -> np.ndarray:

@@ -6,9 +6,11 @@ projection, of a neuron the sum over its row and its column. The embedding is fa
 removed from the top. Nothing is masked: pruned weights are removed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,7 @@ from filbert.models.checkpoints import Student
 from filbert.models.svd import low_rank_factors
 from filbert.runtime import distributed
 
+LAYER, WORDS = "bert.encoder.layer.", "bert.embeddings.word_"
 OUTPUT, UP, DOWN = "attention.output.dense.weight", "intermediate.dense.weight", "output.dense.weight"
 
 
@@ -44,7 +47,8 @@ class KeptUnits:
 class ImportanceRecorder(nn.Module):
     """Accumulates Σ |g| of a model's weights over backward passes, in buffers; the mean differs by a constant factor."""
 
-    def __init__(self, model: FilbertForSequenceClassification):
+    def __init__(self, model: FilbertForSequenceClassification, sums: Mapping[str, Tensor] | None = None):
+        """Begin at `sums`, by the names of the weights; none: at zero."""
         super().__init__()
         self.model = (model,)  # in a tuple it is no submodule: its weights are not this module's
         self.hooks = []
@@ -52,7 +56,8 @@ class ImportanceRecorder(nn.Module):
             for part in (OUTPUT, UP, DOWN):
                 weight = layer.get_parameter(part)
                 name = _buffer_name(number, part)
-                self.register_buffer(name, torch.zeros_like(weight))
+                begin = (sums or {}).get(f"{LAYER}{number}.{part}")
+                self.register_buffer(name, torch.zeros_like(weight) if begin is None else begin.clone())
                 self.hooks.append(weight.register_post_accumulate_grad_hook(self._accumulate(name)))
 
     def __enter__(self) -> "ImportanceRecorder":
@@ -68,6 +73,14 @@ class ImportanceRecorder(nn.Module):
                 self.get_buffer(name).add_(weight.grad.abs())
 
         return add
+
+    def sums(self) -> dict[str, Tensor]:
+        """The sums so far, by the names of the weights."""
+        return {
+            f"{LAYER}{number}.{part}": self.get_buffer(_buffer_name(number, part))
+            for number in range(len(self.model[0].bert.encoder.layer))
+            for part in (OUTPUT, UP, DOWN)
+        }
 
     def scores(self) -> list[UnitScores]:
         """The importance of every head and neuron, layer by layer, at the present weights."""
@@ -117,17 +130,43 @@ def prune(model: Student, kept: Sequence[KeptUnits], rank: int = 0) -> Student:
         "layer_intermediate": [len(layer.neurons) for layer in kept],
         "embedding_size": rank or config.embedding_size,
     }
-    weights = dict(_factorised_embedding(model, rank))
-    for name, value in model.state_dict().items():
-        if name.startswith("bert.encoder.layer."):
-            number, part = name.removeprefix("bert.encoder.layer.").split(".", 1)
-            if int(number) < len(kept):
-                weights[name] = slice_parameter(value, part, kept[int(number)], config.head_size)
-        else:
-            weights.setdefault(name, value)
     smaller = type(model)(type(config)(**fields))  # type: ignore[arg-type]
-    smaller.load_state_dict(weights)
-    return smaller.to(value.device)
+    smaller.load_state_dict(
+        slice_weights(model.state_dict(), kept, config.head_size) | _factorised_embedding(model, rank)
+    )
+    return smaller.to(next(model.parameters()).device)
+
+
+def slice_weights(weights: Mapping[str, Tensor], kept: Sequence[KeptUnits], size: int) -> dict[str, Tensor]:
+    """Tensors by a model's names, with the kept layers, heads (of `size` columns) and neurons only."""
+    sliced = {}
+    for name, value in weights.items():
+        number, part = name.removeprefix(LAYER).split(".", 1)
+        if not name.startswith(LAYER):
+            sliced[name] = value
+        elif int(number) < len(kept):  # a scalar is an optimiser's count of steps
+            sliced[name] = slice_parameter(value, part, kept[int(number)], size) if value.dim() else value
+    return sliced
+
+
+def slice_moments(
+    moments: Mapping[str, Mapping[str, Tensor]], kept: Sequence[KeptUnits], size: int, rank: int
+) -> dict[str, dict[str, Tensor]]:
+    """An optimiser's state, by a model's names, for the model that `prune` makes; the state of an embedding that is only now
+    factorised is left out."""
+    sliced: dict[str, dict[str, Tensor]] = {}
+    for key in {key: None for state in moments.values() for key in state}:
+        tensors = {name: state[key] for name, state in moments.items()}
+        for name, value in slice_weights(tensors, kept, size).items():
+            sliced.setdefault(name, {})[key] = value
+    factors = [f"{WORDS}embeddings.weight", f"{WORDS}projection.weight"]
+    for name in factors if rank and factors[1] in sliced else ():
+        sliced[name] = {
+            key: value[:, :rank].contiguous() if value.dim() else value for key, value in sliced[name].items()
+        }
+    if rank and factors[1] not in sliced:
+        sliced.pop(factors[0], None)
+    return sliced
 
 
 def slice_parameter(value: Tensor, part: str, kept: KeptUnits, size: int) -> Tensor:
@@ -153,22 +192,39 @@ def _factorised_embedding(model: FilbertForSequenceClassification, rank: int) ->
     an embedding that is factorised already is truncated without another decomposition."""
     if not rank:
         return {}
-    prefix = "bert.embeddings.word_"
     weights = model.state_dict()
-    table = weights[f"{prefix}embeddings.weight"]
+    table = weights[f"{WORDS}embeddings.weight"]
     if model.config.embedding_size:
-        projection = weights[f"{prefix}projection.weight"]  # [D, rank]
+        projection = weights[f"{WORDS}projection.weight"]  # [D, rank]
     else:
         table, projection = low_rank_factors(table, rank)
     return {
-        f"{prefix}embeddings.weight": table[:, :rank].contiguous(),
-        f"{prefix}projection.weight": projection[:, :rank].contiguous(),
+        f"{WORDS}embeddings.weight": table[:, :rank].contiguous(),
+        f"{WORDS}projection.weight": projection[:, :rank].contiguous(),
     }
 
 
 def interpolate(start: int, end: int, event: int, events: int) -> int:
     """A width after one of several pruning events that lead from `start` to `end` in equal steps."""
     return round(start + (end - start) * event / events)
+
+
+def event_steps(rounds: int, total: int, proportion: float, gather: int, phase: str) -> list[int]:
+    """0, and the step of each of `rounds` pruning events: the last at `proportion` of `total` steps, the first after `gather`, or
+    (0) as many as lie between two.
+
+    Raises:
+        PruningError: there are fewer steps than events, or none after the last event.
+    """
+    last = proportion * total
+    events = np.linspace(gather or last / rounds, last, rounds) if rounds else np.empty(0)
+    ends = [0, *events.round().astype(int).tolist()]
+    if any(end <= begin for begin, end in pairwise(ends)) or ends[-1] >= total:
+        raise PruningError(
+            f"{phase}: {rounds} pruning events do not fit in {proportion} of {total} steps, a step each and some after"
+            f"{f', the first after {gather}' if gather else ''}; raise `epochs` or change `proportion`"
+        )
+    return ends
 
 
 def _top_numbers(values: Tensor, count: int) -> Tensor:

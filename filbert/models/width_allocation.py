@@ -120,20 +120,21 @@ def check_target(target: TargetConfig, start: FilbertForSequenceClassification) 
             )
 
 
-def prune_towards(
+def widths_towards(
     target: TargetConfig, student: Student, scores: Sequence[UnitScores], event: int, events: int, start: Student,
     rows: TokenizedDataset, device: torch.device,
-) -> Student:  # fmt: skip
-    """The student after one of several pruning events that lead from the widths of `start` to those of the target."""
+) -> tuple[list[KeptUnits], int]:  # fmt: skip
+    """What `prune` leaves of the student at one of several events that lead from the widths of `start` to those of the target:
+    the kept units, and the rank of the word embedding."""
     shape, rank = start.config, 0
     if target.rank:
         rank = interpolate(shape.embedding_size or shape.hidden_size, target.rank, event, events)
     if target.heads and target.intermediate:
         heads = interpolate(max(shape.layer_heads), target.heads, event, events)
         neurons = interpolate(max(shape.layer_intermediate), target.intermediate, event, events)
-        return prune(student, top_k(scores, heads, neurons), rank)
+        return top_k(scores, heads, neurons), rank
     kind = "parameters" if target.parameters else "multiply_adds"
     count = cost_counter(kind, representative_batch(rows, 1).to(device))
     budget = interpolate(count(start), getattr(target, kind), event, events)
-    student = prune(student, keep_all(student), rank)  # what is left of the budget depends on the rank
-    return prune(student, allocate_budget(student, scores, count, budget))
+    factorised = prune(student, keep_all(student), rank)  # what is left of the budget depends on the rank
+    return allocate_budget(factorised, scores, count, budget), rank

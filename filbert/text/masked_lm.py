@@ -140,13 +140,18 @@ class MaskedLanguageModel:
         return F.cross_entropy(self._logits(replace(batch, ids=ids), at).float(), batch.ids[at])
 
     def train_head(
-        self, rows: TokenizedDataset, config: TrainingConfig, seed: int, scratch: Path, recorder: RunRecorder
-    ) -> None:
-        """Train the whole model on rows of text, for a head that is newly initialised."""
+        self, rows: TokenizedDataset, config: TrainingConfig, seed: int, scratch: Path, recorder: RunRecorder,
+        phase: str = "masked", frozen_body: bool = False,
+    ) -> None:  # fmt: skip
+        """Train a newly initialised head on rows of text: with the whole model, or alone on a body that stays as it is."""
+        body = self.model.base_model.requires_grad_(
+            not frozen_body
+        )  # with its embeddings, which the head's output is tied to
         fit(
-            self.model, self.loss, rows, dict, replace(config, validations=0), phase="masked", seed=seed, device=self.device,
+            self.model, self.loss, rows, dict, replace(config, validations=0), phase=phase, seed=seed, device=self.device,
             scratch=scratch, recorder=recorder,
         )  # fmt: skip
+        body.requires_grad_(True)
         self.model.eval()
 
 

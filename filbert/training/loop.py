@@ -28,7 +28,7 @@ from filbert.runtime.config import Fraction, NonNegative, NonNegativeInt, Positi
 from filbert.runtime.device import autocast
 from filbert.runtime.files import IS_MAIN_PROCESS, RANK
 from filbert.tracking.run_recorder import RunRecorder
-from filbert.training.optimizer import RowAdamW, clip_gradients, sparse_embeddings
+from filbert.training.optimizer import Moments, RowAdamW, clip_gradients, moments_of, set_moments, sparse_embeddings
 from filbert.training.resume import TrainingState, training_fingerprint
 
 CHECKPOINT_SECONDS = float(os.environ.get("FILBERT_CHECKPOINT_SECONDS", "60"))
@@ -67,6 +67,7 @@ class TrainingResult:
     best: float
     best_step: int
     steps: int
+    moments: Moments  # AdamW's, after the last step
 
 
 def fit(
@@ -82,6 +83,7 @@ def fit(
     scratch: Path,
     recorder: RunRecorder,
     step_range: tuple[int, int] | None = None,
+    moments: Moments | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> TrainingResult:
     """Train the parameters of `model` that require a gradient on `loss`; keep the weights with the best `score`.
@@ -91,7 +93,8 @@ def fit(
         validate: scores of the present weights on held-out rows; best is the highest `score` or, without one, the lowest `loss`.
         phase: the name under which this phase is recorded and resumed.
         step_range: only these steps, the first to before the second, of all that `config` asks for, with their rows and learning
-            rates: a model that is pruned while it trains continues with a new optimiser on the remaining rows.
+            rates: a model that is pruned while it trains continues on the remaining rows.
+        moments: AdamW's state to begin with, by parameter; none: a new optimiser.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -104,6 +107,7 @@ def fit(
     model.to(device).train()
     distributed.broadcast_weights(model)
     optimizer = new_optimizer(model, config)
+    set_moments(model, optimizer, moments or {})
     fingerprint = training_fingerprint(model, rows, (config, step_range), seed, recorder.provenance)
     state = TrainingState(model, optimizer, scratch / f"{phase}-{begin}.safetensors", fingerprint, begin)
     state.resume()
@@ -141,10 +145,10 @@ def fit(
         if state.best_weights:
             recorder.log(phase, state.step, {"best": state.best, "best_step": state.best_step})
         if IS_MAIN_PROCESS:
-            state.save(optimizer_state=False)
+            state.save(optimizer_state=end < total)  # a later range may go on with it
     if state.best_weights:
         state.restore_best()
-    return TrainingResult(state.best, state.best_step, state.step)
+    return TrainingResult(state.best, state.best_step, state.step, moments_of(model, optimizer))
 
 
 def validate(model: nn.Module, task: Task, rows: TokenizedDataset, device: torch.device) -> dict[str, float]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 LARGE = 1_000_000  # parameters from which an embedding table is updated by rows
+Moments = dict[str, dict[str, Tensor]]  # by parameter AdamW's state: step, exp_avg, exp_avg_sq
 
 
 class RowAdamW(torch.optim.AdamW):
@@ -46,6 +47,18 @@ class RowAdamW(torch.optim.AdamW):
         denominator = (second.sqrt() / (1 - beta2**step) ** 0.5).add_(group["eps"])
         decayed = parameter[rows] * (1 - rate * group["weight_decay"])
         parameter[rows] = decayed.addcdiv_(first, denominator, value=-rate / (1 - beta1**step))
+
+
+def moments_of(model: nn.Module, optimizer: torch.optim.AdamW) -> Moments:
+    """AdamW's state of the parameters of `model`, by their names."""
+    return {name: dict(optimizer.state[p]) for name, p in model.named_parameters() if p in optimizer.state}
+
+
+def set_moments(model: nn.Module, optimizer: torch.optim.AdamW, moments: Moments) -> None:
+    """Let the optimiser go on with `moments`; parameters that they lack begin anew."""
+    for name, parameter in model.named_parameters():
+        if name in moments and parameter.requires_grad:
+            optimizer.state[parameter] = {key: value.clone() for key, value in moments[name].items()}
 
 
 def clip_gradients(parameters: list[nn.Parameter], largest: float) -> None:

@@ -32,7 +32,7 @@ from filbert.tracking.run_recorder import RunRecorder
 from filbert.training.loop import TrainingConfig
 
 FIT = TrainingConfig(8, 8, 5e-3, 0.1, "linear", 0.0, 1.0, validations=2, patience=9)
-CONFIG = PretrainConfig(60, 16, ShapeConfig(1, 8, 2, 16), "random", 0.5, FIT, False, FIT)
+CONFIG = PretrainConfig(60, 16, ShapeConfig(1, 8, 2, 16), "random", 0.5, None, FIT, False, FIT)
 SHORT = replace(FIT, epochs=0.5, validations=1)
 
 
@@ -254,6 +254,37 @@ def test_the_baselines_differ_in_what_they_start_from(
         words, checkpoint, tiny_tokenizer(), frozen, 0, CPU, tmp_path / "frozen", recorder
     )
     assert torch.allclose(made.get_input_embeddings().weight, mixed, atol=1e-6)
+
+
+def test_the_head_is_trained_before_stage_one_on_a_frozen_body(
+    words: corpus.Corpus, tmp_path: Path, recorder: RunRecorder, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stage I begins with the checkpoint's body, a head that knows it, and the output bias of both vocabularies."""
+    begun: dict[str, float] = {}
+    seen: list[MixedVocabularyModel] = []
+
+    def fit(model: torch.nn.Module, loss: object, rows: object, held: batches.TokenizedDataset, *rest: object) -> None:
+        if isinstance(model, MixedVocabularyModel):
+            seen.append(model)
+            with torch.inference_mode():
+                begun[str(len(seen))] = float(model.eval().loss(held.batch(np.arange(len(held)))))
+
+    monkeypatch.setattr(mixed_vocabulary, "_fit", fit)
+    for config in (CONFIG, replace(CONFIG, head=FIT)):
+        mixed_vocabulary.pretrain(words, checkpoint, tiny_tokenizer(), config, 0, CPU, tmp_path / "s", recorder)
+    fresh, trained = seen
+    assert begun["2"] < begun["1"] - 0.2
+    body = trained.teacher.base_model.state_dict()
+    assert all(torch.equal(value, body[name]) for name, value in fresh.teacher.base_model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in trained.teacher.parameters())
+    assert trained.bias.std() > 0
+
+
+def test_few_held_out_blocks_measure_the_loss(words: corpus.Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = pack_blocks(words, [WordTokens(words.words, tiny_tokenizer())], 0.0, 16, 0)
+    monkeypatch.setattr(mixed_vocabulary, "HELD_OUT_BLOCKS", 5)
+    assert len(mixed_vocabulary._first(rows)) == 5
+    assert len(mixed_vocabulary._first(rows.select(np.arange(3)))) == 3
 
 
 @pytest.mark.parametrize(("layers", "width", "millions"), [(12, 256, 10.94), (6, 256, 6.20), (12, 128, 3.09)])

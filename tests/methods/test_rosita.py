@@ -3,11 +3,12 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny import load_without_filbert, student_logits, tiny_tokenizer
+from tiny import find_task, load_without_filbert, student_logits, tiny_tokenizer
 
 from filbert.cache.retrieval import ReferenceSettings
 from filbert.cache.shards import ShardFolder
@@ -15,7 +16,14 @@ from filbert.data import batches
 from filbert.evaluation.mutual_information import InformationConfig
 from filbert.methods import refbert, rosita, theseus
 from filbert.methods.context import MethodContext
-from filbert.methods.rosita import ChainConfig, Config, IterativeConfig, followed_states, prune_further
+from filbert.methods.rosita import (
+    ChainConfig,
+    Config,
+    IterativeConfig,
+    PredictionConfig,
+    followed_states,
+    prune_further,
+)
 from filbert.models import checkpoints, pruning, size, width_allocation
 from filbert.models.bert import FilbertConfig, FilbertForSequenceClassification
 from filbert.models.pruning import ImportanceRecorder, KeptUnits, PruningError, UnitScores, keep_all, prune
@@ -28,7 +36,8 @@ from filbert.training.loop import TrainingConfig
 
 FIT = TrainingConfig(1, 8, 1e-3, 0.0, "none", 0.0, 1.0, validations=1, patience=1)
 TARGET = TargetConfig(layers=1, rank=4, heads=2, intermediate=8, parameters=None, multiply_adds=None)
-PRUNING = IterativeConfig(0.5, None, FIT)
+PRUNING = IterativeConfig(0.5, None, 0, False, FIT)
+PREDICTION = PredictionConfig("former", 1.0, 1.0, "label")
 
 
 def answers(model: torch.nn.Module, context: MethodContext) -> torch.Tensor:
@@ -122,21 +131,114 @@ def test_a_budget_is_kept_and_spent_where_it_matters(context: MethodContext, kin
         width_allocation.allocate_budget(model, scores, count, least - 1)
 
 
+def test_moments_and_importance_are_those_of_the_weights_that_are_kept(context: MethodContext) -> None:
+    """Adam's moments stand in the places of the weights: cut like a model whose weights they are."""
+    model = context.cut_from_teacher([0, 1])
+    factorised = prune(model, keep_all(model, 2), rank=12)
+    state = {name: torch.rand_like(value) for name, value in factorised.named_parameters()}
+    kept = [KeptUnits(torch.tensor([1, 3]), torch.tensor([0, 5, 9]))]
+    moments = {name: {"step": torch.tensor(7.0), "exp_avg": value} for name, value in state.items()}
+    found = pruning.slice_moments(moments, kept, 4, rank=6)
+    factorised.load_state_dict(state)
+    wanted = dict(prune(factorised, kept, rank=6).named_parameters())
+    assert set(found) == set(wanted)
+    assert all(
+        torch.equal(found[name]["exp_avg"], value) and found[name]["step"] == 7 for name, value in wanted.items()
+    )
+    whole = {name: {"exp_avg": torch.rand_like(value)} for name, value in model.named_parameters()}
+    assert "bert.embeddings.word_embeddings.weight" not in pruning.slice_moments(whole, kept, 4, rank=6)
+    with ImportanceRecorder(model, {f"{pruning.LAYER}0.{pruning.UP}": torch.ones(32, 16)}) as importance:
+        assert (
+            pruning.slice_weights(importance.sums(), kept, 4)[f"{pruning.LAYER}0.{pruning.UP}"].tolist()
+            == [[1] * 16] * 3
+        )
+
+
+def test_a_round_goes_on_with_the_moments_of_the_round_before(
+    context: MethodContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[dict] = []
+    fit = loop.fit
+
+    def recorded(*given: Any, **named: Any) -> loop.TrainingResult:
+        begun.append(named["moments"])
+        return fit(*given, **named)
+
+    monkeypatch.setattr("filbert.methods.context.fit", recorded)
+    rosita.compress(context, replace(OURS, setting=3, final=None, recovery=None))
+    counts = [{float(state["step"]) for name, state in moments.items() if ".encoder." in name} for moments in begun]
+    assert counts == [set(), {2.0}, {4.0}, {6.0}]
+    begun.clear()
+    rosita.compress(
+        context, replace(OURS, setting=3, final=None, recovery=None, width=replace(OURS.width, carry=False))
+    )
+    assert begun == [{}, {}, {}, {}]
+
+
+def test_when_pruning_takes_place() -> None:
+    """The official code's events are equally spaced; the first may wait for the importance of more batches."""
+    assert pruning.event_steps(10, 420, 0.2, 0, "width") == [0, *(round(8.4 * i) for i in range(1, 11))]
+    assert pruning.event_steps(4, 420, 0.9, 200, "width") == [0, 200, 259, 319, 378]
+    assert pruning.event_steps(1, 420, 0.9, 200, "width") == [0, 200]
+    with pytest.raises(PruningError, match="the first after 400; raise `epochs`"):
+        pruning.event_steps(4, 420, 0.9, 400, "width")
+
+
+def test_the_final_shape_learns_the_first_teachers_logits_and_transfer_rows(
+    context: MethodContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, batches.TokenizedDataset] = {}
+    unlabelled = replace(context.train.select(np.arange(40)), label=np.full(40, -1))
+    given = replace(context, train=context.train.select(np.arange(16)), transfer=unlabelled)
+    fit = MethodContext.fit
+
+    def recorded(*given: Any, **named: Any) -> loop.TrainingResult:
+        seen[given[5]] = given[3]
+        return fit(*given, **named)
+
+    monkeypatch.setattr(MethodContext, "fit", recorded)
+    rosita.compress(given, replace(OURS, setting=3, width=replace(OURS.width, rounds=1, gather=1)))
+    assert {name: len(rows) for name, rows in seen.items()} == {"width": 16, "distill": 16, "recovery": 3 * 16 + 40}
+    assert (seen["recovery"].label >= 0).mean() >= 0.5
+    stored = context.with_targets(["logits"]).batch(np.arange(40)).targets["logits"]
+    for rows in (seen["width"].batch(np.arange(16)), seen["recovery"].batch(np.arange(16))):
+        assert torch.equal(rows.targets["logits"], stored[:16])
+    assert torch.equal(seen["recovery"].batch(np.arange(48, 88)).targets["logits"], stored)
+
+
+def test_a_regression_learns_labels_or_the_teachers_number(context: MethodContext) -> None:
+    stsb = replace(context, task=find_task("stsb"))
+    batch = replace(
+        context.train.batch(np.arange(4)),
+        label=torch.tensor([1.0, 2.0, 3.0, 4.0]),
+        targets={"logits": torch.zeros(4, 1)},
+    )
+    logits = torch.ones(4, 1)
+    loss = rosita._prediction
+    assert loss(stsb, logits, batch, PREDICTION) == pytest.approx((0 + 1 + 4 + 9) / 4)
+    assert loss(stsb, logits, batch, replace(PREDICTION, regression="teacher")) == pytest.approx(1.0)
+
+
 def test_the_states_that_fewer_layers_follow() -> None:
     assert followed_states(8, 12) == [f"hidden.{i}" for i in (0, 1, 3, 4, 6, 7, 9, 10, 12)]  # papers.md C.3
     assert followed_states(2, 2) == ["hidden.0", "hidden.1", "hidden.2"]
 
 
 CONFIG = Config(
-    4, True, False, TARGET, second_teacher=FIT, importance=FIT, final=FIT,
-    depth=replace(PRUNING, training=replace(FIT, epochs=2)), width=PRUNING,
+    4, True, None, PREDICTION, TARGET, second_teacher=FIT, importance=FIT, final=None,
+    depth=replace(PRUNING, training=replace(FIT, epochs=2)), width=PRUNING, recovery=None,
+)  # fmt: skip
+OURS = replace(
+    CONFIG, transfer="recovery", prediction=PredictionConfig("teacher", 2.0, 0.7, "label"), second_teacher=None,
+    depth=replace(CONFIG.depth, carry=True), width=IterativeConfig(0.7, 3, 2, True, FIT), final=FIT, recovery=FIT,
 )  # fmt: skip
 SETTINGS = {
     "setting 4": CONFIG,
+    "ours": OURS,
     "setting 3": replace(CONFIG, setting=3),
-    "setting 2": replace(CONFIG, setting=2),
-    "setting 1": replace(CONFIG, setting=1),
-    "labels alone": replace(CONFIG, setting=1, distill=False),
+    "setting 2": replace(CONFIG, setting=2, final=FIT),
+    "setting 1": replace(CONFIG, setting=1, final=FIT),
+    "labels alone": replace(CONFIG, setting=1, distill=False, final=FIT),
 }
 
 
@@ -204,7 +306,7 @@ def test_rounds_that_do_not_fit_are_refused(context: MethodContext) -> None:
 REFBERT = refbert.Config(
     "nearest", ReferenceSettings(2, "float16"), "reference", -1.0, 1.0, FIT, 1.0, 0.7, FIT, InformationConfig(64, 8, 2)
 )
-CHAIN = ChainConfig(replace(TARGET, layers=None), None, PRUNING)
+CHAIN = ChainConfig(None, PREDICTION, replace(TARGET, layers=None), None, PRUNING, None, None)
 
 
 @pytest.mark.parametrize("start", ["theseus", "refbert", "rosita"])
@@ -251,15 +353,16 @@ class Killed(BaseException):
     """The process dies here."""
 
 
-@pytest.mark.parametrize("method", ["rosita", "theseus"])
+@pytest.mark.parametrize("method", ["rosita", "carried", "theseus"])
 def test_a_killed_run_ends_as_if_it_had_not_been(
     context: MethodContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     config = {
         "rosita": CONFIG,
+        "carried": OURS,
         "theseus": theseus.Config("curriculum", 0.3, 0.5, "bottom", False, replace(FIT, epochs=5)),
     }[method]
-    compress = {"rosita": rosita, "theseus": theseus}[method].compress
+    compress = theseus.compress if method == "theseus" else rosita.compress
     whole = compress(context, config).state_dict()
     history = [(line["phase"], line["step"], line.get("loss")) for line in read_history(context.recorder.history)]
     step, done = loop._step, []

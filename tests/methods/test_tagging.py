@@ -39,8 +39,11 @@ XTREMEDISTIL = xtremedistil.Config(
     FIT,
     WeightsConfig(1, 1, 1),
 )
-PRUNING = rosita.IterativeConfig(0.5, None, FIT)
-ROSITA = rosita.Config(4, True, False, TargetConfig(1, 4, 2, 8, None, None), FIT, FIT, FIT, PRUNING, PRUNING)
+PRUNING = rosita.IterativeConfig(0.5, None, 0, True, FIT)
+PREDICTION = rosita.PredictionConfig("teacher", 2.0, 0.7, "label")
+ROSITA = rosita.Config(
+    4, True, None, PREDICTION, TargetConfig(1, 4, 2, 8, None, None), FIT, FIT, FIT, PRUNING, PRUNING, FIT
+)
 
 
 @pytest.fixture(scope="module")

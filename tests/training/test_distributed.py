@@ -46,7 +46,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path, prepared: splits.Prep
     params = yaml.load(ROOT / "params.yaml")
     fit = {"epochs": 2, "batch_size": 10, "learning_rate": 1e-3, "validations": 3}
     params["training"] |= fit
-    params["teacher"] = {"training": fit}
+    params["teacher"] = {"seeds": [0], "training": fit}
     params |= {"methods": ["kd"], "student": {"layers": [0]}}
     params["cache_columns"]["train"] = ["logits"]
     yaml.dump(params, tmp_path / "params.yaml")
