@@ -80,8 +80,8 @@ def write_tiny_params(folder: Path, checkpoint: Path, **more: object) -> None:
         "patience": 10,
     }
     params["settings"]["theseus_rosita"]["target"] |= {"rank": 4, "heads": 2, "intermediate": 8}
-    params["settings"]["theseus_rosita"]["width"] |= {"rounds": 2, "gather": 2}
-    params["settings"]["theseus_rosita"]["width"]["training"] |= {"batch_size": 8}
+    params["settings"]["theseus_rosita"]["width"] |= {"proportion": 0.5, "rounds": 2}
+    params["settings"]["theseus_rosita"]["width"]["training"]["epochs"] = 1
     for section in (params["latency"], params["export"]["latency"], params["baselines"]["latency"]):
         section |= {"warmup": 0, "rounds": 3}
     params["export"] |= {"variants": ["per_channel"], "check_alone": 5, "score_alone": 5}

@@ -134,7 +134,8 @@ def prune(model: Student, kept: Sequence[KeptUnits], rank: int = 0) -> Student:
     smaller.load_state_dict(
         slice_weights(model.state_dict(), kept, config.head_size) | _factorised_embedding(model, rank)
     )
-    return smaller.to(next(model.parameters()).device)
+    nn.Module.to(smaller, next(model.parameters()).device)
+    return smaller
 
 
 def slice_weights(weights: Mapping[str, Tensor], kept: Sequence[KeptUnits], size: int) -> dict[str, Tensor]:
@@ -210,19 +211,19 @@ def interpolate(start: int, end: int, event: int, events: int) -> int:
 
 
 def event_steps(rounds: int, total: int, proportion: float, gather: int, phase: str) -> list[int]:
-    """0, and the step of each of `rounds` pruning events: the last at `proportion` of `total` steps, the first after `gather`, or
-    (0) as many as lie between two.
+    """0, and the step of each of `rounds` pruning events: the last at `proportion` of `total` steps, the first after `gather` (in a
+    short phase two thirds of the way), or with 0 as many as lie between two.
 
     Raises:
         PruningError: there are fewer steps than events, or none after the last event.
     """
     last = proportion * total
-    events = np.linspace(gather or last / rounds, last, rounds) if rounds else np.empty(0)
+    events = np.linspace(min(gather, last * 2 / 3) or last / rounds, last, rounds) if rounds else np.empty(0)
     ends = [0, *events.round().astype(int).tolist()]
     if any(end <= begin for begin, end in pairwise(ends)) or ends[-1] >= total:
         raise PruningError(
-            f"{phase}: {rounds} pruning events do not fit in {proportion} of {total} steps, a step each and some after"
-            f"{f', the first after {gather}' if gather else ''}; raise `epochs` or change `proportion`"
+            f"{phase}: {rounds} pruning events do not fit in {proportion} of {total} steps, a step each and some after; "
+            "raise `epochs` or change `proportion`"
         )
     return ends
 

@@ -180,8 +180,9 @@ def test_when_pruning_takes_place() -> None:
     assert pruning.event_steps(10, 420, 0.2, 0, "width") == [0, *(round(8.4 * i) for i in range(1, 11))]
     assert pruning.event_steps(4, 420, 0.9, 200, "width") == [0, 200, 259, 319, 378]
     assert pruning.event_steps(1, 420, 0.9, 200, "width") == [0, 200]
-    with pytest.raises(PruningError, match="the first after 400; raise `epochs`"):
-        pruning.event_steps(4, 420, 0.9, 400, "width")
+    assert pruning.event_steps(3, 40, 0.9, 200, "width") == [0, 24, 30, 36]
+    with pytest.raises(PruningError, match="4 pruning events do not fit"):
+        pruning.event_steps(4, 4, 0.9, 200, "width")
 
 
 def test_the_final_shape_learns_the_first_teachers_logits_and_transfer_rows(
