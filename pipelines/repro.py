@@ -24,6 +24,7 @@ from dvc.exceptions import DvcException
 
 from filbert import FilbertError
 from pipelines.dvc_graph import Stage, StageError, find_changed
+from pipelines.fork_server import ForkServer
 from pipelines.run_stage import BAR, cores, reproduce, stopping, thread_environment
 
 BAR_SECONDS = 10.0  # from one line about a stage's progress to the next
@@ -71,11 +72,14 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.forks = ForkServer(self.folder)
+
     def __call__(self) -> None:
         """Run them, up to `jobs` at once."""
         waiting = {stage.name: stage for stage in self.stages}
         running: dict[Future[None], Stage] = {}
-        with ThreadPoolExecutor(self.jobs) as pool, stopping():
+        with self.forks, ThreadPoolExecutor(self.jobs) as pool, stopping():
             while waiting or running:
                 unfinished = waiting.keys() | {stage.name for stage in running.values()} | self.failed.keys()
                 ready = [stage for stage in waiting.values() if unfinished.isdisjoint(stage.needs)]
@@ -91,7 +95,7 @@ class Run:
     def reproduce(self, stage: Stage) -> None:
         start, env = time.monotonic(), self.env | thread_environment(stage, self.jobs)
         self.printer.line(stage, "starts")
-        if reproduce(stage, False, self.folder, env, self.printer.output(stage)):
+        if reproduce(stage, False, self.folder, env, self.printer.output(stage), forks=self.forks):
             self.seconds[stage.name] = time.monotonic() - start
 
     def finish(self, stage: Stage, future: Future[None]) -> None:

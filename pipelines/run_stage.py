@@ -23,6 +23,7 @@ from dvc.lock import Lock, LockError
 from dvc.repo import Repo
 
 from pipelines.dvc_graph import Stage, StageError
+from pipelines.fork_server import ForkServer
 
 LOCKED = "acquire lock", "is busy, it is being blocked by"  # the failures of `dvc` that are worth another try
 LAST_LINES = 15
@@ -48,16 +49,25 @@ def thread_environment(stage: Stage, jobs: int) -> dict[str, str]:
 
 
 def reproduce(
-    stage: Stage, force: bool, folder: Path, env: dict[str, str], on_line: OnLine, pull: bool = False
+    stage: Stage,
+    force: bool,
+    folder: Path,
+    env: dict[str, str],
+    on_line: OnLine,
+    pull: bool = False,
+    forks: ForkServer | None = None,
 ) -> bool:
     """`dvc repro --single-item` with `env` where the environment does not set it already; whether something had to be done.
+
+    Args:
+        forks: of `folder`, to run stages in; they are processes of their own without it.
 
     Raises:
         StageError: its command failed, or DVC did.
     """
     added = {name: value for name, value in env.items() if name not in os.environ}
     while True:
-        repo = _Repo(folder, on_line)
+        repo = _Repo(folder, on_line, forks)
         try:
             return bool(repo.reproduce(stage.name, single_item=True, force=force, pull=pull, run_env=added))
         except ReproductionError as error:
@@ -87,10 +97,14 @@ def stopping() -> Iterator[None]:
         yield
     except BaseException:
         _cancelled.set()
-        for process in psutil.Process().children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                process.terminate()
+        _terminate_all()
         raise
+
+
+def _terminate_all() -> None:
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
 
 
 class _Lock(Lock):
@@ -124,17 +138,18 @@ class _Repo(Repo):
 
     lock: Any
 
-    def __init__(self, folder: Path, on_line: OnLine) -> None:
+    def __init__(self, folder: Path, on_line: OnLine, forks: ForkServer | None) -> None:
         super().__init__(str(folder))
         self.lock = _Lock(folder, self.lock.lockfile)
-        self.on_line = on_line
+        self.on_line, self.forks = on_line, forks
 
 
 def _run_command(stage: Any, dry: bool = False, run_env: dict[str, str] | None = None) -> None:
     """In place of DVC's own, which writes to the terminal."""
     options = dvc.stage.run.prepare_kwargs(stage, run_env)
     for command in [stage.cmd] if isinstance(stage.cmd, str) else stage.cmd:
-        code, lines = _stream(["/bin/sh", "-c", command], stage.repo.on_line, cwd=options["cwd"], env=options["env"])
+        shell = ["/bin/sh", "-c", command]
+        code, lines = _stream(shell, stage.repo.on_line, stage.repo.forks, cwd=options["cwd"], env=options["env"])
         if code:
             raise StageError(_failure(stage.addressing, code, lines))
 
@@ -142,26 +157,26 @@ def _run_command(stage: Any, dry: bool = False, run_env: dict[str, str] | None =
 dvc.stage.run.cmd_run = _run_command
 
 
-def _stream(command: list[str], on_line: OnLine, **options: Any) -> tuple[int, deque[str]]:
+def _stream(
+    command: list[str], on_line: OnLine, forks: ForkServer | None = None, **options: Any
+) -> tuple[int, deque[str]]:
+    """Run a command; its exit status and last lines."""
     lines: deque[str] = deque(maxlen=LAST_LINES)
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        **options,
-    )
-    if _cancelled.is_set():
-        process.terminate()
-    assert process.stdout is not None
-    for line in process.stdout:  # a carriage return ends a line, too: each state of a bar is one
-        if text := line.rstrip():
-            on_line(text)
-            if not BAR.match(text):
-                lines.append(text)
-    return process.wait(), lines
+    reading, writing = os.pipe()
+    with open(reading, encoding="utf-8", errors="replace") as output:
+        with open(writing, "wb") as ours:
+            fork = forks.start(command[-1], options["env"], writing) if forks else None
+            process = fork or subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=ours, stderr=subprocess.STDOUT, **options
+            )
+        if _cancelled.is_set():
+            _terminate_all()
+        for line in output:  # a carriage return ends a line, too: each state of a bar is one
+            if text := line.rstrip():
+                on_line(text)
+                if not BAR.match(text):
+                    lines.append(text)
+        return process.wait(), lines
 
 
 def _failure(what: str, code: int, lines: deque[str]) -> str:
