@@ -46,12 +46,15 @@ def test_the_transfer_rows_are_new_and_tell_nothing_of_what_is_held_out(clone: P
 
 
 def test_the_table_compares_teacher_and_students(clone: Path, reproduced: str) -> None:
-    table = [line for line in (clone / "docs" / "results.md").read_text().splitlines() if re.match(r"\| \w", line)]
+    first, files = re.findall(r"(?:^\|.*\n)+", (clone / "docs" / "results.md").read_text(), re.MULTILINE)
+    table = [line for line in first.splitlines() if re.match(r"\| \w", line)]
     students = [line.split(" | ")[0] for line in table]
     assert students[:2] == ["| student", "| teacher"]
     assert sorted(students[2:]) == sorted(f"| {student}" for student in (*METHODS, "theseus_rosita", "mixed_vocab"))
     assert "100.0 %" in table[1]
     assert (clone / "docs" / "pareto.svg").read_text().lstrip().startswith("<?xml")
+    deployed = [line.split(" | ")[0] for line in files.splitlines()]
+    assert {"| teacher float32", "| xtremedistil float32", "| tfidf", "| majority"} <= set(deployed)
 
 
 def test_figures_are_dvc_metrics_and_plots(clone: Path, shell: Shell, reproduced: str) -> None:
