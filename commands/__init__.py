@@ -1,1 +1,1 @@
-"""What a user runs by hand, beside the graph: `python -m commands.predict`, `commands.restore_mlflow`, `commands.add_task`."""
+"""What a user runs by hand, beside the graph: `filbert predict`, `filbert pick`, … (or `python -m commands.predict`)."""

@@ -1,4 +1,4 @@
-"""Ask a trained or exported model about text: `python -m commands.predict MODEL "a text"`, from stdin, or file to file."""
+"""Ask a trained or exported model about text: `filbert predict MODEL "a text"`, from stdin, or file to file."""
 
 import json
 import sys

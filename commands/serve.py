@@ -1,4 +1,4 @@
-"""A model as an HTTP service: `python -m commands.serve MODEL`; /predict, /health, /metrics."""
+"""A model as an HTTP service: `filbert serve MODEL`; /predict, /health, /metrics."""
 
 import warnings
 from pathlib import Path
