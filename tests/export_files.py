@@ -46,6 +46,9 @@ MODELS = {
     "uneven widths, factorised": uneven,
     "bilstm, max": lambda: bilstm(pooling="max"),
     "bilstm, last": lambda: bilstm(pooling="last"),
+    "bilstm, pairs": lambda: bilstm(pooling="max", pairs="siamese", sep_token_id=18),
+    "bilstm, pairs by the last state": lambda: bilstm(pairs="siamese", sep_token_id=18, activation="tanh"),
+    "bilstm, identity": lambda: bilstm(pooling="max", activation="identity"),
     "bilstm, tags": lambda: bilstm(BiLstmForTokenClassification, num_labels=7),
     "bert, tags": lambda: BertForTokenClassification(tiny_config(num_labels=7, **WIDE)),
     "distilbert": lambda: DistilBertForSequenceClassification(

@@ -133,12 +133,13 @@ def bilstm_graph(model: BiLstmForSequenceClassification) -> onnx.ModelProto:
     weights = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     tags, last = isinstance(model, BiLstmForTokenClassification), model.config.pooling == "last"
     units = model.config.lstm_size
-    graph = Graph()
-    row = graph.add("Gather", graph.constant("rows", weights["rows"]), "input_ids")
+    graph, siamese = Graph(), model.config.pairs == "siamese"
+    one = graph.constant("one", np.array([1]))
+    ids, mask = graph.split_pairs(one, model.config.sep_token_id) if siamese else TOKENS[:2]
+    row = graph.add("Gather", graph.constant("rows", weights["rows"]), ids)
     x = graph.add("Gather", graph.constant("embedding", weights["embedding.weight"]), row)
     by_time = graph.add("Transpose", x, perm=[1, 0, 2])
-    one = graph.constant("one", np.array([1]))
-    lengths = graph.add("Cast", graph.add("ReduceSum", "attention_mask", one, keepdims=0), to=TensorProto.INT32)
+    lengths = graph.add("Cast", graph.add("ReduceSum", mask, one, keepdims=0), to=TensorProto.INT32)
     parts = (graph.constant(name, _both_directions(weights, name)) for name in ("weight_ih", "weight_hh", "bias"))
     states, ends = graph.add(
         "LSTM", by_time, *parts, lengths, outputs=2, hidden_size=units, direction="bidirectional"
@@ -150,11 +151,16 @@ def bilstm_graph(model: BiLstmForSequenceClassification) -> onnx.ModelProto:
         read = graph.add("Reshape", ends, graph.constant("both", np.array([0, 2 * units])))
     elif not tags:
         real = graph.add(
-            "Unsqueeze", graph.add("Cast", "attention_mask", to=TensorProto.BOOL), graph.constant("two", np.array([2]))
+            "Unsqueeze", graph.add("Cast", mask, to=TensorProto.BOOL), graph.constant("two", np.array([2]))
         )
         lowest = graph.constant("lowest", np.array(-np.inf, np.float32))
         read = graph.add("ReduceMax", graph.add("Where", real, read, lowest), axes=[1], keepdims=0)
-    hidden = graph.gelu(graph.linear(read, weights, "dense"))
+    if siamese:
+        u, v = graph.add("Split", read, outputs=2, axis=0)
+        difference = graph.add("Abs", graph.add("Sub", u, v))
+        read = graph.add("Concat", u, v, difference, graph.add("Mul", u, v), axis=1)
+    activations = {"gelu": graph.gelu, "tanh": lambda x: graph.add("Tanh", x), "identity": lambda x: x}
+    hidden = activations[model.config.activation](graph.linear(read, weights, "dense"))
     logits = graph.linear(hidden, weights, "classifier")
     graph.nodes.append(helper.make_node("Identity", [logits], ["logits"]))
     return graph.model({"logits": ("batch", "length", "labels") if tags else ("batch", "labels")})
@@ -201,6 +207,23 @@ class Graph:
         root, one, half = (self.constant(f"gelu.{n}", np.array(v, np.float32)) for n, v in enumerate((2**0.5, 1, 0.5)))
         erf = self.add("Add", self.add("Erf", self.add("Div", x, root)), one)
         return self.add("Mul", self.add("Mul", x, erf), half)
+
+    def split_pairs(self, one: str, separator: int) -> tuple[str, str]:
+        """Ids and mask of the texts of pairs, [2B, T'] int64, as `filbert.models.bilstm.split_pairs` makes them."""
+        ids, mask = TOKENS[:2]
+        zero, single = self.constant("zero", np.array(0)), self.constant("single", np.array(1))
+        ends = self.add("Equal", ids, self.constant("separator", np.array(separator)))
+        before = self.add("CumSum", self.add("Cast", ends, to=TensorProto.INT64), single, exclusive=1)
+        early = self.add("Cast", self.add("Equal", before, zero), to=TensorProto.INT64)
+        first = self.add("ReduceSum", self.add("Mul", early, mask), one)  # [B, 1], as all lengths here
+        others = self.add("Sub", self.add("ReduceSum", mask, one), first)
+        start = self.add("Concat", self.add("Mul", first, zero), first, axis=0)
+        length = self.add("Max", self.add("Concat", first, others, axis=0), single)
+        column = self.add("Range", zero, self.add("ReduceMax", length, keepdims=0), single)
+        shape = self.add("Gather", self.add("Shape", ids), single)
+        at = self.add("Min", self.add("Add", start, column), self.add("Sub", shape, single))
+        both = self.add("GatherElements", self.add("Concat", ids, ids, axis=0), at, axis=1)
+        return both, self.add("Cast", self.add("Less", column, length), to=TensorProto.INT64)
 
     def model(self, outputs: dict[str, Sequence[str]]) -> onnx.ModelProto:
         inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in TOKENS[:2]]

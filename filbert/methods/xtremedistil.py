@@ -55,6 +55,8 @@ class ShapeConfig:
     embedding_init: Literal[
         "svd", "checkpoint", "word_vectors", "random"
     ]  # SVD of the teacher's table, of the checkpoint's, …
+    pairs: Literal["siamese", "joint"]  # two texts, each read alone by the same BiLSTM; or one stream of tokens
+    activation: Literal["gelu", "tanh", "identity"]  # of the dense layer (the paper's: gelu)
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,8 @@ def new_bilstm(context: MethodContext, shape: ShapeConfig) -> BiLstmForSequenceC
         hidden_size=context.width("pooled"),
         pooling=shape.pooling,
         dropout=shape.dropout,
+        activation=shape.activation,
+        **_pair_fields(context, shape),
         **checkpoints.label_fields(context.task),
     )
     tags = context.task.kind is TaskKind.TAGGING
@@ -230,6 +234,22 @@ def new_bilstm(context: MethodContext, shape: ShapeConfig) -> BiLstmForSequenceC
         with torch.no_grad():
             student.embedding.weight.copy_(torch.cat([start.mean(0, keepdim=True), start]))
     return student
+
+
+def _pair_fields(context: MethodContext, shape: ShapeConfig) -> dict[str, Any]:
+    """How the student reads its rows: as two texts where the task has pairs and the shape says so.
+
+    Raises:
+        FilbertError: the tokenizer has no token between the texts of a pair.
+    """
+    if shape.pairs == "joint" or len(context.task.columns) < 2:
+        return {"pairs": "joint"}
+    tokenizer = load_tokenizer(context.teacher)
+    if tokenizer.sep_token_id is None:
+        raise FilbertError(
+            f"shape.pairs: expected a tokenizer with a separator, got none in {context.teacher}; take joint"
+        )
+    return {"pairs": "siamese", "sep_token_id": tokenizer.sep_token_id}
 
 
 def _word_vectors(context: MethodContext, seen: Tensor) -> Tensor:

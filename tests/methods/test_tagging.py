@@ -29,7 +29,7 @@ TASK = replace(find_task("wikiann"), languages=("en", "de"))
 FIT = TrainingConfig(4, 8, 5e-3, 0.0, "cosine", 0.0, 1.0, validations=2, patience=2)
 ENCODE = batches.TokenizerConfig(16)
 XTREMEDISTIL = xtremedistil.Config(
-    xtremedistil.ShapeConfig(8, 6, "last", 0.0, "svd"),
+    xtremedistil.ShapeConfig(8, 6, "last", 0.0, "svd", "siamese", "gelu"),
     "stages",
     True,
     True,

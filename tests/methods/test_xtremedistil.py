@@ -30,7 +30,9 @@ from filbert.tracking.history import read_history
 from filbert.training.loop import TrainingConfig, _schedule, mean_loss
 
 FIT = TrainingConfig(2, 8, 3e-3, 0.0, "cosine", 0.0, 1.0, validations=2, patience=2)
-SHAPE = ShapeConfig(embedding=8, lstm=6, pooling="last", dropout=0.0, embedding_init="svd")
+SHAPE = ShapeConfig(
+    embedding=8, lstm=6, pooling="last", dropout=0.0, embedding_init="svd", pairs="siamese", activation="gelu"
+)
 CONFIG = Config(
     SHAPE, "stages", True, True, True, representation=replace(FIT, epochs=6), logits=FIT, labels=FIT,
     weights=WeightsConfig(1.0, 1.0, 1.0),
