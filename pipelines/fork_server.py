@@ -127,10 +127,9 @@ def _become(request: dict[str, Any], output: int, inherited: list[int]) -> None:
     os.environ.update(request["env"])
     sys.argv = [request["module"], *request["arguments"]]
     code = 1
+    if (torch := sys.modules.get("torch")) and (threads := request["env"].get("OMP_NUM_THREADS")):
+        torch.set_num_threads(int(threads))  # it read the variable when it was imported
     try:
-        import torch
-
-        torch.set_num_threads(int(request["env"].get("OMP_NUM_THREADS", torch.get_num_threads())))
         runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as end:

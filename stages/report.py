@@ -27,8 +27,16 @@ def report(metrics: Path, details: Path, table: Path, picture: Path, folder: Pat
     found = results.load_results(metrics, details, results.selected(params))
     exported = {(name, seed) for name in params["exports"] for seed in params["seeds"]}
     deployable = {task: pick.load_candidates(metrics, Path(), task, exported) for task in params["tasks"]}
-    rows = {task: pick.table_rows(candidates) for task, candidates in deployable.items() if candidates}
-    sections = tables.build_sections(found, settings, results.nearest_label_scores(metrics, found), rows)
+    nearest_label = results.nearest_label_scores(metrics, found)
+    beside = {
+        task: tables.Beside(
+            nearest_label.get(task),
+            next((c.test for c in candidates if c.name == "tfidf"), None),
+            tuple(pick.table_rows(candidates)) if candidates else (),
+        )
+        for task, candidates in deployable.items()
+    }
+    sections = tables.build_sections(found, settings, beside)
     rule = comparisons.verdict_rule(settings)
     with run_recorder.stage_run(
         "report", params={"report": settings}, tags={}, hashes={}, scratch=scratch_of(table)

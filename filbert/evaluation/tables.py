@@ -42,6 +42,15 @@ class TableRow:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """What stands beside the students of a task."""
+
+    nearest_label: float | None = None  # the score, a fraction, of predicting the nearest training row's label
+    tfidf: float | None = None  # the score, in points, of TF-IDF with logistic regression
+    files: tuple[tuple[str, ...], ...] = ()  # what can be deployed (filbert.export.pick.table_rows)
+
+
+@dataclass(frozen=True)
 class TaskSection:
     """The results of one task."""
 
@@ -64,37 +73,26 @@ class TaskSection:
 
 
 def build_sections(
-    results: list[StudentResults],
-    config: ReportConfig,
-    nearest_label: Mapping[str, float],
-    files: Mapping[str, Sequence[tuple[str, ...]]],
+    results: list[StudentResults], config: ReportConfig, beside: Mapping[str, Beside]
 ) -> list[TaskSection]:
-    """A section for each task.
-
-    Args:
-        nearest_label: by task the score of predicting the nearest training row's label.
-        files: by task the table of what can be deployed (filbert.export.pick.table_rows).
-    """
+    """A section for each task; `beside` is by task what stands beside its students."""
     by_task: dict[str, list[StudentResults]] = {}
     for result in results:
         by_task.setdefault(result.task, []).append(result)
-    return [
-        _section(found, config, nearest_label.get(task), tuple(files.get(task, ()))) for task, found in by_task.items()
-    ]
+    return [_section(found, config, beside.get(task, Beside())) for task, found in by_task.items()]
 
 
-def _section(
-    results: list[StudentResults], config: ReportConfig, nearest_label: float | None, files: tuple[tuple[str, ...], ...]
-) -> TaskSection:
+def _section(results: list[StudentResults], config: ReportConfig, beside: Beside) -> TaskSection:
     task = find(results[0].task)
     teacher = next(result for result in results if result.student == TEACHER)
     rows = tuple(_row(result, teacher, compare(result, results, config)) for result in results)
-    section = TaskSection(task, tuple(results), rows, _test_sets(results, task), files, ())
+    section = TaskSection(task, tuple(results), rows, _test_sets(results, task), beside.files, ())
     notes = (
         _pruning_note(results),
-        _references_note(results, nearest_label),
+        _references_note(results, beside.nearest_label),
+        _below_tfidf_note(results, beside.tfidf),
         _protocol_note(task, teacher, section.seeds),
-        FILES_NOTE if files else "",
+        FILES_NOTE if beside.files else "",
     )
     return replace(section, notes=tuple(filter(None, notes)))
 
@@ -199,6 +197,16 @@ def _pruning_note(results: list[StudentResults]) -> str:
                 "(layers and word embedding)."
             )
     return " ".join(notes)
+
+
+def _below_tfidf_note(results: list[StudentResults], tfidf: float | None) -> str:
+    """The students that a linear model on words beats."""
+    below = [result.student for result in results if tfidf is not None and statistics.mean(result.scores) < tfidf]
+    return (
+        f"Below TF-IDF with logistic regression ({tfidf:.1f}): {', '.join(f'`{name}`' for name in below)}."
+        if below
+        else ""
+    )
 
 
 def _shape(shape: dict[str, Any]) -> str:

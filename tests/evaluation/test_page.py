@@ -62,7 +62,7 @@ LINES = [
 
 
 def read(lines: list[StudentResults]) -> Reader:
-    return Reader(page.render_page(tables.build_sections(lines, CONFIG, {}, {}), "A rule."))
+    return Reader(page.render_page(tables.build_sections(lines, CONFIG, {}), "A rule."))
 
 
 def named(figure: dict) -> set[str]:
@@ -70,7 +70,7 @@ def named(figure: dict) -> set[str]:
 
 
 def test_the_page_is_whole_and_loads_nothing() -> None:
-    text = page.render_page(tables.build_sections(LINES, CONFIG, {}, {}), "A rule.")
+    text = page.render_page(tables.build_sections(LINES, CONFIG, {}), "A rule.")
     found = Reader(text)
     assert found.open == []
     assert found.loads == ["#", "#sst2"]
@@ -82,7 +82,7 @@ def test_the_page_is_whole_and_loads_nothing() -> None:
 def test_its_tables_say_what_the_markdown_says() -> None:
     rows = {row[0]: row for row in read(LINES).rows}
     assert rows["kd"][:-1] == ["kd", "3 × 16", "85.5 ± 0.5", "95.0 %", "0.50 M", "2.00×", "2.00×", "3.00×", "10"]
-    for said in tables.build_sections(LINES, CONFIG, {}, {})[0].rows:
+    for said in tables.build_sections(LINES, CONFIG, {})[0].rows:
         for each in said.comparisons:
             assert f"{each.phrase} {each.baseline} ({each.detail})" in rows[said.student][-1]
     assert rows["kd"][-1].startswith("better than finetune (+3.")

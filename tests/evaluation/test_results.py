@@ -3,6 +3,7 @@
 import csv
 import io
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from result_files import CONFIG, details, figures
@@ -57,7 +58,7 @@ def test_the_table_says_what_the_files_say(lines: list[figures_of.StudentResults
     assert [line.student for line in lines] == ["teacher", "finetune", "kd"]
     rows = [
         line.split(" | ")
-        for line in tables.to_markdown(tables.build_sections(lines, CONFIG, {}, {})).splitlines()
+        for line in tables.to_markdown(tables.build_sections(lines, CONFIG, {})).splitlines()
         if line.startswith("| kd")
     ]
     assert rows[0][:7] == ["| kd", "85.5 ± 0.5", "95.0 %", "0.50 M", "2.00×", "2.00× / 3.00×", "10"]
@@ -68,7 +69,7 @@ def test_a_table_of_one_seed_makes_no_claim_about_differences(
     lines: list[figures_of.StudentResults], tmp_path: Path
 ) -> None:
     one = {("sst2", "teacher", 1), ("sst2", "finetune", 1), ("sst2", "kd", 1)}
-    sections = tables.build_sections(figures_of.load_results(tmp_path / "m", tmp_path / "d", one), CONFIG, {}, {})
+    sections = tables.build_sections(figures_of.load_results(tmp_path / "m", tmp_path / "d", one), CONFIG, {})
     table = tables.to_markdown(sections)
     assert "| kd | 85.0 | 94.4 % | 0.50 M | 2.00× | 2.00× / 3.00× | 10 |" in table
     assert "one seed: no claim about differences" in table
@@ -84,7 +85,7 @@ def test_a_table_of_one_seed_makes_no_claim_about_differences(
 
 def test_a_table_fits_a_terminal(lines: list[figures_of.StudentResults]) -> None:
     wide = figures_of.StudentResults("sst2", "m" * 50, lines[1].seeds, lines[1].figures, lines[1].details)
-    text = tables.to_terminal(tables.build_sections([*lines, wide], CONFIG, {}, {}))
+    text = tables.to_terminal(tables.build_sections([*lines, wide], CONFIG, {}))
     assert max(map(len, text.splitlines())) <= 110
     title, head, _, _, kd, long = text.splitlines()
     assert title == "sst2: accuracy, mean ± standard deviation over seeds 1, 2, 3"
@@ -124,9 +125,14 @@ def test_a_student_that_reads_references_says_what_that_takes(
         tmp_path / "m" / "sst2" / "references.json", {"rows": "r1", "neighbours": {"validation": 0.1, "test": 0.625}}
     )
     gathered = figures_of.load_results(tmp_path / "m", tmp_path / "d")
-    said = tables.to_markdown(
-        tables.build_sections(gathered, CONFIG, figures_of.nearest_label_scores(tmp_path / "m", gathered), {})
-    )
+    nearest = figures_of.nearest_label_scores(tmp_path / "m", gathered)["sst2"]
+    files = (("model", "test", "remark"), ("kd int8", "80.0", "dominated by tfidf"))
+    best = max(fmean(each.scores) for each in gathered)
+    beside = {"sst2": tables.Beside(nearest, best - 0.01, files)}
+    said = tables.to_markdown(tables.build_sections(gathered, CONFIG, beside))
+    assert "| kd int8 | 80.0 | dominated by tfidf |" in said
+    below = next(line for line in said.splitlines() if line.startswith("Below TF-IDF"))
+    assert below.count("`") == 2 * sum(fmean(each.scores) < best - 0.01 for each in gathered) > 0
     row = next(line for line in said.splitlines() if line.startswith("| refbert"))
     assert "better than `finetune` (" in row  # 2 % more parameters are one size
     assert "`kd` (" in row
@@ -147,7 +153,7 @@ def test_a_verdict_needs_equal_size_and_steps(
     for seed in (1, 2, 3):
         write_json(tmp_path / "m" / "sst2" / "kd" / f"{seed}.json", figures(0.85, 500_000) | {name: value})
     table = tables.to_markdown(
-        tables.build_sections(figures_of.load_results(tmp_path / "m", tmp_path / "d"), CONFIG, {}, {})
+        tables.build_sections(figures_of.load_results(tmp_path / "m", tmp_path / "d"), CONFIG, {})
     )
     assert f"not comparable to `finetune` ({name} differ)" in table
     assert "better" not in table
@@ -196,7 +202,7 @@ def test_seeds_of_a_recipe_have_each_their_start_and_the_shape_is_told(
         write_json(tmp_path / "d" / "sst2" / "kd" / f"{seed}.json", details(provenance=made, shape=shape))
         write_json(tmp_path / "m" / "sst2" / "kd" / f"{seed}.json", figures(0.85, 500_000) | {"smaller_prunable": 7.5})
     said = tables.to_markdown(
-        tables.build_sections(figures_of.load_results(tmp_path / "m", tmp_path / "d"), CONFIG, {}, {})
+        tables.build_sections(figures_of.load_results(tmp_path / "m", tmp_path / "d"), CONFIG, {})
     )
     assert "`kd`: heads 2 1, neurons 8, rank 4, 7.50× fewer parameters in what can be pruned" in said
     assert "`finetune`: heads" not in said
@@ -211,7 +217,7 @@ def test_each_language_has_its_score(tmp_path: Path) -> None:
             write_json(tmp_path / "m" / "wikiann" / student / f"{seed}.json", cost | of_languages)
             write_json(tmp_path / "d" / "wikiann" / student / f"{seed}.json", details(**more))
     said = tables.to_markdown(
-        tables.build_sections(figures_of.load_results(tmp_path / "m", tmp_path / "d"), CONFIG, {}, {})
+        tables.build_sections(figures_of.load_results(tmp_path / "m", tmp_path / "d"), CONFIG, {})
     )
     assert "| student | en | de | fr | nl | pt |" in said
     assert "| bilstm | 50.0 ± 0.0 | 60.0 ± 0.0 | 70.0 ± 0.0 | 80.0 ± 0.0 | 90.0 ± 0.0 |" in said
