@@ -8,14 +8,14 @@ import typer
 from filbert.export.pick import NAMES, Budget, load_candidates, pick
 from filbert.export.release import write_release
 from filbert.tracking.registry import register_release
-from stages import run
+from stages import OutFolder, run
 
 
 def release(
     task_name: Annotated[str, typer.Argument(metavar="TASK")],
     metrics: Annotated[Path, typer.Argument(help="the folder of all figures")],
     exported: Annotated[Path, typer.Argument(help="the folder of all exports")],
-    out: Annotated[Path, typer.Argument(help="the folder to write")],
+    out: Annotated[OutFolder, typer.Argument(help="the folder to write")],
     max_mb: Annotated[float | None, typer.Option(min=0)] = None,
     max_ms: Annotated[float | None, typer.Option(min=0)] = None,
     min_share: Annotated[float | None, typer.Option(min=0, max=2)] = None,

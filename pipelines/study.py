@@ -141,7 +141,7 @@ def publish(study: Study, folder: Path, command: str) -> Path:
     the tables stand the question, the command, the commit, and the verdict on each claim."""
     commit, to = dvc_experiments.git(folder, "rev-parse", "--short", "HEAD"), STUDIES / study.name
     source = "" if is_committed(to.with_suffix(".yaml")) else f" {to.with_suffix('.yaml')} was not committed."
-    with files.atomic_folder(to) as making:
+    with files.atomic_folder(to, sealed=False) as making:
         for out in (out for stage in graph(folder, []) for out in stage.plain):
             copy = making.joinpath(*Path(out).parts[1:])
             copy.parent.mkdir(parents=True, exist_ok=True)

@@ -1,26 +1,138 @@
 """From which files to which files: each stage reads, calls the library, writes. DVC runs them; see dvc.yaml."""
 
+import errno
+import functools
 import os
 import sys
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from enum import Enum
 from pathlib import Path
+from typing import Annotated
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
+import pyarrow as pa
 import typer
+from filelock import BaseFileLock, FileLock, Timeout
+from ruamel.yaml.error import YAMLError
+from safetensors import SafetensorError
 
 from filbert import FilbertError
+from filbert.runtime import files, progress, signals
 from filbert.runtime.files import SCRATCH
+from filbert.runtime.seals import check_seals
+
+
+class Out(Enum):
+    """What a stage writes at a path that it is given."""
+
+    FOLDER = "a folder, made anew"
+    FILE = "a file"
+    CACHE = "a folder that is appended to"
+
+
+OutFolder = Annotated[Path, Out.FOLDER]
+OutFile = Annotated[Path, Out.FILE]
+CacheFolder = Annotated[Path, Out.CACHE]
+
+DAMAGE = (
+    pa.ArrowException,
+    SafetensorError,
+    UnicodeError,
+    YAMLError,
+)  # what libraries raise for a file that they cannot read
+REMEDIES = {
+    errno.ENOSPC: "free some space and run it again",
+    errno.EDQUOT: "free some space and run it again",
+    errno.EACCES: "make it readable and writable for you",
+    errno.EPERM: "make it readable and writable for you",
+    errno.EROFS: "name a place that can be written",
+}
 
 
 def run(stage: Callable[..., None]) -> None:
-    """Run a stage from the command line: its arguments are the function's, its help is the docstring."""
+    """Run a stage from the command line: its arguments are the function's, its help is the docstring.
+
+    Outputs are checked before the stage begins, and so are the seals of all folders that it reads. What the user gave, a damaged
+    file and a signal end it with one line; FILBERT_DEBUG=1 shows where that was.
+    """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(stage)
+    app.command()(_guarded(stage))
+    signals.install()
     try:
         app()
-    except (FilbertError, FileNotFoundError) as error:
-        sys.exit(f"{stage.__name__}: {error}")
+    except (FilbertError, OSError, signals.Stopped, *DAMAGE) as error:
+        if os.environ.get("FILBERT_DEBUG"):
+            raise
+        print(f"{stage.__name__}: {in_one_line(error)}", file=sys.stderr)
+        sys.exit(error.code if isinstance(error, signals.Stopped) else 1)
+
+
+def in_one_line(error: BaseException) -> str:
+    """What happened, to which file, and what to do."""
+    if isinstance(error, FilbertError):
+        return str(error)
+    if isinstance(error, signals.Stopped):
+        return f"stopped by {error.signal.name}; the same command goes on where it was"
+    if isinstance(error, OSError) and error.strerror:
+        remedy = REMEDIES.get(error.errno or 0, "check the path")
+        return f"{error.filename or 'a file'}: {error.strerror}; {remedy}"
+    text = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {text}; a file is damaged: FILBERT_DEBUG=1 shows where it is read"
+
+
+def _guarded(stage: Callable[..., None]) -> Callable[..., None]:
+    """The stage, alone on its outputs, from inputs that are as they were written."""
+    kinds = {
+        name: kind
+        for name, hint in typing.get_type_hints(stage, include_extras=True).items()
+        for kind in getattr(hint, "__metadata__", ())
+        if isinstance(kind, Out)
+    }
+
+    @functools.wraps(stage)
+    def guarded(**arguments: object) -> None:
+        paths = {name: value for name, value in arguments.items() if isinstance(value, Path)}
+        with ExitStack() as held:
+            for name, kind in kinds.items():
+                held.enter_context(_alone(paths[name], kind))
+            for folder in {path for name, path in paths.items() if name not in kinds and path.is_dir()}:
+                check_seals(folder)
+            stage(**arguments)
+
+    return guarded
+
+
+@contextmanager
+def _alone(out: Path, kind: Out) -> Iterator[None]:
+    """Check an output, wait until no other process makes it, and remove what killed ones left."""
+    if kind is Out.FILE:
+        files.check_file(out)
+    else:
+        files.check_folder(out, sealed=kind is Out.FOLDER)
+    if not files.IS_MAIN_PROCESS:
+        yield
+        return
+    scratch = scratch_of(out)
+    scratch.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(FileLock(scratch.with_name(f"{scratch.name}.lock")), out):
+        files.remove_unfinished(out)
+        yield
+
+
+@contextmanager
+def _locked(lock: BaseFileLock, out: Path) -> Iterator[None]:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress.log(f"{out}: another process is making it; waiting for its end")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def scratch_of(out: Path) -> Path:

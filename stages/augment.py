@@ -10,12 +10,12 @@ from filbert.text.masked_lm import load_masked_lm
 from filbert.text.transfer import Texts, row_texts, to_rows
 from filbert.text.word_vectors import WordVectors
 from filbert.tracking import run_recorder
-from stages import run, scratch_of
+from stages import OutFolder, run, scratch_of
 
 SEED = 0
 
 
-def augment(task_name: str, index: int, prepared: Path, masked_lm: Path, word_vectors: Path, out: Path) -> None:
+def augment(task_name: str, index: int, prepared: Path, masked_lm: Path, word_vectors: Path, out: OutFolder) -> None:
     """Make variants of the training rows in PREPARED that belong to partition INDEX, by the masked language model in the folder
     MASKED_LM, if there is one, and WORD_VECTORS, into the folder OUT."""
     task, settings = tasks.find(task_name), config.section("augment", AugmentConfig)

@@ -6,10 +6,10 @@ from filbert.data import arrow, tasks
 from filbert.export.baselines import BaselinesConfig, Split, measure_baselines
 from filbert.runtime import config, files
 from filbert.tracking import run_recorder
-from stages import run, scratch_of
+from stages import OutFile, run, scratch_of
 
 
-def baselines(task_name: str, prepared: Path, checkpoint: Path, out: Path) -> None:
+def baselines(task_name: str, prepared: Path, checkpoint: Path, out: OutFile) -> None:
     """Fit the baselines of the task TASK_NAME on the rows in PREPARED, with the token embeddings of CHECKPOINT; figures to OUT."""
     task, settings = tasks.find(task_name), config.section("baselines", BaselinesConfig)
     names = [f.stem for f in prepared.glob("*.arrow") if f.stem.startswith(("train", "test", "validation"))]

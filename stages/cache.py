@@ -13,7 +13,7 @@ from filbert.models import checkpoints
 from filbert.runtime import config, device, files
 from filbert.tracking import run_recorder
 from filbert.training.layerwise import CacheColumnsConfig, LayerMap
-from stages import run, scratch_of
+from stages import CacheFolder, run, scratch_of
 
 
 def cache(
@@ -22,7 +22,7 @@ def cache(
     prepared: Path,
     transfer: Path,
     teacher_folder: Path,
-    out: Path,
+    out: CacheFolder,
     verify: Annotated[bool, typer.Option(help="only compare the cache with the live teacher on a sample")] = False,
 ) -> None:
     """Append the columns that `cache_columns` names, of the teacher in TEACHER_FOLDER, for the training rows in PREPARED and the

@@ -7,10 +7,10 @@ from filbert.data import batches, row_validation, tasks
 from filbert.runtime import config, files
 from filbert.text.corpus import TEXT, CorpusConfig, write_corpus
 from filbert.tracking import run_recorder
-from stages import run, scratch_of
+from stages import OutFolder, run, scratch_of
 
 
-def corpus(texts: Path, checkpoint: Path, out: Path) -> None:
+def corpus(texts: Path, checkpoint: Path, out: OutFolder) -> None:
     """Write the words of the texts of the settings `corpus`, each in its folder of TEXTS, as numbers to the folder OUT; words are
     split as the tokenizer of CHECKPOINT splits them."""
     names = config.section("corpus", CorpusConfig).texts

@@ -7,7 +7,7 @@ import typer
 
 from filbert.methods import load_method
 from filbert.runtime import config
-from stages import run
+from stages import OutFolder, run
 from stages.method_run import Folders, run_method
 
 
@@ -22,7 +22,7 @@ def distill(
     teacher: Path,
     checkpoint: Path,
     word_vectors: Path,
-    out: Path,
+    out: OutFolder,
     variant: Annotated[str, typer.Option(help="the student's name, whose settings are merged over the method's")] = "",
     start: Annotated[
         Path | None, typer.Option(help="a pretrained student, trained whole, instead of CHECKPOINT")

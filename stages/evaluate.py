@@ -10,7 +10,7 @@ from filbert.runtime import config, device, files
 from filbert.runtime.config import PositiveInt
 from filbert.tracking import run_fields, run_recorder
 from filbert.tracking.history import count_steps, last_values, validation_curve
-from stages import run, scratch_of
+from stages import OutFile, run, scratch_of
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,14 @@ class EvaluateConfig:
 
 
 def evaluate(
-    task_name: str, student_name: str, seed: int, prepared: Path, folder: Path, teacher: Path, out: Path, details: Path
+    task_name: str,
+    student_name: str,
+    seed: int,
+    prepared: Path,
+    folder: Path,
+    teacher: Path,
+    out: OutFile,
+    details: OutFile,
 ) -> None:
     """Score the model in FOLDER, a student of TEACHER, on the rows of PREPARED: figures to OUT, how it was made to DETAILS."""
     task, settings = tasks.find(task_name), config.section("evaluate", EvaluateConfig)

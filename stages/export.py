@@ -25,13 +25,13 @@ from filbert.export.session import processor_flags
 from filbert.models import checkpoints
 from filbert.runtime import config, device, files
 from filbert.tracking import run_recorder
-from stages import run, scratch_of
+from stages import OutFile, OutFolder, run, scratch_of
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "tokenizers")
 
 
 def export(
-    task_name: str, student_name: str, seed: int, prepared: Path, folder: Path, out: Path, figures: Path
+    task_name: str, student_name: str, seed: int, prepared: Path, folder: Path, out: OutFolder, figures: OutFile
 ) -> None:
     """Write the model in FOLDER to the folder OUT as files that onnxruntime runs, chosen on the validation rows of PREPARED.
 
@@ -53,7 +53,7 @@ def export(
             measures=provenance,
         ) as recorder,
         files.atomic_folder(out) as making,
-        tempfile.TemporaryDirectory(dir=making.parent, prefix=".variants-") as work,
+        tempfile.TemporaryDirectory(dir=making.parent, prefix=files.MAKING, suffix=f"-{out.name}") as work,
     ):
         file = making / folders.FLOAT32
         onnx.export_onnx(folder, file)

@@ -1,16 +1,14 @@
 """Fetch raw files from where params.yaml says they come from: a task's tables, the checkpoint, word vectors."""
 
-from pathlib import Path
-
 from filbert.data import sources, tasks
 from filbert.runtime import config, files
 from filbert.tracking import run_recorder
-from stages import run, scratch_of
+from stages import OutFolder, run, scratch_of
 
 FIXED = {"checkpoint": sources.CHECKPOINT, "word_vectors": sources.VECTORS}
 
 
-def fetch(what: str, out: Path) -> None:
+def fetch(what: str, out: OutFolder) -> None:
     """Fetch WHAT, `checkpoint`, `word_vectors` or a row of the task table, into the folder OUT."""
     source = config.section(what, sources.Source) if what in FIXED else tasks.source_of(tasks.find(what))
     with run_recorder.stage_run(

@@ -8,10 +8,10 @@ from filbert.models import checkpoints
 from filbert.models.size import representative_batch
 from filbert.runtime import config, device, files
 from filbert.tracking import run_recorder
-from stages import run, scratch_of
+from stages import OutFile, run, scratch_of
 
 
-def latency(task_name: str, prepared: Path, students_folder: Path, teacher: Path, out: Path) -> None:
+def latency(task_name: str, prepared: Path, students_folder: Path, teacher: Path, out: OutFile) -> None:
     """Time the teacher in TEACHER and the students that params.yaml lists, of the first seed, in STUDENTS_FOLDER on test rows of
     PREPARED: all in turn, in one process. Write the times to OUT."""
     task, settings, params = tasks.find(task_name), config.section("latency", LatencyConfig), config.read_params()

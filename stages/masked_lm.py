@@ -10,12 +10,12 @@ from filbert.runtime import config, device, files, progress
 from filbert.text.augment import AugmentConfig
 from filbert.text.masked_lm import load_masked_lm
 from filbert.tracking import run_recorder
-from stages import run, scratch_of
+from stages import OutFolder, run, scratch_of
 
 SEED = 0
 
 
-def masked_lm(task_name: str, prepared: Path, checkpoint: Path, out: Path) -> None:
+def masked_lm(task_name: str, prepared: Path, checkpoint: Path, out: OutFolder) -> None:
     """Put the masked language model of the settings `augment` into the folder OUT: another checkpoint that they name, or CHECKPOINT
     with a head trained on the training rows in PREPARED; none where nothing is augmented or no head is to be trained."""
     task, settings, scratch = tasks.find(task_name), config.section("augment", AugmentConfig), scratch_of(out)

@@ -6,10 +6,10 @@ from filbert.data import arrow, tasks
 from filbert.data import splits as splits
 from filbert.runtime import config, files
 from filbert.tracking import run_recorder
-from stages import run, scratch_of
+from stages import OutFile, OutFolder, run, scratch_of
 
 
-def prepare(task_name: str, raw: Path, out: Path, counts: Path) -> None:
+def prepare(task_name: str, raw: Path, out: OutFolder, counts: OutFile) -> None:
     """Prepare the task TASK_NAME from the tables in RAW into the folder OUT; write how many rows went where to COUNTS."""
     task, settings = tasks.find(task_name), config.section("prepare", splits.PrepareConfig)
     prepared = splits.prepare(raw, task, settings)

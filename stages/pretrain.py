@@ -8,12 +8,12 @@ from filbert.models import checkpoints
 from filbert.runtime import config, device, files
 from filbert.text.corpus import TEXT, read_corpus
 from filbert.tracking import run_recorder
-from stages import run, scratch_of
+from stages import OutFolder, run, scratch_of
 
 SEED = 0  # one student, for every task and seed
 
 
-def pretrain_student(name: str, corpus: Path, checkpoint: Path, out: Path) -> None:
+def pretrain_student(name: str, corpus: Path, checkpoint: Path, out: OutFolder) -> None:
     """Pretrain the student of the settings `pretrain.NAME` on CORPUS, its embeddings aligned with those of CHECKPOINT, into the
     folder OUT."""
     settings, scratch = config.section(f"pretrain.{name}", PretrainConfig), scratch_of(out)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from filbert.methods.rosita import ChainConfig, chain_columns, prune_further
 from filbert.runtime import config, files
-from stages import run
+from stages import OutFolder, run
 from stages.method_run import Folders, run_method
 
 
@@ -19,7 +19,7 @@ def prune(
     teacher: Path,
     checkpoint: Path,
     start: Path,
-    out: Path,
+    out: OutFolder,
 ) -> None:
     """Prune the student in START by the settings of the chain CHAIN_NAME: with the rows in PREPARED and TRANSFER, the CACHE of the
     TEACHER's outputs on them and their REFERENCES, make a smaller student of the task TASK_NAME in the folder OUT. CHECKPOINT is

@@ -6,10 +6,10 @@ from filbert.cache import retrieval
 from filbert.data import arrow, batches, tasks
 from filbert.runtime import config, files
 from filbert.tracking import run_recorder
-from stages import run, scratch_of
+from stages import OutFile, OutFolder, run, scratch_of
 
 
-def references(task_name: str, prepared: Path, checkpoint: Path, out: Path, control: Path) -> None:
+def references(task_name: str, prepared: Path, checkpoint: Path, out: OutFolder, control: OutFile) -> None:
     """Index the training rows in PREPARED by the tokens of CHECKPOINT's tokenizer; write the index and the references of
     training and validation rows to OUT, and the score that the nearest row's label alone has on the test rows to CONTROL."""
     task, settings = tasks.find(task_name), config.section("references", retrieval.RetrievalConfig)

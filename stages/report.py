@@ -8,7 +8,7 @@ from filbert.evaluation.statistics import ReportConfig
 from filbert.export import pick
 from filbert.runtime import config, files
 from filbert.tracking import run_recorder
-from stages import run, scratch_of
+from stages import OutFile, run, scratch_of
 
 HEAD = """# Results
 
@@ -20,7 +20,7 @@ seeds, with their baselines and intervals, are in [studies](../studies).
 """
 
 
-def report(metrics: Path, details: Path, table: Path, picture: Path, folder: Path) -> None:
+def report(metrics: Path, details: Path, table: OutFile, picture: OutFile, folder: Path) -> None:
     """Write TABLE, PICTURE, and the page, the terminal table and the CSV files in FOLDER from the figures under METRICS and
     DETAILS of the students that params.yaml lists."""
     settings, params = config.section("report", ReportConfig), config.read_params()

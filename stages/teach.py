@@ -14,7 +14,7 @@ from filbert.runtime import config, device, files
 from filbert.tracking import run_recorder
 from filbert.training import losses
 from filbert.training.loop import TrainingConfig, fit, validate
-from stages import run, scratch_of
+from stages import OutFolder, run, scratch_of
 
 
 class TeacherError(FilbertError):
@@ -36,7 +36,7 @@ class TeacherConfig:
             )
 
 
-def teach(task_name: str, prepared: Path, checkpoint: Path, out: Path) -> None:
+def teach(task_name: str, prepared: Path, checkpoint: Path, out: OutFolder) -> None:
     """Fine-tune CHECKPOINT on the task TASK_NAME with the rows in PREPARED; write the teacher to the folder OUT."""
     task, settings = tasks.find(task_name), config.section("teacher", TeacherConfig)
     encoding = config.section("tokenizer", batches.TokenizerConfig)

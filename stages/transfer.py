@@ -17,10 +17,10 @@ from filbert.text.transfer import (
     to_rows,
 )
 from filbert.tracking import run_recorder
-from stages import run, scratch_of
+from stages import OutFile, OutFolder, run, scratch_of
 
 
-def transfer(task_name: str, prepared: Path, texts: Path, augmented: Path, out: Path, counts: Path) -> None:
+def transfer(task_name: str, prepared: Path, texts: Path, augmented: Path, out: OutFolder, counts: OutFile) -> None:
     """Collect the transfer rows of the task TASK_NAME into the folder OUT: its own rows without labels in PREPARED, sentences of
     its TEXTS, and the variants of its training rows in AUGMENTED. Write how many rows were kept, and why others were not, to
     COUNTS."""

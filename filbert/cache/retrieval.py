@@ -179,7 +179,7 @@ class ReferenceReader:
 
     def write_store(self, folder: Path) -> None:
         """Write what a student needs at inference: the teacher's outputs on every training row, and the index that finds a row."""
-        with atomic_folder(folder) as making:
+        with atomic_folder(folder, sealed=False) as making:
             self._write_store(making)
 
     def _write_store(self, folder: Path) -> None:

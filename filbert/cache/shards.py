@@ -49,7 +49,14 @@ class ShardFolder:
 
     @classmethod
     def for_writing(cls, folder: Path) -> "ShardFolder":
-        """The shards of a folder; a manifest that cannot be read is renamed, and all shards will be made again."""
+        """The shards of a folder; a manifest that cannot be read is renamed, and all shards will be made again.
+
+        Raises:
+            ShardError: the folder holds something else.
+        """
+        known = (path.name == MANIFEST or NAME.fullmatch(path.name) or path.name[0] == "." for path in folder.iterdir())
+        if not all(known):
+            raise ShardError(f"{folder}: expected a folder that holds the shards of a cache alone; name another folder")
         try:
             return cls(folder)
         except ShardError as error:
@@ -121,7 +128,7 @@ def _read_manifest(file: Path) -> dict[str, ShardEntry]:
         listed = {
             name: ShardEntry(**entry | {"columns": tuple(entry["columns"])}) for name, entry in read_json(file).items()
         }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (FilbertError, OSError, TypeError, KeyError, AttributeError) as error:
         raise ShardError(f"{file}: damaged: expected a manifest of shards ({type(error).__name__}: {error})") from error
     if wrong := next((name for name in listed if not NAME.fullmatch(name)), None):
         raise ShardError(f"{file}: damaged: expected names like shard-00000.arrow, got {wrong!r}")

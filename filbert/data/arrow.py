@@ -89,5 +89,15 @@ def write_rows(rows: Iterable[Row], task: Task, file: Path) -> int:
 
 
 def read_table(file: Path) -> pa.Table:
-    """The Arrow IPC `file`, memory-mapped."""
-    return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+    """The Arrow IPC `file`, memory-mapped.
+
+    Raises:
+        FilbertError: it is none.
+    """
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+    except pa.ArrowException as error:
+        what = next(iter(str(error).splitlines()), "")
+        raise FilbertError(
+            f"{file}: damaged: expected an Arrow file, got {what}; make it again with `dvc repro`"
+        ) from error

@@ -16,9 +16,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from filbert import FilbertError
 from filbert.data.arrow import read_table
 from filbert.data.tasks import Task, TaskKind
+from filbert.runtime import progress
 from filbert.runtime.config import Range
+from filbert.runtime.files import read_json
 
 BUCKET = 50  # batches whose rows are sorted by length together
+MANY_UNKNOWN, MOST_UNKNOWN = 0.1, 0.5  # shares of a split's tokens that are told, and refused
 ROWS_AT_A_TIME = 16384  # rows whose tokens are Python lists at one time
 
 
@@ -167,15 +170,21 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a local folder; the hub is not asked and no code of the folder runs.
 
     Raises:
-        FilbertError: there is none, or it cannot be read.
+        FilbertError: there is none, it cannot be read, or the model beside it has fewer tokens.
     """
     if not folder.is_dir() or not any((folder / name).exists() for name in ("tokenizer.json", "vocab.txt")):
         raise FilbertError(f"{folder}: no tokenizer; expected a model's folder with tokenizer.json or vocab.txt")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare ones
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise FilbertError(f"{folder}: not a tokenizer that can be used: {reason}") from error
+    file = folder / "config.json"
+    embedded = read_json(file).get("vocab_size") if file.exists() else None
+    if embedded is not None and len(tokenizer) > embedded:
+        raise FilbertError(f"{folder}: its tokenizer has {len(tokenizer)} tokens, but its model embeds {embedded}; "
+                           "they do not belong together")  # fmt: skip
+    return tokenizer
 
 
 def tokenize(
@@ -265,9 +274,28 @@ def load_split(
     config: TokenizerConfig,
     words: bool = False,
 ) -> tuple[pa.Table, TokenizedDataset]:
-    """The rows of one split in the folder `prepared`, as a table and tokenised."""
-    table = read_table(prepared / f"{name}.arrow")
-    return table, tokenize(table, task, tokenizer, config, words)
+    """The rows of one split in the folder `prepared`, as a table and tokenised.
+
+    Raises:
+        FilbertError: most of their tokens are unknown to the tokenizer.
+    """
+    file = prepared / f"{name}.arrow"
+    table = read_table(file)
+    rows = tokenize(table, task, tokenizer, config, words)
+    if (share := unknown_share(rows.ids, tokenizer)) > MOST_UNKNOWN:
+        raise FilbertError(
+            f"{file}: {share:.0%} of its tokens are unknown to the tokenizer; expected one that was made for such text"
+        )
+    if share > MANY_UNKNOWN:
+        progress.log(f"{file}: {share:.0%} of its tokens are unknown to the tokenizer")
+    return table, rows
+
+
+def unknown_share(ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> float:
+    """The share of tokens that are unknown, special ones left out; 0 for a tokenizer that knows all text."""
+    unknown = ids == tokenizer.unk_token_id if tokenizer.unk_token_id is not None else np.zeros(len(ids), bool)
+    special = np.isin(ids, tokenizer.all_special_ids) & ~unknown
+    return float(unknown.sum() / max(1, len(ids) - special.sum()))
 
 
 def shuffled_batches(lengths: np.ndarray, size: int, seed: int, epoch: int) -> list[np.ndarray]:

@@ -16,9 +16,8 @@ def read_history(file: Path) -> list[dict[str, Any]]:
     Raises:
         FilbertError: another line is no JSON object.
     """
-    return [
-        _parse(file, number, line) for number, line in enumerate(file.read_text(encoding="utf-8").split("\n")[:-1], 1)
-    ]
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    return [_parse(file, number, line) for number, line in enumerate(lines, 1)]
 
 
 def _parse(file: Path, number: int, line: str) -> dict[str, Any]:

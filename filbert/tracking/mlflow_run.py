@@ -9,6 +9,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import psutil
 import pyarrow as pa
 from filelock import FileLock
 
+from filbert import FilbertError
 from filbert.runtime.files import IS_MAIN_PROCESS, SCRATCH, read_json, write_json
 from filbert.runtime.secrets import without_password
 from filbert.tracking.mlflow_store import (
@@ -28,6 +30,7 @@ from filbert.tracking.mlflow_store import (
     model_name,
 )
 
+ENDED_EARLY = ("FAILED", "KILLED")
 FLUSH_SECONDS = 5.0
 MAX_SHARE = 1 / 20  # of a stage's time that writing points may take
 
@@ -86,7 +89,7 @@ class MlflowRun:
         self._once(lambda: [self._open_run().write(record) for record in records])
 
     def end(self, status: str) -> None:
-        """Write what is pending, and end the run as FINISHED or FAILED; warns where a part could not be written."""
+        """Write what is pending, and end the run as FINISHED, FAILED or KILLED; warns where a part could not be written."""
         self.complete &= self._try(self._flush)
         if self.run_id:
             self.complete &= self._try(lambda: self._end(status))
@@ -124,7 +127,9 @@ class MlflowRun:
                 self.store = MlflowStore()
                 name = os.environ.get("DVC_EXP_NAME") or time.strftime("repro %Y-%m-%d %H:%M:%S")
                 parent = self.store.pipeline_run(_pipeline_key(), name)
-            before = read_json(self.run_file) if self.run_file.exists() else {}
+            before = {}
+            with suppress(FileNotFoundError, FilbertError):  # none yet, or damaged: a new run
+                before = read_json(self.run_file)
             same = before.get("provenance") == json.loads(json.dumps(self.provenance))
             resumed = before["run"] if same and self.store.has_run(before["run"]) else None
             run = mlflow.start_run(
@@ -165,7 +170,7 @@ class MlflowRun:
         mlflow.end_run(status)
         client = self.store.client
         parent = client.get_run(self.run_id).data.tags.get("mlflow.parentRunId")
-        if parent and client.get_run(parent).info.status != "FAILED":  # one failed stage fails the pipeline run
+        if parent and client.get_run(parent).info.status not in ENDED_EARLY:  # one failed stage fails the pipeline run
             client.set_terminated(parent, status)
 
 

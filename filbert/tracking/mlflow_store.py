@@ -22,6 +22,8 @@ os.environ.setdefault(
 )  # seconds; MLflow's defaults, 120 and 7 retries, delay a stage
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
+DATABASE_ATTEMPTS = 4  # at opening a database, a second in all; MLflow's 10 take 100 s, twice
+
 EXPERIMENT = "filbert"
 STORE = Path("mlflow.db")
 KEY_TAG = "filbert.key"
@@ -57,7 +59,9 @@ class MlflowStore:
             FilbertError: it cannot be reached.
         """
         import mlflow
+        from mlflow.store.db import utils
 
+        utils.MAX_RETRY_COUNT = DATABASE_ATTEMPTS
         for noisy in ("alembic", "mlflow.transformers"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
         uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{STORE.resolve()}")

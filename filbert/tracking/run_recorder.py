@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from filbert.runtime.files import IS_MAIN_PROCESS, write_text
+from filbert.runtime.signals import Stopped
 from filbert.tracking import run_fields
 from filbert.tracking.history import history_points, read_history, to_text
 from filbert.tracking.mlflow_run import MlflowRun
@@ -93,8 +94,8 @@ def stage_run(
         view.link_model(run_fields.run_key(measures))
     try:
         yield RunRecorder(scratch / "history.jsonl" if IS_MAIN_PROCESS else Path(os.devnull), view, provenance)
-    except BaseException:
-        view.end("FAILED")
+    except BaseException as error:
+        view.end("KILLED" if isinstance(error, Stopped | KeyboardInterrupt) else "FAILED")
         raise
     view.end("FINISHED")
 

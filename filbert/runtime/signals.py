@@ -1,0 +1,59 @@
+"""SIGTERM and Ctrl-C end a stage cleanly: at once or, while a model trains, after the present step, whose state is then saved."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_received: signal.Signals | None = None
+_held = False
+
+
+class Stopped(SystemExit):
+    """The process was asked to stop; its exit code is a shell's, 128 and the signal's number."""
+
+    def __init__(self, number: signal.Signals):
+        super().__init__(128 + number)
+        self.signal = number
+
+
+def install() -> None:
+    """Answer the signals from now on. Python's own answer to Ctrl-C would tear an optimiser step apart."""
+    for number in SIGNALS:
+        signal.signal(number, _receive)
+
+
+def _receive(number: int, frame: FrameType | None) -> None:
+    global _received
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)  # what cleans up is not stopped by a second one
+    _received = signal.Signals(number)
+    if not _held:
+        raise Stopped(_received)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Signals wait until `raise_received` is called."""
+    global _held
+    _held = True
+    try:
+        yield
+    finally:
+        _held = False
+
+
+def received() -> bool:
+    """Whether a signal waits."""
+    return _received is not None
+
+
+def raise_received() -> None:
+    """Stop, if a signal waits.
+
+    Raises:
+        Stopped: one does.
+    """
+    if _received is not None:
+        raise Stopped(_received)

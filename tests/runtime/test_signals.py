@@ -1,0 +1,64 @@
+"""A signal during training ends it after the step that it came in; the next run goes on there."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import CPU, find_task
+from torch import Tensor, nn
+
+from filbert.data.batches import Batch, TokenizedDataset
+from filbert.models import checkpoints
+from filbert.runtime import signals
+from filbert.tracking.run_recorder import RunRecorder
+from filbert.training import losses
+from filbert.training.loop import TrainingConfig, fit
+
+CONFIG = TrainingConfig(epochs=2, batch_size=8, learning_rate=1e-3, warmup=0.1, decay="linear", weight_decay=0.01,
+                        gradient_clip=1.0, validations=0, patience=1)  # fmt: skip
+SIGNALLED = 5  # the step
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As a stage answers signals; afterwards as pytest does."""
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    monkeypatch.setattr(signals, "_received", None)
+    signals.install()
+    yield
+    for number, answer in before.items():
+        signal.signal(number, answer)
+
+
+def train(
+    checkpoint: Path, rows: TokenizedDataset, recorder: RunRecorder, scratch: str, at: int
+) -> tuple[nn.Module, list[int]]:
+    """The model, and the steps that were made; at one of them SIGTERM comes, twice."""
+    torch.manual_seed(1)
+    model, steps = checkpoints.new_student(checkpoint, find_task("sst2"), checkpoints.StudentConfig((0,))), [0]
+
+    def loss(batch: Batch) -> Tensor:
+        steps[0] += 1
+        for _ in range(2 * (steps[0] == at)):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return losses.cross_entropy(checkpoints.forward_batch(model, batch).logits, batch.label)
+
+    fit(model, loss, rows, dict, CONFIG, phase="p", seed=1, device=CPU, scratch=Path(scratch), recorder=recorder)
+    return model, steps
+
+
+def test_the_step_is_finished_and_saved(
+    checkpoint: Path, encoded: TokenizedDataset, recorder: RunRecorder, installed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(signals.Stopped) as stopped:
+        train(checkpoint, encoded, recorder, "stopped", SIGNALLED)
+    assert stopped.value.code == 143
+    monkeypatch.setattr(signals, "_received", None)
+    resumed, left = train(checkpoint, encoded, recorder, "stopped", -1)
+    whole, steps = train(checkpoint, encoded, recorder, "whole", -1)
+    assert left[0] == steps[0] - SIGNALLED
+    for one, other in zip(resumed.state_dict().values(), whole.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
