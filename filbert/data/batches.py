@@ -11,14 +11,15 @@ import pyarrow.compute
 import torch
 from tokenizers import Encoding
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from filbert import FilbertError
 from filbert.data.arrow import read_table
 from filbert.data.tasks import Task, TaskKind
+from filbert.data.tokenizers import load_tokenizer as load_tokenizer  # whoever makes batches needs one
+from filbert.data.tokenizers import unknown_share
 from filbert.runtime import progress
 from filbert.runtime.config import Range
-from filbert.runtime.files import read_json
 
 BUCKET = 50  # batches whose rows are sorted by length together
 MANY_UNKNOWN, MOST_UNKNOWN = 0.1, 0.5  # shares of a split's tokens that are told, and refused
@@ -166,27 +167,6 @@ def _ragged(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return new, np.arange(new[-1]) + np.repeat(offsets[rows] - new[:-1], lengths)
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a local folder; the hub is not asked and no code of the folder runs.
-
-    Raises:
-        FilbertError: there is none, it cannot be read, or the model beside it has fewer tokens.
-    """
-    if not folder.is_dir() or not any((folder / name).exists() for name in ("tokenizer.json", "vocab.txt")):
-        raise FilbertError(f"{folder}: no tokenizer; expected a model's folder with tokenizer.json or vocab.txt")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises bare ones
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise FilbertError(f"{folder}: not a tokenizer that can be used: {reason}") from error
-    file = folder / "config.json"
-    embedded = read_json(file).get("vocab_size") if file.exists() else None
-    if embedded is not None and len(tokenizer) > embedded:
-        raise FilbertError(f"{folder}: its tokenizer has {len(tokenizer)} tokens, but its model embeds {embedded}; "
-                           "they do not belong together")  # fmt: skip
-    return tokenizer
-
-
 def tokenize(
     table: pa.Table, task: Task, tokenizer: PreTrainedTokenizerBase, config: TokenizerConfig, words: bool = False
 ) -> TokenizedDataset:
@@ -289,13 +269,6 @@ def load_split(
     if share > MANY_UNKNOWN:
         progress.log(f"{file}: {share:.0%} of its tokens are unknown to the tokenizer")
     return table, rows
-
-
-def unknown_share(ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> float:
-    """The share of tokens that are unknown, special ones left out; 0 for a tokenizer that knows all text."""
-    unknown = ids == tokenizer.unk_token_id if tokenizer.unk_token_id is not None else np.zeros(len(ids), bool)
-    special = np.isin(ids, tokenizer.all_special_ids) & ~unknown
-    return float(unknown.sum() / max(1, len(ids) - special.sum()))
 
 
 def shuffled_batches(lengths: np.ndarray, size: int, seed: int, epoch: int) -> list[np.ndarray]:

@@ -141,7 +141,7 @@ def _resume(part: Path, state: Path, key: dict[str, Any]) -> Counts:
             os.truncate(part, found.bytes)
             progress.log(f"going on after {found.read} rows")
             return found
-    except (OSError, ValueError, TypeError):
+    except (FilbertError, OSError, TypeError):
         pass  # none, or damaged: from the beginning
     part.unlink(missing_ok=True)
     return Counts(key=key)

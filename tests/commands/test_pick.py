@@ -130,6 +130,7 @@ def ask(folder: Path, texts: list[str]) -> list[dict]:
 def test_a_release_runs_on_its_own(tmp_path: Path, teacher: Path) -> None:
     folder = released(teacher, tmp_path, temperature=1.7)
     assert {file.name for file in folder.iterdir()} == {
+        "HASHES.json",
         "model.onnx",
         "tokenizer.json",
         "config.json",
