@@ -40,6 +40,11 @@ class RunRecorder:
             lines = read_history(self.history) if self.history.exists() else []
             write_text(self.history, to_text([x for x in lines if x["phase"] != phase or not step < x["step"] <= end]))
 
+    def last_step(self, phase: str) -> int:
+        """The last step of a phase that the history tells of; 0 where it tells of none."""
+        lines = read_history(self.history) if self.history.exists() else []
+        return max((line["step"] for line in lines if line["phase"] == phase), default=0)
+
     def inherit(self, history: Path, name: str) -> None:
         """Begin with the history of the student that this one starts from, its phases under `name/`: its steps count."""
         if IS_MAIN_PROCESS and not self.history.exists():

@@ -110,9 +110,9 @@ def fit(
     set_moments(model, optimizer, moments or {})
     fingerprint = training_fingerprint(model, rows, (config, step_range), seed, recorder.provenance)
     state = TrainingState(model, optimizer, scratch / f"{phase}-{begin}.safetensors", fingerprint, begin)
-    state.resume()
+    state.resume(distributed.run_on_main(lambda: recorder.last_step(phase)) + LOG_STEPS - 1)
     recorder.rewind(phase, state.step, last_recorded)
-    finished = state.step >= end or state.misses >= config.patience
+    finished = over = state.step >= end or state.misses >= config.patience
     order: list[np.ndarray] = []
     saved = time.monotonic()
     with (
@@ -120,7 +120,7 @@ def fit(
         sparse_embeddings(model, device),
         signals.held(),
     ):
-        while state.step < end and state.misses < config.patience:
+        while not over:
             epoch, number = divmod(state.step, per_epoch)
             if number == 0 or not order:
                 order = shuffled_batches(rows.lengths, config.batch_size, seed, epoch)
@@ -138,16 +138,21 @@ def fit(
                 scores = distributed.run_on_main(validate)
                 state.update_best(scores["score"] if "score" in scores else -scores["loss"])
                 _record_scores(scores, phase, state, per_epoch, bar, recorder)
-            if IS_MAIN_PROCESS and (signals.received() or time.monotonic() - saved >= checkpoint_seconds):
+            over = (
+                state.step >= end or state.misses >= config.patience
+            )  # what is over is saved below, its best once told
+            if not over and IS_MAIN_PROCESS and (signals.received() or time.monotonic() - saved >= checkpoint_seconds):
                 state.save()
                 saved = time.monotonic()
-            signals.raise_received()
+            if not over:
+                signals.raise_received()
     if not finished:
         recorder.rewind(phase, state.step, last_recorded)
         if state.best_weights:
             recorder.log(phase, state.step, {"best": state.best, "best_step": state.best_step})
         if IS_MAIN_PROCESS:
             state.save(optimizer_state=end < total)  # a later range may go on with it
+    signals.raise_received()
     if state.best_weights:
         state.restore_best()
     return TrainingResult(state.best, state.best_step, state.step, moments_of(model, optimizer))

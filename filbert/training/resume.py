@@ -74,8 +74,8 @@ class TrainingState:
         with atomic_file(self.file) as making:
             save_file(tensors, making, metadata)
 
-    def resume(self) -> None:
-        """Continue at the checkpoint, if there is one of this very phase."""
+    def resume(self, told: int) -> None:
+        """Continue at the checkpoint, if there is one of this very phase, at a step up to which its history is `told`."""
         if not self.file.exists():
             return
         try:
@@ -86,7 +86,11 @@ class TrainingState:
         if metadata["fingerprint"] != self.fingerprint:
             progress.log(f"{self.file}: made with other settings, data or start; beginning anew")
             return
-        self._load(tensors, json.loads(metadata["place"]))
+        place = json.loads(metadata["place"])
+        if place["step"] > told:
+            progress.log(f"{self.file}: its history is cut off before step {place['step']}; beginning anew")
+            return
+        self._load(tensors, place)
         progress.log(f"{self.file.stem}: resumed at step {self.step}")
 
     def _set_aside(self, error: Exception) -> None:

@@ -31,17 +31,21 @@ COMMAND = "python -m tests.reliability.campaign"
 FILES_OF_A_STAGE = 2  # that are damaged where --damages is not 0: drawn for each kind
 HEAD = """# What was tried, and what survived
 
-Written by `{command}`, seed {seed}, in {minutes:.0f} minutes; nothing is typed in. The graph of `dvc.yaml` runs at a tiny size, each of its
-{steps} stages in a process of its own, by the function that `dvc repro` calls. What is a pass:
+Written by `{command}`, seed {seed}, in {minutes:.0f} minutes;
+nothing is typed in. The graph of `dvc.yaml` runs at a tiny size, each of its {steps} stages in a process of its own, as `dvc repro`
+calls it. A pass is:
 
-- **kill**: KILL, TERM or INT, up to three times a run, at a drawn moment or just before or after a rename, a replacement, a manifest or
-  a line of a history; the last run then makes the files of the run that was not killed, bit for bit (of a history all but its times;
-  of timings the names of the files alone), nothing unfinished stays, TERM and INT end with one line, exit code 143 or 130, and no
-  run of MLflow's left running;
-- **damage**: a file in DVC's cache that a stage wrote is damaged; the stage that reads it ends with one line that names it, or makes what it made before;
+- **kill**: KILL, TERM or INT, up to three times a run, at a drawn moment or just before or after a rename, a replacement, a
+  manifest or a line of a history; the last run then makes the files of the run that was not killed, bit for bit (of a history all
+  but its times; of timings the names of the files), nothing unfinished stays; TERM and INT end with one line, exit code 143 or 130,
+  and no run of MLflow's left running;
+- **damage**: a file in DVC's cache that a stage wrote is damaged; the stage that reads it ends with one line that names it, or
+  makes what it made before;
 - **state**: likewise for what a killed stage resumes from; it may begin anew;
-- **disk full**: no file may grow over a drawn size; one line, nothing half-written, and with room again the stage ends as before;
-- **two at once**: two processes make one output; one waits for the other.
+- **disk full**: no file may grow over a drawn size; one line, nothing half-written; with room again the stage ends as before;
+- **two at once**: two processes make one output; one waits for the other;
+- **requests to the network**: noted by a recording proxy and by a hook on Python's sockets, over the whole campaign, with no
+  setting that turns reports off.
 
 | tried | times | passed | how they ended |
 | --- | --- | --- | --- |

@@ -95,6 +95,31 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_phase_begins_anew(  # type: i
     assert Path("scratch/p-0.damaged").exists()
 
 
+@pytest.mark.parametrize("lost", ["the last line", "its end"])
+def test_a_history_is_whole_whatever_is_lost_of_it(
+    checkpoint, encoded, validation, recorder, monkeypatch, lost: str
+) -> None:  # type: ignore[no-untyped-def]
+    """The process dies as it is to write the last line; or the disk lost what came after the first step that was told."""
+    whole, _ = train(checkpoint, encoded, validation, recorder)
+    lines, log = curve(recorder), recorder.log
+    recorder.history.unlink()
+
+    def dies_at_the_end(phase: str, step: int, values: dict[str, float]) -> None:
+        if "best" in values:
+            raise Killed
+        log(phase, step, values)
+
+    monkeypatch.setattr(recorder, "log", dies_at_the_end)
+    with pytest.raises(Killed):
+        train(checkpoint, encoded, validation, recorder, every=0, scratch="killed")
+    monkeypatch.undo()
+    if lost == "its end":
+        recorder.history.write_text("".join(recorder.history.read_text().splitlines(keepends=True)[:1]))
+    resumed, _ = train(checkpoint, encoded, validation, recorder, scratch="killed")
+    assert same(whole, resumed)
+    assert curve(recorder) == lines
+
+
 def test_a_checkpoint_of_other_settings_is_not_resumed(checkpoint, encoded, validation, recorder) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(Killed):
         train(checkpoint, encoded, validation, recorder, die_at=9, every=0)
