@@ -43,6 +43,10 @@ stages:
 PARAMS = """
 names: [a, b]  # students
 seeds: [1]
+methods: []
+variants: []
+chains: []
+exports: []
 failing: none
 settings:
   a: {rate: 1}
