@@ -1,0 +1,237 @@
+"""One epoch of distilling a student from a teacher's logits: this project beside what a user would take instead.
+
+| arm | what |
+| --- | --- |
+| Filbert, with its cache | the teacher's logits are computed once and stored, then the student learns from them; both are counted |
+| Filbert, from its cache | the same without the building: every further student, seed or setting |
+| Trainer | `transformers.Trainer` with the teacher run beside the student, rows shuffled, padded to the longest of a batch |
+| Trainer, grouped | the same, `train_sampling_strategy="group_by_length"`: a careful user |
+| TextBrewer | its GeneralDistiller, the same loss (T² folded into the weight: it leaves it out), where it is installed |
+
+All start from the same student, with the same rows, batch size, learning rate and loss, w T² KL + (1 - w) CE. Filbert trains in
+bfloat16 where the processor has it. Arms run in turn; a ratio is of medians; scores are of the validation rows after the epoch.
+"""
+
+import importlib.util
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
+
+from benchmarks.turns import machine
+from filbert.cache import build, teacher_cache
+from filbert.data import arrow, batches, tasks
+from filbert.data.batches import TokenizedDataset
+from filbert.evaluation import metrics
+from filbert.evaluation.tables import markdown_table
+from filbert.models import checkpoints
+from filbert.runtime import config, device
+from filbert.runtime.files import write_text
+from filbert.tracking.run_recorder import stage_run
+from filbert.training import losses
+from filbert.training.loop import TrainingConfig, fit
+
+T, W = 2.0, 0.7  # temperature, weight of the teacher's logits
+BATCH, RATE = 32, 1e-4
+
+
+class Bench:
+    """Rows, a teacher and a student's start, and a way to train by each library; each gives the trained student."""
+
+    def __init__(self, task_name: str, prepared: Path, teacher: Path, checkpoint: Path, count: int, work: Path):
+        self.task, self.teacher, self.work, self.on = tasks.find(task_name), teacher, work, device.select_device()
+        self.tokenizer = batches.load_tokenizer(teacher)
+        self.encoding = config.section("tokenizer", batches.TokenizerConfig)
+        self.table = arrow.read_table(prepared / "train.arrow").slice(0, count)
+        self.rows = batches.tokenize(self.table, self.task, self.tokenizer, self.encoding)
+        self.validation = batches.load_split(prepared, "validation", self.task, self.tokenizer, self.encoding)[1]
+        torch.manual_seed(0)
+        start = checkpoints.new_student(checkpoint, self.task, config.section("student", checkpoints.StudentConfig))
+        checkpoints.save(start, self.tokenizer, work / "start")
+
+    def student(self) -> Any:
+        return checkpoints.load_model(self.work / "start")
+
+    def build(self) -> teacher_cache.TeacherCache:
+        """The teacher's logits on the rows, in a cache of their own."""
+        settings = config.section("cache", teacher_cache.CacheConfig)
+        key = teacher_cache.cache_fingerprint(self.teacher, self.encoding, settings, self.on)
+        folder = Path(tempfile.mkdtemp(dir=self.work))
+
+        def tokenize(part: Any) -> TokenizedDataset:
+            return batches.tokenize(part, self.task, self.tokenizer, self.encoding)
+
+        model = checkpoints.load_model(self.teacher)
+        build.build_cache(folder / "cache", model, self.table, tokenize, ["logits"], key, settings, self.on)
+        return teacher_cache.TeacherCache([folder / "cache"], key)
+
+    def build_only(self) -> None:
+        self.build()
+
+    def from_cache(self, cache: teacher_cache.TeacherCache) -> Any:
+        student, rows = self.student(), self.rows.with_targets(cache.on(self.rows, ["logits"]))
+
+        def loss(batch: batches.Batch) -> Tensor:
+            return kd_loss(checkpoints.forward_batch(student, batch).logits, batch.targets["logits"], batch.label)
+
+        phase = replace(
+            config.section("training", TrainingConfig), epochs=1.0, batch_size=BATCH, learning_rate=RATE, validations=0
+        )
+        scratch = Path(tempfile.mkdtemp(dir=self.work))
+        with stage_run("peers", params={}, tags={}, hashes={}, scratch=scratch) as recorder:
+            fit(
+                student,
+                loss,
+                rows,
+                dict,
+                phase,
+                phase="train",
+                seed=1,
+                device=self.on,
+                scratch=scratch,
+                recorder=recorder,
+            )
+        return student
+
+    def trainer(self, grouped: bool, bf16: bool) -> Any:
+        """By transformers.Trainer, with the teacher beside."""
+        student, teacher = (
+            AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            for folder in (self.work / "start", self.teacher)
+        )
+        teacher.eval()
+
+        class Distiller(Trainer):
+            def compute_loss(self, model: Any, inputs: Any, *_: Any, **more: Any) -> Tensor:
+                label = inputs.pop("labels")
+                with torch.no_grad(), torch.autocast(label.device.type, torch.bfloat16, enabled=bf16):
+                    theirs = teacher(**inputs).logits
+                return kd_loss(model(**inputs).logits, theirs, label)
+
+        arguments = TrainingArguments(
+            output_dir=tempfile.mkdtemp(dir=self.work), num_train_epochs=1, per_device_train_batch_size=BATCH,
+            learning_rate=RATE, warmup_steps=round(0.1 * len(self.rows) / BATCH), weight_decay=0.01, bf16=bf16,
+            train_sampling_strategy="group_by_length" if grouped else "random", use_cpu=self.on.type == "cpu",
+            report_to=[], disable_tqdm=True, save_strategy="no", logging_strategy="no", remove_unused_columns=False,
+        )  # fmt: skip
+        Distiller(student, arguments, DataCollatorWithPadding(self.tokenizer), self.examples()).train()
+        return student
+
+    def textbrewer(self, bf16: bool) -> Any:
+        """By TextBrewer's GeneralDistiller, as its examples have it, but padded to the longest of a batch."""
+        from textbrewer import DistillationConfig, GeneralDistiller
+        from textbrewer import TrainingConfig as Training
+
+        student, teacher = (
+            AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            for folder in (self.work / "start", self.teacher)
+        )
+        teacher.eval()
+        collate = DataCollatorWithPadding(self.tokenizer)
+        loader: Any = torch.utils.data.DataLoader(
+            self.examples(),  # type: ignore[arg-type]
+            BATCH,
+            shuffle=True,
+            collate_fn=lambda rows: dict(collate(rows)),  # it takes plain dicts alone
+        )
+
+        def adapt(batch: Any, output: Any) -> dict[str, Any]:
+            return {"logits": output.logits, "losses": output.loss}
+
+        weights = {"temperature": T, "hard_label_weight": 1 - W, "kd_loss_weight": W * T**2, "kd_loss_type": "ce"}
+        training = Training(
+            device=str(self.on), ckpt_frequency=0, log_dir=None, output_dir=tempfile.mkdtemp(dir=self.work)
+        )
+        distiller = GeneralDistiller(training, DistillationConfig(**weights), teacher, student, adapt, adapt)
+        optimizer = torch.optim.AdamW(student.parameters(), lr=RATE, weight_decay=0.01)
+        with distiller, torch.autocast(self.on.type, torch.bfloat16, enabled=bf16):
+            distiller.train(optimizer, loader, num_epochs=1, callback=None)
+        return student
+
+    def examples(self) -> list[dict[str, Any]]:
+        """The rows as Hugging Face's collators take them."""
+        parts = [np.split(values, self.rows.offsets[1:-1]) for values in (self.rows.ids, self.rows.types)]
+        return [
+            {"input_ids": ids.tolist(), "token_type_ids": types.tolist(), "labels": int(label)}
+            for ids, types, label in zip(*parts, self.rows.label, strict=True)
+        ]
+
+    def score(self, student: Any) -> float:
+        logits = checkpoints.predict_logits(student.float(), self.validation, 64, self.on)
+        return 100 * metrics.scores_on(self.task, logits, self.validation)["score"]
+
+
+def kd_loss(logits: Tensor, theirs: Tensor, label: Tensor) -> Tensor:
+    """w T² KL(teacher ‖ student) + (1 - w) CE."""
+    return W * losses.softened_kl(logits, theirs, T) + (1 - W) * losses.cross_entropy(logits, label)
+
+
+def main(
+    task_name: str,
+    prepared: Path,
+    teacher: Path,
+    checkpoint: Path,
+    out: Annotated[Path, typer.Argument(help="the Markdown file to write")],
+    count: Annotated[int, typer.Option(help="training rows")] = 2000,
+    rounds: int = 2,
+    students: Annotated[int, typer.Option(help="of one teacher, for the last column")] = 10,
+) -> None:
+    """Train a student for one epoch by each library, in turn, on the first rows of PREPARED, and write the table to OUT."""
+    with tempfile.TemporaryDirectory(prefix="filbert-peers-") as folder:
+        bench = Bench(task_name, prepared, teacher, checkpoint, count, Path(folder))
+        cache = bench.build()
+        arms: dict[str, Callable[[], Any]] = {
+            "Filbert, building the cache": bench.build_only,
+            "Filbert, from its cache": partial(bench.from_cache, cache),
+        }
+        for bf16, precision in ((False, "float32"), (True, "bfloat16")):
+            arms[f"Trainer, {precision}"] = partial(bench.trainer, False, bf16)
+            arms[f"Trainer, grouped, {precision}"] = partial(bench.trainer, True, bf16)
+            if importlib.util.find_spec("textbrewer"):
+                arms[f"TextBrewer, {precision}"] = partial(bench.textbrewer, bf16)
+        seconds, scores = run_in_turn(arms, rounds, bench.score)
+    building = float(np.median(seconds.pop("Filbert, building the cache")))
+    first = float(np.median(seconds["Filbert, from its cache"]))
+    lines = [["arm", "seconds an epoch (least)", "score", "1 student", f"{students} students"]]
+    for name, found in seconds.items():
+        once, median = building if name.startswith("Filbert") else 0.0, float(np.median(found))
+        factors = [(once + n * median) / (building + n * first) for n in (1, students)]
+        lines.append(
+            [name, f"{median:.1f} ({min(found):.1f})", f"{np.mean(scores[name]):.1f}", *(f"{f:.2f}×" for f in factors)]
+        )
+    head = (
+        f"Measured by `python -m benchmarks.peers` on {task_name}: {count} training rows, one epoch, batches of {BATCH}, {rounds} "
+        f"rounds in turn, {machine(device.select_device())}. Building the cache takes {building:.1f} s, once. The last columns are "
+        "times against Filbert's for one student and for several of one teacher, the building included."
+    )
+    write_text(out, "\n\n".join(["# Beside other libraries", head, markdown_table(lines)]) + "\n")
+    print(out.read_text())
+
+
+def run_in_turn(
+    arms: dict[str, Callable[[], Any]], rounds: int, score: Callable[[Any], float]
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds of each arm, and the scores of the students that it trained, which are not timed."""
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    scores: dict[str, list[float]] = {name: [] for name in arms}
+    for _ in range(rounds):
+        for name, run in arms.items():
+            start = time.perf_counter()
+            student = run()
+            seconds[name].append(time.perf_counter() - start)
+            if student is not None:
+                scores[name].append(score(student))
+    return seconds, scores
+
+
+if __name__ == "__main__":
+    typer.run(main)
