@@ -123,8 +123,9 @@ def _read_parquet(file: Path) -> Iterator[Located]:
             for batch in table.iter_batches(batch_size=BATCH):
                 for number, record in enumerate(batch.to_pylist(), number + 1):  # noqa: B020
                     yield f"{file}, row {number}", record
-    except (pa.ArrowInvalid, OSError) as error:
-        raise RowError(f"{file}, after row {number}: expected a parquet table, got {error}") from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        what = next(iter(str(error).splitlines()), type(error).__name__)
+        raise RowError(f"{file}, after row {number}: expected a parquet table, got {what}") from error
 
 
 def _read_text(file: Path, task: Task) -> Iterator[Located]:

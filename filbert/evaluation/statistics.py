@@ -2,9 +2,11 @@
 
 import statistics
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from scipy.stats import t as student_t
+
+from filbert.runtime.config import NonNegative, Range
 
 MIN_SEEDS = 3  # of either side, for any verdict but "not told apart"
 
@@ -17,10 +19,10 @@ class ReportConfig:
 
     baseline: str  # the student that all others are compared with
     against: dict[str, tuple[str, ...]]  # by student, what it is compared with instead
-    same_size: float  # largest relative difference of the parameters of two students that are compared
-    same_steps: float  # likewise of their steps
-    margin: float  # points within which two means count as equal
-    confidence: float  # of the interval of the difference
+    same_size: NonNegative  # largest relative difference of the parameters of two students that are compared
+    same_steps: NonNegative  # likewise of their steps
+    margin: NonNegative  # points within which two means count as equal
+    confidence: Annotated[float, Range(0.5, 0.9999)]  # of the interval of the difference
 
 
 def verdict(ours: list[float], baseline: list[float], config: ReportConfig) -> Verdict:

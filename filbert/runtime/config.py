@@ -132,7 +132,8 @@ def _build(shape: Any, value: Any, where: str, defaults: Mapping) -> Any:
         if value is None and len(kinds) < len(inner):
             return None
         return _build(next((k for k in kinds if _fits(k, value)), kinds[-1]), value, where, defaults)
-    if (origin is typing.Literal and value in inner) or (isinstance(shape, type) and value in _values_of(shape)):
+    choices = inner if origin is typing.Literal else _values_of(shape)
+    if any(type(value) is type(choice) and value == choice for choice in choices):  # True is no 1
         return value if origin is typing.Literal else shape(value)
     if origin is tuple and isinstance(value, list):
         return tuple(_build(inner[0], item, f"{where}[{i}]", defaults) for i, item in enumerate(value))
@@ -142,7 +143,6 @@ def _build(shape: Any, value: Any, where: str, defaults: Mapping) -> Any:
         return float(value)
     if isinstance(shape, type) and type(value) is shape and not (type(value) is float and not math.isfinite(value)):
         return value
-    choices = inner if origin is typing.Literal else _values_of(shape)
     expected = " or ".join(map(repr, choices)) if choices else getattr(shape, "__name__", str(shape))
     raise ConfigError(f"{where}: expected {expected}, got {value!r} ({type(value).__name__})")
 
