@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from filbert.data.arrow import Row, row_schema
+from filbert.data.containment import group_by_containment
 from filbert.data.row_validation import RowError, normalize_text, read_rows
 from filbert.data.tasks import CLASSES, Task
 from filbert.runtime.config import Fraction, PositiveInt
@@ -118,16 +119,24 @@ def _without(rows: list[Row], held_out: dict[str, list[Row]], task: Task, counts
 
 
 def _slice(rows: list[Row], task: Task, fraction: float, config: PrepareConfig) -> tuple[list[Row], list[Row]]:
-    """The other rows, and the rows of a slice of about `fraction`; rows that share the text of `group_by` stay together."""
+    """The other rows, and the rows of a slice of about `fraction`.
+
+    Rows that share the text of `group_by` stay together, and so do those that lie inside others, as the phrases of a sentence;
+    but for a few words that do, which may lie in many, and are no part of a slice.
+    """
     wanted = min(round(fraction * len(rows)), config.max_rows)
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(normalize_text(row[task.group_by]) if task.group_by else row_key(row, task), []).append(row)
+    keys = [row_key(row, task) for row in rows]
+    names = [normalize_text(row[task.group_by]) for row in rows] if task.group_by else keys
+    numbers, fragment = group_by_containment(keys, names)
+    groups: dict[int, list[int]] = {}
+    for at, number in enumerate(numbers.tolist()):
+        groups.setdefault(number, []).append(at)
+    drawn = {min(names[at] for at in group): group for group in groups.values() if not fragment[group].all()}
     taken: set[int] = set()
-    for name in sorted(groups, key=lambda name: hashlib.sha256(f"{config.seed}\x1f{name}".encode()).digest()):
+    for name in sorted(drawn, key=lambda name: hashlib.sha256(f"{config.seed}\x1f{name}".encode()).digest()):
         if len(taken) >= wanted:
             break
-        taken.update(row["idx"] for row in groups[name])
+        taken.update(rows[at]["idx"] for at in drawn[name])
     return [row for row in rows if row["idx"] not in taken], [row for row in rows if row["idx"] in taken]
 
 

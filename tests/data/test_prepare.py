@@ -5,13 +5,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tiny import ROOT, find_task
 
 import stages.prepare
-from filbert.data import arrow, row_validation, splits
+from filbert.data import arrow, containment, row_validation, splits
 from filbert.data.tasks import Task, TaskKind
 
 CONFIG = splits.PrepareConfig(validation=0.2, test=0.2, max_rows=1000, seed=0)
@@ -138,6 +139,35 @@ def test_the_split_does_not_depend_on_the_order_of_the_rows(tmp_path: Path) -> N
     two = splits.prepare(sst2(tmp_path, train[::-1]), SST2, CONFIG).tables["validation"]["sentence"].to_pylist()
     assert sorted(one) == sorted(two)
     assert len(one) == 10
+
+
+def lies_inside(one: str, other: str) -> bool:
+    return f" {one} " in f" {other} "
+
+
+def test_phrases_stay_with_their_sentence(tmp_path: Path) -> None:
+    """As in SST-2: no validation row lies inside a training row, nor a longer training row inside a validation row."""
+    draw = np.random.default_rng(0)
+    sentences = [" ".join(f"w{n}" for n in draw.integers(0, 300, 12)) for _ in range(60)]
+    phrases = [" ".join(s.split()[a : a + n]) for s in sentences for a, n in ((0, 6), (3, 7), (5, 5), (2, 1), (8, 4))]
+    rows = list(dict.fromkeys([*phrases, *sentences, "w1", "w2 w3"]))
+    split = splits.prepare(sst2(tmp_path, [f"{text}\t{i % 2}" for i, text in enumerate(rows)]), SST2, CONFIG).tables
+    train, validation = (split[name]["sentence"].to_pylist() for name in ("train", "validation"))
+    assert len(validation) >= 0.2 * len(rows)
+    assert not [(one, other) for one in validation for other in train if lies_inside(one, other)]
+    assert not [t for t in train if len(t.split()) >= 4 and any(lies_inside(t, v) for v in validation)]
+
+
+@pytest.mark.parametrize("most", [1, 10_000_000])
+def test_containment_is_that_of_words(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containment, "MOST_PAIRS", most)
+    draw = np.random.default_rng(1)
+    texts = [" ".join(f"w{n}" for n in draw.integers(0, 3, draw.integers(0, 40))) for _ in range(80)]
+    texts += [text[1:] for text in texts[:20]]  # part of a word is none
+    found = {pair for inner, outer in containment.WordRuns(texts).containments()
+             for pair in zip(inner.tolist(), outer.tolist(), strict=True)}  # fmt: skip
+    n = range(len(texts))
+    assert found == {(i, j) for i in n for j in n if i != j and texts[i] and lies_inside(texts[i], texts[j])}
 
 
 def test_rows_that_share_a_passage_stay_together_and_unlabelled_ones_apart(tmp_path: Path) -> None:
