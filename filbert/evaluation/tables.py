@@ -91,6 +91,7 @@ def _section(results: list[StudentResults], config: ReportConfig, beside: Beside
         _pruning_note(results),
         _references_note(results, beside.nearest_label),
         _below_tfidf_note(results, beside.tfidf),
+        _length_note(results),
         _protocol_note(task, teacher, section.seeds),
         FILES_NOTE if beside.files else "",
     )
@@ -182,6 +183,15 @@ def _protocol_note(task: Task, teacher: StudentResults, seeds: str) -> str:
         f"Score: {' and '.join(task.metrics)}, in points, on the test rows; {seeds}. Latency: float32, {details['threads']} "
         f"thread, teacher and student in turn, medians; batch 1 is a row of median length ({details['tokens']} tokens). "
         f"{machine['processor']}, {machine['flags']}."
+    )
+
+
+def _length_note(results: list[StudentResults]) -> str:
+    """The models whose training ended while their validation score still rose, with any seed."""
+    rising = [result.student for result in results if any(f.get("still_rising") for f in result.figures)]
+    return " ".join(
+        f"`{name}`: validation was still rising at the last step; train longer (`epochs`, `min_steps`)."
+        for name in rising
     )
 
 

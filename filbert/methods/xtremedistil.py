@@ -13,9 +13,8 @@ D2), `hard` (1910.01769, our reconstruction), `labels`; `unfreeze: false` (D4.1)
 many steps as the stages do.
 """
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -36,7 +35,7 @@ from filbert.runtime.device import seed_everything
 from filbert.text.word_vectors import WordVectors
 from filbert.training import losses
 from filbert.training.layerwise import LayerMap
-from filbert.training.loop import TrainingConfig
+from filbert.training.loop import TrainingConfig, of_steps, total_steps
 
 HELD_OUT = 10  # one row in so many chooses the best weights of a phase without labels
 PARTS = {"head": "classifier", "dense": "dense", "lstm": "lstm", "embedding": "embedding"}  # in the order of unfreezing
@@ -107,17 +106,18 @@ def _in_stages(
     rows, held_out = texts.with_targets(["logits", "pooled"]), _held_out(len(texts.train))
     train, judge = rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
     times = 1.0 if config.unfreeze else len(PARTS)
-    logits = replace(config.logits, epochs=config.logits.epochs * times)
+    logits = config.logits.stretched(times)
     if config.learn_representation:
         loss = representation_loss(student, context)
         context.fit_by_loss(student, loss, train, judge, config.representation, "representation")
     else:
-        logits = replace(logits, epochs=logits.epochs + config.representation.epochs * times / len(PARTS))
+        steps = total_steps(train, config.representation) * times / len(PARTS)
+        logits = of_steps(logits, round(total_steps(train, logits) + steps))
     for part in unfreeze(student, config.unfreeze):
         context.fit_by_loss(student, logit_loss(student, context), train, judge, logits, f"logits-{part}")
     if config.labels:
         _new_head(student, context.seed)
-        labels = replace(config.labels, epochs=config.labels.epochs * times)
+        labels = config.labels.stretched(times)
         for part in unfreeze(student, config.unfreeze):
             context.fit(student, context.label_loss(student), context.train, labels, f"labels-{part}")
     return student
@@ -144,14 +144,10 @@ def _held_out(rows: int) -> np.ndarray:
 
 def _as_long_as_the_stages(context: MethodContext, rows: TokenizedDataset, config: Config) -> TrainingConfig:
     """One phase on `rows` that takes as many steps as the stages do on this context's rows."""
-    phase = config.representation
-    texts = context.with_transfer().train
-    train, labelled = (
-        math.ceil(n / phase.batch_size) for n in (int((~_held_out(len(texts))).sum()), len(context.train))
-    )
-    labels = config.labels.epochs if config.labels else 0.0
-    steps = round(train * phase.epochs) + len(PARTS) * (round(train * config.logits.epochs) + round(labelled * labels))
-    return replace(phase, epochs=1.0 * steps / math.ceil(len(rows) / phase.batch_size))
+    train = np.flatnonzero(~_held_out(len(context.with_transfer().train)))
+    labels = total_steps(context.train, config.labels) if config.labels else 0
+    steps = total_steps(train, config.representation) + len(PARTS) * (total_steps(train, config.logits) + labels)
+    return of_steps(config.representation, steps)
 
 
 def representation_loss(student: BiLstmForSequenceClassification, context: MethodContext) -> Loss:

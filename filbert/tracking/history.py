@@ -56,6 +56,13 @@ def validation_curve(file: Path) -> list[dict[str, Any]]:
     return [{"phase": line["phase"], "step": line["step"], "score": line["validation_score"]} for line in scored]
 
 
+def still_rising(file: Path) -> bool:
+    """Whether the best validation score of the last phase that has some is its last one: it was stopped too soon."""
+    curve = validation_curve(file)
+    scores = [point["score"] for point in curve if point["phase"] == curve[-1]["phase"]]
+    return len(scores) > 1 and scores[-1] > max(scores[:-1])
+
+
 def last_values(file: Path, phase: str) -> dict[str, float]:
     """The values of the last line of a phase; empty where it has none."""
     lines = [line for line in read_history(file) if line["phase"] == phase]

@@ -34,11 +34,16 @@ class RunRecorder:
             stream.write(json.dumps(line) + "\n")
         self.view.points(history_points(line))
 
-    def rewind(self, phase: str, step: int, end: float = math.inf) -> None:
-        """Remove the lines of `phase` after `step`, up to `end`: a resumed phase logs them again. A history begins here."""
+    def rewind(self, phase: str, step: int, end: float = math.inf, first: bool = False) -> None:
+        """Remove the lines of `phase` after `step`, up to `end`: a resumed phase logs them again; with `first` the scores at `step`
+        as well, which a phase that begins there logs. A history begins here."""
+
+        def again(line: dict[str, Any]) -> bool:
+            return step < line["step"] <= end or (first and line["step"] == step and "epoch" in line)
+
         if IS_MAIN_PROCESS:
             lines = read_history(self.history) if self.history.exists() else []
-            write_text(self.history, to_text([x for x in lines if x["phase"] != phase or not step < x["step"] <= end]))
+            write_text(self.history, to_text([x for x in lines if x["phase"] != phase or not again(x)]))
 
     def last_step(self, phase: str) -> int:
         """The last step of a phase that the history tells of; 0 where it tells of none."""

@@ -8,8 +8,8 @@ output.
 import math
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sized
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -58,6 +58,13 @@ class TrainingConfig:
     gradient_clip: Positive  # largest norm of the gradient
     validations: NonNegativeInt  # in the whole phase, the last one at its end; 0: the last weights are kept
     patience: PositiveInt  # validations without a better score after which the phase stops
+    min_steps: NonNegativeInt = 0  # a floor: so few rows are gone through more often
+    max_steps: PositiveInt | None = None  # a budget, also of the floor
+
+    def stretched(self, factor: float) -> "TrainingConfig":
+        """The same for `factor` times as many epochs, floor and budget alike."""
+        most = None if self.max_steps is None else max(1, round(self.max_steps * factor))
+        return replace(self, epochs=self.epochs * factor, min_steps=round(self.min_steps * factor), max_steps=most)
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ class TrainingResult:
     best: float
     best_step: int
     steps: int
-    moments: Moments  # AdamW's, after the last step
+    moments: Moments = field(compare=False)  # AdamW's, after the last step
 
 
 def fit(
@@ -87,6 +94,8 @@ def fit(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> TrainingResult:
     """Train the parameters of `model` that require a gradient on `loss`; keep the weights with the best `score`.
+
+    With validations the weights that the phase starts from are judged, too: they stay where it finds none better.
 
     Args:
         loss: a batch on the device -> a scalar.
@@ -111,15 +120,24 @@ def fit(
     fingerprint = training_fingerprint(model, rows, (config, step_range), seed, recorder.provenance)
     state = TrainingState(model, optimizer, scratch / f"{phase}-{begin}.safetensors", fingerprint, begin)
     state.resume(distributed.run_on_main(lambda: recorder.last_step(phase)) + LOG_STEPS - 1)
-    recorder.rewind(phase, state.step, last_recorded)
+    recorder.rewind(phase, state.step, last_recorded, first=state.step == begin)
     finished = over = state.step >= end or state.misses >= config.patience
     order: list[np.ndarray] = []
+
+    def judge(bar: tqdm) -> None:
+        scores = distributed.run_on_main(validate)
+        state.update_best(scores["score"] if "score" in scores else -scores["loss"])
+        _record_scores(scores, phase, state, per_epoch, bar, recorder)
+
     saved = time.monotonic()
     with (
         progress.bar(phase, end * config.batch_size, state.step * config.batch_size) as bar,
         sparse_embeddings(model, device),
         signals.held(),
     ):
+        if state.step == begin and not over and config.validations:
+            judge(bar)
+            state.misses = 0  # a start that has no score yet is no miss
         while not over:
             epoch, number = divmod(state.step, per_epoch)
             if number == 0 or not order:
@@ -135,9 +153,7 @@ def fit(
                 mean = distributed.all_reduce_mean(value)
                 _record_loss(mean, phase, state.step, total, optimizer, bar, recorder, len(rows.ids) / len(rows))
             if (state.step - begin) % validation_steps == 0 or (state.step == end and config.validations):
-                scores = distributed.run_on_main(validate)
-                state.update_best(scores["score"] if "score" in scores else -scores["loss"])
-                _record_scores(scores, phase, state, per_epoch, bar, recorder)
+                judge(bar)
             over = (
                 state.step >= end or state.misses >= config.patience
             )  # what is over is saved below, its best once told
@@ -189,9 +205,17 @@ def new_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW
     return RowAdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=True)
 
 
-def total_steps(rows: TokenizedDataset, config: TrainingConfig) -> int:
-    """The optimiser steps of a phase."""
-    return round(math.ceil(len(rows) / config.batch_size) * config.epochs)
+def total_steps(rows: Sized, config: TrainingConfig) -> int:
+    """The optimiser steps of a phase, unless it stops early: those of its epochs, not under its floor nor over its budget."""
+    if not config.epochs:
+        return 0
+    steps = max(round(math.ceil(len(rows) / config.batch_size) * config.epochs), config.min_steps)
+    return steps if config.max_steps is None else min(steps, config.max_steps)
+
+
+def of_steps(config: TrainingConfig, steps: int) -> TrainingConfig:
+    """A phase of so many steps on any rows; none: no epochs."""
+    return replace(config, epochs=float(bool(steps)), min_steps=steps, max_steps=max(1, steps))
 
 
 def _schedule(step: int, total: int, config: TrainingConfig) -> float:

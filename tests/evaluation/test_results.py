@@ -13,7 +13,7 @@ from tiny import find_task
 from filbert import FilbertError
 from filbert.evaluation import comparisons, pareto, statistics, tables
 from filbert.evaluation import results as figures_of
-from filbert.runtime.files import write_json
+from filbert.runtime.files import read_json, write_json
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,16 @@ def test_the_table_says_what_the_files_say(lines: list[figures_of.StudentResults
     ]
     assert rows[0][:7] == ["| kd", "85.5 ± 0.5", "95.0 %", "0.50 M", "2.00×", "2.00× / 3.00×", "10"]
     assert rows[0][7].startswith("better than `finetune` (+3.")
+
+
+def test_a_training_that_ended_too_soon_is_named_under_the_table(
+    lines: list[figures_of.StudentResults], tmp_path: Path
+) -> None:
+    file = tmp_path / "m" / "sst2" / "kd" / "2.json"
+    write_json(file, {**read_json(file), "still_rising": True})
+    sections = tables.build_sections(figures_of.load_results(tmp_path / "m", tmp_path / "d"), CONFIG, {}, {})
+    notes = [note for note in sections[0].notes if "still rising" in note]
+    assert notes == ["`kd`: validation was still rising at the last step; train longer (`epochs`, `min_steps`)."]
 
 
 def test_a_table_of_one_seed_makes_no_claim_about_differences(

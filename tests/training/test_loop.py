@@ -14,7 +14,7 @@ from filbert.models import checkpoints
 from filbert.tracking.history import count_steps, read_history
 from filbert.tracking.run_recorder import RunRecorder
 from filbert.training import losses
-from filbert.training.loop import TrainingConfig, TrainingError, TrainingResult, fit, validate
+from filbert.training.loop import TrainingConfig, TrainingError, TrainingResult, fit, total_steps, validate
 
 SST2, CPU = find_task("sst2"), torch.device("cpu")
 CONFIG = TrainingConfig(epochs=3, batch_size=8, learning_rate=1e-3, warmup=0.1, decay="linear", weight_decay=0.01,
@@ -174,7 +174,69 @@ def test_it_learns_and_keeps_the_best_weights(checkpoint, encoded, validation, r
 
 def test_it_stops_early(checkpoint, encoded, validation, recorder) -> None:  # type: ignore[no-untyped-def]
     _, fitted = train(checkpoint, encoded, validation, recorder, replace(CONFIG, learning_rate=1e-12, patience=2))
-    assert fitted.steps == fitted.best_step * 3  # the first validation is the best, two more are waited for
+    assert (fitted.best_step, fitted.steps) == (
+        0,
+        10,
+    )  # nothing is better than the start; a validation each 5 steps of 27
+
+
+def test_a_phase_that_finds_nothing_better_keeps_what_it_started_from(
+    checkpoint, encoded, validation, recorder
+) -> None:  # type: ignore[no-untyped-def]
+    model, _ = train(checkpoint, encoded, validation, recorder, replace(CONFIG, epochs=12, learning_rate=5e-3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def worse(batch: batches.Batch) -> Tensor:
+        return losses.cross_entropy(checkpoints.forward_batch(model, batch).logits, 1 - batch.label)
+
+    score: Callable[[], dict[str, float]] = lambda: validate(model, SST2, validation, CPU)  # noqa: E731
+    fitted = fit(
+        model, worse, encoded, score, CONFIG, phase="more", seed=1, device=CPU, scratch=Path("more"), recorder=recorder
+    )
+    assert fitted.best_step == 0
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_start_is_judged_once_also_where_a_phase_begins_again(checkpoint, encoded, validation, recorder) -> None:  # type: ignore[no-untyped-def]
+    for die_at in (2, 3, -1):  # killed before its first checkpoint, begun anew, killed, ended
+        if die_at > 0:
+            with pytest.raises(Killed):
+                train(checkpoint, encoded, validation, recorder, die_at=die_at)
+        else:
+            train(checkpoint, encoded, validation, recorder)
+    assert [step for step, _, score in curve(recorder) if score is not None] == [0, 5, 10, 15, 20, 25, 27]
+
+
+def test_a_range_is_judged_where_it_begins_and_the_line_before_it_stays(
+    checkpoint, encoded, validation, recorder
+) -> None:  # type: ignore[no-untyped-def]
+    model = checkpoints.new_student(checkpoint, SST2, checkpoints.StudentConfig((0,)))
+
+    def loss(batch: batches.Batch) -> Tensor:
+        return losses.cross_entropy(checkpoints.forward_batch(model, batch).logits, batch.label)
+
+    score: Callable[[], dict[str, float]] = lambda: validate(model, SST2, validation, CPU)  # noqa: E731
+    for steps, validations in (((0, 10), 0), ((10, 27), 1)):
+        fit(model, loss, encoded, score, replace(CONFIG, validations=validations), phase="p", seed=1, device=CPU,
+            scratch=Path("s"), recorder=recorder, step_range=steps)  # fmt: skip
+    assert [(s, loss is not None) for s, loss, _ in curve(recorder) if s == 10] == [(10, True), (10, False)]
+    assert [step for step, _, score in curve(recorder) if score is not None] == [10, 27]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "floor", "budget", "steps"),
+    [(2, 0, None, 18), (2, 30, None, 30), (2, 5, None, 18), (2, 0, 10, 10), (2, 30, 10, 10), (0, 30, None, 0)],
+)
+def test_a_phase_has_a_floor_and_a_budget(epochs: int, floor: int, budget: int | None, steps: int) -> None:
+    config = replace(CONFIG, epochs=epochs, min_steps=floor, max_steps=budget)
+    assert total_steps(range(72), config) == steps
+    assert total_steps(range(72), config.stretched(3.0)) == 3 * steps
+
+
+def test_a_phase_under_its_floor_goes_through_its_rows_again(checkpoint, encoded, validation, recorder) -> None:  # type: ignore[no-untyped-def]
+    _, fitted = train(checkpoint, encoded, validation, recorder, replace(CONFIG, epochs=1, min_steps=20))
+    assert fitted.steps == 20
+    assert next(line["learning_rate"] for line in read_history(recorder.history) if line["step"] == 20) < 1e-3 / 15
 
 
 def test_a_loss_that_explodes_is_named(checkpoint, encoded, validation, recorder) -> None:  # type: ignore[no-untyped-def]
