@@ -112,7 +112,7 @@ def test_a_history_is_whole_whatever_is_lost_of_it(
     monkeypatch.setattr(recorder, "log", dies_at_the_end)
     with pytest.raises(Killed):
         train(checkpoint, encoded, validation, recorder, every=0, scratch="killed")
-    monkeypatch.undo()
+    monkeypatch.setattr(recorder, "log", log)
     if lost == "its end":
         recorder.history.write_text("".join(recorder.history.read_text().splitlines(keepends=True)[:1]))
     resumed, _ = train(checkpoint, encoded, validation, recorder, scratch="killed")
