@@ -44,7 +44,7 @@ from filbert.tracking.run_recorder import RunRecorder
 from filbert.training.loop import TrainingConfig, fit, mean_loss
 
 HELD_OUT = 100  # one text in so many measures the masked-language-model loss,
-HELD_OUT_BLOCKS = 256  # by its first blocks: some 5,000 masked tokens
+HELD_OUT_BLOCKS = 128  # by its first blocks: some 2,500 masked tokens
 RANKING_BLOCKS = 32  # at most so many blocks rank the checkpoint's units for subcloning
 
 

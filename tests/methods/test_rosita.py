@@ -319,6 +319,9 @@ def test_any_student_can_be_cut_further(context: MethodContext, tmp_path: Path, 
     }[start]()
     checkpoints.save(begun, tiny_tokenizer(), tmp_path / "start")
     further = replace(context, scratch=tmp_path / ".scratch" / "further")
+    if start == "refbert":
+        with pytest.raises(PruningError, match="has none for transfer rows"):
+            prune_further(further, tmp_path / "start", replace(CHAIN, transfer="all"))
     student = prune_further(further, tmp_path / "start", CHAIN)
     assert (student.config.layer_heads, student.config.layer_intermediate, student.config.embedding_size) == (
         [2],
@@ -331,6 +334,18 @@ def test_any_student_can_be_cut_further(context: MethodContext, tmp_path: Path, 
         np.array(student_logits(student)), abs=1e-5
     )
     assert (tmp_path / "end" / "references").exists() == (start == "refbert")
+
+
+def test_the_final_shape_of_a_chain_is_trained_as_rositas_is(context: MethodContext, tmp_path: Path) -> None:
+    ours = ChainConfig("recovery", OURS.prediction, CHAIN.target, None, OURS.width, FIT, FIT)
+    given = replace(context, transfer=replace(context.train.select(np.arange(16)), label=np.full(16, -1)))
+    checkpoints.save(context.cut_from_teacher([0]), tiny_tokenizer(), tmp_path / "start")
+    (tmp_path / "start" / checkpoints.HISTORY).touch()
+    student = prune_further(replace(given, scratch=tmp_path / ".scratch" / "further"), tmp_path / "start", ours)
+    assert student.config.layer_heads == [2]
+    assert {line["phase"] for line in read_history(context.recorder.history)} == {"width", "distill", "recovery"}
+    assert rosita.chain_columns(tmp_path / "start", context.layer_map, ours) == ("logits",)
+    assert rosita.chain_columns(tmp_path / "start", context.layer_map, CHAIN) == ()
 
 
 def test_a_recipes_steps_count_with_those_of_its_start_which_is_its_teacher(
