@@ -3,6 +3,7 @@
 import errno
 import functools
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterator
@@ -43,9 +44,11 @@ DAMAGE = (
     UnicodeError,
     YAMLError,
 )  # what libraries raise for a file that they cannot read
+OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as libraries in Rust say it
 REMEDIES = {
     errno.ENOSPC: "free some space and run it again",
     errno.EDQUOT: "free some space and run it again",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
     errno.EACCES: "make it readable and writable for you",
     errno.EPERM: "make it readable and writable for you",
     errno.EROFS: "name a place that can be written",
@@ -76,11 +79,19 @@ def in_one_line(error: BaseException) -> str:
         return str(error)
     if isinstance(error, signals.Stopped):
         return f"stopped by {error.signal.name}; the same command goes on where it was"
-    if isinstance(error, OSError) and error.strerror:
-        remedy = REMEDIES.get(error.errno or 0, "check the path")
-        return f"{error.filename or 'a file'}: {error.strerror}; {remedy}"
     text = next(iter(str(error).splitlines()), "")
+    if number := _errno(error):
+        file = getattr(error, "filename", None) or next(iter(getattr(error, "__notes__", ())), "a file")
+        return f"{file}: {os.strerror(number)}; {REMEDIES.get(number, 'check the path')}"
+    if isinstance(error, OSError):
+        return text
     return f"{type(error).__name__}: {text}; a file is damaged: FILBERT_DEBUG=1 shows where it is read"
+
+
+def _errno(error: BaseException) -> int:
+    """The system's number of an error; 0 where it is none of the system's."""
+    match = OS_ERROR.search(str(error))
+    return int(match[1]) if match else getattr(error, "errno", None) or 0
 
 
 def _guarded(stage: Callable[..., None]) -> Callable[..., None]:
@@ -100,7 +111,13 @@ def _guarded(stage: Callable[..., None]) -> Callable[..., None]:
                 held.enter_context(_alone(paths[name], kind))
             for folder in {path for name, path in paths.items() if name not in kinds and path.is_dir()}:
                 check_seals(folder)
-            stage(**arguments)
+            try:
+                stage(**arguments)
+            except (OSError, SafetensorError) as error:
+                error.add_note(
+                    " or ".join(str(paths[name]) for name in kinds)
+                )  # for libraries that do not say which file
+                raise
 
     return guarded
 

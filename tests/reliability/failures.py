@@ -152,10 +152,8 @@ def _as_before(world: World, step: Step, done: Done) -> Iterator[str]:
 def two_at_once(world: World, step: Step) -> Case:
     """Two processes make one output: both end well, one after the other."""
     world.remove(step)
-    logs = [world.folder.parent / f"{n}.log" for n in range(2)]
-    pids = [world.start(step, log) for log in logs]
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-    said = "\n".join(log.read_text() for log in logs)
+    ended = [running.wait() for running in [world.start(step) for _ in range(2)]]
+    codes, said = [code for code, _ in ended], "\n".join(text for _, text in ended)
     problems = list(_as_before(world, step, Done(max(codes), said, 0.0)))
     if "another process is making it" not in said:
         problems.append("neither waited")

@@ -30,7 +30,6 @@ CLOCKED = (
     "report",
 )  # stages whose outputs hold times: their files are compared by name
 TIMES = ("time", "rows_per_second", "tokens_per_second")  # fields of a line of a history
-TIMEOUT = 120.0  # seconds that a stage may take
 GRAPH = """
 import json
 from pathlib import Path
@@ -75,6 +74,20 @@ class Done:
         return [line for line in lines if line and "%|" not in line and "Warning" not in line and "rows/s" not in line]
 
 
+@dataclass(frozen=True)
+class Running:
+    """A stage that runs in a process of its own."""
+
+    pid: int
+    output: int  # a descriptor
+
+    def wait(self) -> tuple[int, str]:
+        """Its exit code, or the signal that ended it as a negative number, and what it said."""
+        with open(self.output, "rb") as stream:
+            said = stream.read().decode(errors="replace")
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]), said
+
+
 @dataclass
 class World:
     """The tiny graph in a folder, run once; `pristine` has a copy of what it made."""
@@ -113,28 +126,22 @@ class World:
         self, step: Step, before: Callable[[], Any] = lambda: None, watch: Callable[[int], Any] = lambda pid: None
     ) -> Done:
         """Run a stage to its end; `before` is called in its process, `watch` with the number of its process."""
-        started, log = time.monotonic(), self.folder.parent / f"{time.monotonic_ns()}.log"
-        pid = self.start(step, log, before)
-        watch(pid)
-        while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
-            if time.monotonic() - started > TIMEOUT:
-                os.kill(pid, 9)
-            time.sleep(0.002)
-        code = os.waitstatus_to_exitcode(ended[1])
-        said = log.read_text(errors="replace")
-        log.unlink()
+        started, running = time.monotonic(), self.start(step, before)
+        watch(running.pid)
+        code, said = running.wait()
         return Done(code, said, time.monotonic() - started)
 
-    def start(self, step: Step, log: Path, before: Callable[[], Any] = lambda: None) -> int:
-        """Start a stage in a process of its own; its number."""
+    def start(self, step: Step, before: Callable[[], Any] = lambda: None) -> "Running":
+        """Start a stage in a process of its own."""
+        output, written = os.pipe()
         if pid := os.fork():
-            return pid
+            os.close(written)
+            return Running(pid, output)
         code = 70
         try:
             atexit._clear()  # what the campaign itself removes at its end
-            with log.open("wb") as out:
-                os.dup2(out.fileno(), 1)
-                os.dup2(out.fileno(), 2)
+            for descriptor in (1, 2):
+                os.dup2(written, descriptor)
             os.chdir(self.folder)
             sys.argv = [step.command[0], *step.command[1:]]
             before()
@@ -150,7 +157,7 @@ class World:
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(code)
-        return 0
+        raise AssertionError
 
     def remove(self, step: Step) -> None:
         """Remove the outputs of a step, as DVC does before it runs it."""

@@ -18,7 +18,7 @@ import errno, json, sys, time
 from pathlib import Path
 
 import pyarrow as pa
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from filbert.data import arrow
 from filbert.runtime import files, signals
@@ -37,6 +37,12 @@ def stage(
         (read / "rows.arrow").read_text("utf-8")
     elif what == "full":
         raise OSError(errno.ENOSPC, "No space left on device", "x.arrow")
+    elif what == "cut":
+        raise OSError(errno.EFBIG, "Error writing bytes to file. Detail: [errno 27]")
+    elif what == "rust":
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    elif what == "named":
+        raise FileNotFoundError("students/1/references: no reference store")
     elif what == "fault":
         raise AssertionError("a fault of ours")
     with files.atomic_folder(out) as making:
@@ -162,6 +168,9 @@ def test_what_is_wrong_is_found_before_any_work(
         ("safetensors", "stage: SafetensorError: Error while deserializing header"),
         ("text", "stage: UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff"),
         ("full", "stage: x.arrow: No space left on device; free some space and run it again"),
+        ("rust", "stage: out or figures.json or cache: No space left on device; free some space and run it again"),
+        ("cut", "stage: out or figures.json or cache: File too large; raise the limit of a file's size (ulimit -f)"),
+        ("named", "stage: students/1/references: no reference store"),
     ],
 )
 def test_what_the_system_and_libraries_raise_is_one_line(
