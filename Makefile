@@ -20,7 +20,7 @@ export PORT
 
 TASK ?= rotten_tomatoes
 
-.PHONY: repro test test-all test-long lint study task pick release flow bench ui serve track status clean help
+.PHONY: repro test test-rooms test-pipelines test-all test-long lint study task pick release flow bench ui serve track status clean help
 .DEFAULT_GOAL := help
 
 # Results are repeatable bit for bit with the same JOBS and number of cores: these alone decide the threads of a stage.
@@ -29,8 +29,15 @@ repro: $(READY) ## the main job: run what has changed, JOBS (2) stages at once, 
 	@echo
 	@echo "page: data/report/index.html   table: docs/results.md   picture: docs/pareto.svg   runs and curves: make ui   figures: dvc metrics show"
 
-test: $(TESTED) lint ## lint, type check, tests
-	@python -m pytest
+# Two at once, the output of each when it has ended.
+test: $(TESTED) ## lint, type check, tests
+	@$(MAKE) --no-print-directory --keep-going --jobs 2 $(if $(filter output-sync,$(.FEATURES)),--output-sync) test-rooms lint test-pipelines
+
+test-rooms: $(TESTED)  # all but those of the whole graph
+	@python -m pytest --ignore tests/pipelines
+
+test-pipelines: $(TESTED)  # a tiny run of the graph, studies, what reruns
+	@python -m pytest tests/pipelines
 
 test-all: $(TESTED) lint ## the same and the long tests: kills, clusters, servers, whole graphs
 	@python -m pytest -m ''
