@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -44,19 +45,17 @@ def preloaded_python(folder: Path, environment: dict[str, str]) -> Iterator[Path
         python.symlink_to(sys.executable)
         yield python
         return
-    with subprocess.Popen([sys.executable, __file__, str(address)], env=environment, stdout=subprocess.PIPE) as server:
+    command, pipe = [sys.executable, __file__, str(address)], subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe) as server:  # it ends with its input
         assert server.stdout is not None
         assert server.stdout.readline() == b"ready\n"
         python.write_text(CLIENT.format(python=sys.executable, address=str(address)))
         python.chmod(0o755)
-        try:
-            yield python
-        finally:
-            server.terminate()
+        yield python
 
 
 def serve(address: str) -> None:
-    """Import the libraries; then fork for each client, whose command the fork runs."""
+    """Import the libraries; then fork for each client, whose command the fork runs, until the standard input ends."""
     for name in LIBRARIES:
         import_module(name)
     gc.freeze()  # else each fork walks, and so copies, the objects of all libraries when it ends
@@ -65,10 +64,13 @@ def serve(address: str) -> None:
         listening.bind(address)
         listening.listen()
         print("ready", flush=True)
-        client, _ = listening.accept()
-        while os.fork():
-            client.close()
+        while listening in select.select([listening, sys.stdin], [], [])[0]:
             client, _ = listening.accept()
+            if not os.fork():
+                break
+            client.close()
+        else:
+            return
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     run_command(client)
 

@@ -202,7 +202,7 @@ def test_tags_go_through_every_stage(shell: Shell, clone: Path, reproduced: str)
     """Five languages from CoNLL files to a student's tags, and to the table."""
     for seed, language in enumerate(find_task("wikiann").languages):
         write_conll(clone / "conll", language, 40, seed)
-    yaml, file = YAML(), clone / "params.yaml"
+    yaml, file = YAML(typ="safe"), clone / "params.yaml"
     before = file.read_text()
     params = yaml.load(before)
     params |= {"tasks": ["wikiann"], "methods": ["xtremedistil"], "variants": [], "chains": [], "pretrained": []}
