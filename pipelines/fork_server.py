@@ -126,6 +126,7 @@ def _become(request: dict[str, Any], output: int, inherited: list[int]) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     sys.argv = [request["module"], *request["arguments"]]
+    Path("/proc/self/comm").write_text(request["module"].removeprefix("stages."))  # its name in `top` and `ps`
     code = 1
     if (torch := sys.modules.get("torch")) and (threads := request["env"].get("OMP_NUM_THREADS")):
         torch.set_num_threads(int(threads))  # it read the variable when it was imported
