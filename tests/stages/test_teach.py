@@ -22,7 +22,7 @@ def settle(tmp_path: Path, store: Path, prepared: splits.Prepared):  # type: ign
     def write(*seeds: int, validations: int = 2) -> None:
         yaml = YAML()
         params = yaml.load(PARAMS)
-        fit = {"epochs": 2, "batch_size": 8, "learning_rate": 1.0e-3, "validations": validations}
+        fit = {"epochs": 2, "batch_size": 8, "learning_rate": 1.0e-3, "validations": validations, "min_steps": 0}
         params["teacher"] = {"seeds": list(seeds), "training": fit}
         yaml.dump(params, tmp_path / "params.yaml")
 

@@ -44,7 +44,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path, prepared: splits.Prep
     tiny_tokenizer().save_pretrained(tmp_path / "start")
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
-    fit = {"epochs": 2, "batch_size": 10, "learning_rate": 1e-3, "validations": 3}
+    fit = {"epochs": 2, "batch_size": 10, "learning_rate": 1e-3, "validations": 3, "min_steps": 0}
     params["training"] |= fit
     params["teacher"] = {"seeds": [0], "training": fit}
     params |= {"methods": ["kd"], "student": {"layers": [0]}}
