@@ -48,7 +48,9 @@ def test_each_variant_answers_nearly_as_float32(
     assert 0 < np.abs(found - wanted).mean() < 0.1 * spread
 
 
-@pytest.mark.parametrize("kind", ["bilstm, max", "bilstm, last", "bilstm, pairs", "bilstm, tags", "uneven widths, factorised"])
+@pytest.mark.parametrize(
+    "kind", ["bilstm, max", "bilstm, last", "bilstm, pairs", "bilstm, tags", "uneven widths, factorised"]
+)
 def test_other_students_in_int8(kind: str, tmp_path: Path, encoded: batches.TokenizedDataset) -> None:
     torch.manual_seed(0)
     file, rows = exported(MODELS[kind](), tmp_path), varied(encoded)
