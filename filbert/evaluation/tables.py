@@ -189,10 +189,8 @@ def _protocol_note(task: Task, teacher: StudentResults, seeds: str) -> str:
 def _length_note(results: list[StudentResults]) -> str:
     """The models whose training ended while their validation score still rose, with any seed."""
     rising = [result.student for result in results if any(f.get("still_rising") for f in result.figures)]
-    return " ".join(
-        f"`{name}`: validation was still rising at the last step; train longer (`epochs`, `min_steps`)."
-        for name in rising
-    )
+    named = ", ".join(f"`{name}`" for name in rising)
+    return f"Validation was still rising at the last step of {named}: train longer (`epochs`, `min_steps`)." if rising else ""
 
 
 def _pruning_note(results: list[StudentResults]) -> str:

@@ -72,7 +72,7 @@ def test_a_training_that_ended_too_soon_is_named_under_the_table(
     write_json(file, {**read_json(file), "still_rising": True})
     sections = tables.build_sections(figures_of.load_results(tmp_path / "m", tmp_path / "d"), CONFIG, {})
     notes = [note for note in sections[0].notes if "still rising" in note]
-    assert notes == ["`kd`: validation was still rising at the last step; train longer (`epochs`, `min_steps`)."]
+    assert notes == ["Validation was still rising at the last step of `kd`: train longer (`epochs`, `min_steps`)."]
 
 
 def test_a_table_of_one_seed_makes_no_claim_about_differences(
