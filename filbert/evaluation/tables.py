@@ -190,7 +190,11 @@ def _length_note(results: list[StudentResults]) -> str:
     """The models whose training ended while their validation score still rose, with any seed."""
     rising = [result.student for result in results if any(f.get("still_rising") for f in result.figures)]
     named = ", ".join(f"`{name}`" for name in rising)
-    return f"Validation was still rising at the last step of {named}: train longer (`epochs`, `min_steps`)." if rising else ""
+    return (
+        f"Validation was still rising at the last step of {named}: train longer (`epochs`, `min_steps`)."
+        if rising
+        else ""
+    )
 
 
 def _pruning_note(results: list[StudentResults]) -> str:
