@@ -7,6 +7,9 @@ from typing import Any
 
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # `datasets` would report each load to a counter on the network
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault(
+    "ORT_DISABLE_TELEMETRY", "1"
+)  # onnxruntime would report each session to mobile.events.data.microsoft.com
 
 
 class FilbertError(Exception):
