@@ -1,9 +1,12 @@
 """Ask this model: python predict.py "a text" "another"; a pair is joined by a tab. Needs onnxruntime and tokenizers alone."""
 # fmt: off
 
-import json, sys  # noqa: E401, I001
+import json, os, sys  # noqa: E401, I001
 from pathlib import Path
-import numpy as np, onnxruntime, tokenizers  # noqa: E401
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime would report each session
+import numpy as np
+import onnxruntime
+import tokenizers
 
 HERE = Path(__file__).parent
 CARD = json.loads((HERE / "config.json").read_text("utf-8"))

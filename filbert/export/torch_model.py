@@ -48,7 +48,8 @@ def card_of(folder: Path, model: PreTrainedModel) -> ModelCard:
     return ModelCard(
         task=task, student=provenance.get("method", "teacher"), seed=int(provenance.get("seed", 0)),
         kind=str(known.kind) if known else kind, columns=known.columns if known else ("text",), labels=labels,
-        max_length=provenance["tokenizer/max_length"], pad=model.config.pad_token_id or 0, model="model.safetensors",
+        max_length=provenance["tokenizer/max_length"], pad=getattr(model.config, "pad_token_id", 0) or 0,
+        model="model.safetensors",
     )  # fmt: skip
 
 

@@ -65,6 +65,17 @@ def test_a_student_with_references_answers_as_its_torch_folder(
         assert a["probability"] == pytest.approx(b["probability"], abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["bilstm, max", "uneven widths, factorised", "distilbert"])
+def test_an_export_answers_as_its_torch_folder(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    student = saved(MODELS[kind](), tmp_path / "model")
+    provenance = {"stage": "distill", "task": "sst2", "method": "kd", "seed": "1", "tokenizer/max_length": 16}
+    write_json(student / "provenance.json", provenance)
+    ours, theirs = filbert.load(export_folder(student, tmp_path / "out")), filbert.load(student)
+    for a, b in zip(ours.predict(TEXTS), theirs.predict(TEXTS), strict=True):
+        assert a["probability"] == pytest.approx(b["probability"], abs=1e-4)
+
+
 def test_tags_are_those_of_the_words_first_tokens(tmp_path: Path) -> None:
     torch.manual_seed(0)
     labels = tuple("O B-PER I-PER B-ORG I-ORG B-LOC I-LOC".split())
