@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 from filbert.evaluation.tables import terminal_table
-from filbert.export.pick import Budget, draw_front, load_candidates, pick, table_rows
+from filbert.export.pick import Budget, draw_front, load_candidates, table_rows
+from filbert.export.pick import pick as best_within
 from stages import run
 
 
-def choose(
+def pick(
     task_name: Annotated[str, typer.Argument(metavar="TASK")],
     metrics: Annotated[Path, typer.Argument(help="the folder of all figures")],
     exported: Annotated[Path, typer.Argument(help="the folder of all exports")],
@@ -24,7 +25,7 @@ def choose(
     print(terminal_table(table_rows(candidates)))
     if picture:
         draw_front(candidates, picture)
-    best = pick(candidates, Budget(max_mb, max_ms, min_share))
+    best = best_within(candidates, Budget(max_mb, max_ms, min_share))
     print(
         f"\n{best.label}: {best.validation:.1f} on validation rows, {best.bytes / 1e6:.1f} MB, {best.milliseconds:.2f} ms"
     )
@@ -32,4 +33,4 @@ def choose(
 
 
 if __name__ == "__main__":
-    run(choose)
+    run(pick)

@@ -1,5 +1,6 @@
 """Released models in MLflow's registry: a version each; the alias `champion` moves to a better one alone."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def register_release(folder: Path, name: str, figures: dict[str, float], tags: d
     signature = ModelSignature(
         inputs=Schema([ColSpec("string", "text")]), outputs=Schema([ColSpec("string", "answer")])
     )
-    with mlflow.start_run(run_name=f"release/{name}", tags=tags):
+    with mlflow.start_run(run_name=f"release/{name}", tags=tags), warnings.catch_warnings(action="ignore"):
         mlflow.log_metrics(figures)
         logged = mlflow.pyfunc.log_model(
             name=name,

@@ -11,7 +11,7 @@ from export_files import MODELS, export_folder, reference_student, saved
 from tiny import sentences
 
 import filbert
-from commands.pick import choose
+from commands import pick as command
 from commands.release import release
 from filbert import FilbertError
 from filbert.data import batches
@@ -90,7 +90,7 @@ def test_nothing_within_a_budget_is_an_error_that_says_what_there_is(metrics: Pa
 def test_baselines_dominate_and_the_front_is_printed(
     metrics: Path, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
-    choose("sst2", metrics, Path("exported"), min_share=0.99, picture=tmp_path / "front.svg")
+    command.pick("sst2", metrics, Path("exported"), min_share=0.99, picture=tmp_path / "front.svg")
     said = capsys.readouterr().out
     assert "dominated by teacher int8" in next(line for line in said.splitlines() if "kd" in line)
     assert "dominated by tfidf" in next(line for line in said.splitlines() if "small int8" in line)
