@@ -84,7 +84,12 @@ class Bench:
             return kd_loss(checkpoints.forward_batch(student, batch).logits, batch.targets["logits"], batch.label)
 
         phase = replace(
-            config.section("training", TrainingConfig), epochs=1.0, batch_size=BATCH, learning_rate=RATE, validations=0
+            config.section("training", TrainingConfig),
+            epochs=1.0,
+            batch_size=BATCH,
+            learning_rate=RATE,
+            validations=0,
+            min_steps=0,
         )
         scratch = Path(tempfile.mkdtemp(dir=self.work))
         with stage_run("peers", params={}, tags={}, hashes={}, scratch=scratch) as recorder:
