@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from filbert import FilbertError
+from filbert.runtime import config
 
 CONFIG = "config.json"
 FLOAT32, INT8 = "model.onnx", "model.int8.onnx"
 TOKENIZER = "tokenizer.json"
 RECORD = "export.json"  # how it was made: the check on logits, the int8 gate, scores, sizes, latency
 FORMAT = "filbert-export-1"
+KINDS = {"single": 1, "pair": 2, "regression": 0, "tagging": 1}  # of tasks, and their text columns; 0: one or two
 
 
 class FolderError(FilbertError):
@@ -29,13 +31,21 @@ class ModelCard:
     kind: str  # of the task: single, pair, regression, tagging
     columns: tuple[str, ...]  # the text columns of a row
     labels: tuple[str, ...]  # none of a regression
-    max_length: int  # tokens; longer rows are cut
-    pad: int  # the token of padding
+    max_length: config.PositiveInt  # tokens; longer rows are cut
+    pad: config.NonNegativeInt  # the token of padding
     model: str  # the file to run
     flags: str = ""  # of the processor that an int8 file was gated on
-    temperature: float = 1.0  # logits are divided by it
+    temperature: config.Positive = 1.0  # logits are divided by it
     thresholds: dict[str, dict[str, float]] = field(default_factory=dict)  # by wanted precision: threshold, coverage
     format: str = FORMAT
+
+    def __post_init__(self) -> None:
+        """Raises FolderError where the kind is none, or the columns are not its."""
+        count = KINDS.get(self.kind)
+        if count is None or len(self.columns) not in ((count,) if count else (1, 2)):
+            raise FolderError(
+                f"kind, columns: expected one of {', '.join(KINDS)} and its columns, got {self.kind} with {self.columns}"
+            )
 
     def threshold(self, precision: float) -> float:
         """The least probability at which answers had this precision on validation rows.
@@ -85,13 +95,9 @@ def read_card(folder: Path) -> ModelCard:
     """What an exported folder says of itself.
 
     Raises:
-        FolderError: a key is missing or unknown.
+        FolderError: a key is missing or unknown, or a value is none of it.
     """
-    found = read_config(folder)
-    fields = {f.name: f for f in dataclasses.fields(ModelCard)}
-    missing = [n for n, f in fields.items() if n not in found and f.default is f.default_factory is dataclasses.MISSING]
-    if missing or (unknown := [name for name in found if name not in fields]):
-        problem = f"missing {', '.join(missing)}" if missing else f"unknown {', '.join(unknown)}"
-        raise FolderError(f"{folder / CONFIG}: expected {', '.join(fields)}; {problem}: export the model again")
-    lists = {name: tuple(found[name]) for name in ("columns", "labels")}
-    return ModelCard(**found | lists)
+    try:
+        return config.build(ModelCard, read_config(folder), str(folder / CONFIG))
+    except config.ConfigError as error:
+        raise FolderError(f"{error}: export the model again") from error

@@ -17,6 +17,7 @@ from filbert.export import folder as folders
 from filbert.export import references
 from filbert.export.folder import FolderError, ModelCard
 from filbert.export.session import new_session, processor_flags
+from filbert.runtime.seals import check_seal
 
 Text = str | tuple[str, str]  # a pair where the task has two columns
 Answer = dict[str, Any]
@@ -160,8 +161,10 @@ def open_model(folder: Path | str, threads: int | None = None, file: str = "") -
 
     Raises:
         FolderError: the folder holds no model, or not all of one.
+        SealError: a file in it is not as it was written.
     """
     folder = Path(folder)
+    check_seal(folder)
     if not folders.is_exported(folder):
         from filbert.export.torch_model import open_torch  # torch is imported only for its own models
 
@@ -174,7 +177,7 @@ def open_model(folder: Path | str, threads: int | None = None, file: str = "") -
             f"answers may differ. Measure it here, or run {folders.FLOAT32}",
             stacklevel=2,
         )
-    return Predictor(card, load_tokenizer(folder), onnx_runner(folder, file, threads))
+    return Predictor(card, load_tokenizer(folder), onnx_runner(folder, file, threads, outputs=len(card.labels)))
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -193,17 +196,27 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def onnx_runner(
-    folder: Path, file: str, threads: int | None, watch: Callable[[dict[str, np.ndarray]], object] | None = None
+    folder: Path,
+    file: str,
+    threads: int | None,
+    watch: Callable[[dict[str, np.ndarray]], object] | None = None,
+    outputs: int = 0,
 ) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
     """An exported graph as a function of its inputs; references are looked up in the store in `folder`.
 
     Args:
         watch: is given what the graph is fed.
+        outputs: logits that it must have; 0: any number.
 
     Raises:
-        FilbertError: the file cannot be run, or its store is missing.
+        FilbertError: the file cannot be run, has another number of logits, or its store is missing.
     """
     session = new_session(folder / file, threads)
+    found = session.get_outputs()[0].shape[-1]
+    if outputs and isinstance(found, int) and found != outputs:  # a dimension without a number has a name
+        raise FolderError(
+            f"{folder / file}: expected {outputs} logits, for labels of {folders.CONFIG}, found {found}: export the model again"
+        )
     names = {value.name for value in session.get_inputs()}
     store = _open_store(folder / references.FOLDER) if "reference_keys" in names else None
 

@@ -69,6 +69,16 @@ def section(names: str | Sequence[str], shape: type[T], params: Path = PARAMS) -
     return _build(shape, found, f"{params}: {names[-1]}", document)
 
 
+def build(shape: type[T], value: Any, where: str) -> T:
+    """`value`, read from `where`, as an instance of a dataclass.
+
+    Raises:
+        ConfigError: a key or the type of a value is not what `shape` declares.
+    """
+    built: T = _build(shape, value, where, {})
+    return built
+
+
 def read_params(params: Path = PARAMS) -> Mapping:
     """The whole of `params`. ruamel reads YAML 1.2 as DVC does: PyYAML would make a string of 2e-5.
 

@@ -12,6 +12,7 @@ import xxhash
 from filbert import FilbertError
 
 SEAL = "HASHES.json"  # XXH3 by file, in each folder that a stage wrote
+CARD = "README.md"  # people may edit it
 LEVELS = ("", "*/", "*/*/", "*/*/*/")  # at which a folder that is read may hold sealed ones: task, student, seed
 
 
@@ -34,8 +35,19 @@ def check_seals(folder: Path) -> None:
     """
     for level in LEVELS:
         for found in sorted(folder.glob(f"{level}{SEAL}")):
-            for name, written in _read(found).items():
-                _check(found.parent / name, found, written)
+            check_seal(found.parent)
+
+
+def check_seal(folder: Path) -> None:
+    """Compare every file of one folder with its seal, if it has one; but for its card.
+
+    Raises:
+        SealError: a file is missing, or not as it was written; the message names it.
+    """
+    found = folder / SEAL
+    for name, written in _read(found).items() if found.is_file() else ():
+        if name != CARD:
+            _check(folder / name, found, written)
 
 
 def is_ours(folder: Path) -> bool:
@@ -53,10 +65,14 @@ def xxh3(file: Path) -> str:
 
 
 def _read(file: Path) -> dict[str, str]:
+    remedy = f"damaged: expected the hashes of the files beside it; {_remedy(file)}"
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise SealError(f"{file}: damaged: expected the hashes of the files beside it; {_remedy(file)}") from error
+        raise SealError(f"{file}: {remedy}") from error
+    if not isinstance(found, dict) or not all(isinstance(written, str) for written in found.values()):
+        raise SealError(f"{file}: {remedy}")
+    return found
 
 
 def _check(file: Path, seal: Path, written: str) -> None:

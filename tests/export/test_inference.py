@@ -12,6 +12,8 @@ from export_files import MODELS, export_folder, reference_student, saved
 from tiny import ROOT, sentences, tiny_tokenizer
 
 import filbert
+from commands.predict import predict
+from commands.serve import serve
 from filbert import FilbertError
 from filbert.data import batches
 from filbert.export import folder as folders
@@ -20,6 +22,7 @@ from filbert.export.references import References
 from filbert.models import checkpoints
 from filbert.models.reference_store import ReferenceStore
 from filbert.runtime.files import read_json, write_json
+from filbert.runtime.seals import SealError, seal
 
 TEXTS = [text for text, _ in sentences(20)] + ["bad", "the film " * 30]
 
@@ -173,10 +176,64 @@ def test_a_broken_folder_is_named(file: str, content: str | None, said: str, tmp
         filbert.load(folder)
 
 
-def test_a_card_with_another_key_is_refused(tmp_path: Path, teacher: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"more": 1}, "unknown key `more`"),
+        ({"columns": "sentence"}, "columns: expected tuple"),
+        ({"max_length": "16"}, "max_length: expected int, got '16'"),
+        ({"max_length": 0}, "max_length: expected a number of at least 1"),
+        ({"temperature": 0.0}, "temperature: expected a number of more than 0"),
+        ({"labels": ["negative", 1]}, r"labels\[1\]: expected str, got 1"),
+        ({"thresholds": {"0.9": 0.5}}, "thresholds.0.9: expected"),
+        ({"kind": "tripel"}, "expected one of single, pair, regression, tagging and its columns, got tripel"),
+        ({"kind": "pair"}, r"got pair with \('sentence',\)"),
+        ({"labels": ["one"]}, "model.onnx: expected 1 logits, for labels of config.json, found 2"),
+    ],
+)
+def test_a_card_that_says_something_else_is_refused(change: dict, said: str, tmp_path: Path, teacher: Path) -> None:
     folder = export_folder(teacher, tmp_path / "out")
-    write_json(folder / "config.json", read_json(folder / "config.json") | {"more": 1})
-    with pytest.raises(FilbertError, match="unknown more: export the model again"):
+    write_json(folder / "config.json", read_json(folder / "config.json") | change)
+    with pytest.raises(FilbertError, match=f"{folder}.*{said}.*: export the model again"):
         filbert.load(folder)
+
+
+def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(FilbertError, match="found no folder"):
         filbert.load(tmp_path / "nowhere")
+
+
+def sealed(folder: Path) -> Path:
+    """An export as its stage leaves it, with a card."""
+    (folder / "README.md").write_text("# kd\n")
+    seal(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "config.json"])
+def test_one_flipped_bit_is_named(name: str, tmp_path: Path, teacher: Path) -> None:
+    folder = sealed(export_folder(teacher, tmp_path / "out"))
+    content = (folder / name).read_bytes()
+    for at in (8, len(content) // 2, len(content) - 9):
+        (folder / name).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(
+            SealError, match=rf"{folder / name}: expected what its stage wrote, XXH3 \w+, found \w+: .* damaged"
+        ):
+            filbert.load(folder)
+    (folder / name).unlink()
+    with pytest.raises(SealError, match=f"{folder / name}: missing"):
+        filbert.load(folder)
+
+
+def test_predict_and_serve_name_it_too(tmp_path: Path, teacher: Path) -> None:
+    folder = sealed(export_folder(teacher, tmp_path / "out"))
+    (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text().replace('"film"', '"fiim"'))
+    for command in (lambda: predict(folder, ["good"]), lambda: serve(folder)):
+        with pytest.raises(SealError, match=f"{folder / 'tokenizer.json'}: expected what its stage wrote"):
+            command()
+
+
+def test_an_edited_card_is_no_damage(tmp_path: Path, teacher: Path) -> None:
+    folder = sealed(export_folder(teacher, tmp_path / "out"))
+    (folder / "README.md").write_text("# ours\n")
+    assert filbert.load(folder).predict(["good"])

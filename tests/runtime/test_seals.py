@@ -38,8 +38,9 @@ def test_a_damaged_file_is_named(folder: Path, name: str, damage: str) -> None:
         check_seals(folder.parent.parent)
 
 
-def test_a_seal_that_is_no_json_is_named(folder: Path) -> None:
-    (folder / SEAL).write_text("{")
+@pytest.mark.parametrize("text", ["{", "[1]", '{"model.safetensors": 1}'])
+def test_a_seal_that_is_none_is_named(folder: Path, text: str) -> None:
+    (folder / SEAL).write_text(text)
     with pytest.raises(SealError, match=f"{SEAL}: damaged"):
         check_seals(folder)
 
