@@ -14,6 +14,7 @@ from filbert.runtime.progress import log
 from stages import run
 
 DEFAULT = Limits()
+GRACE_SECONDS = 10  # for requests that are being answered when it is stopped
 
 
 def serve(
@@ -38,7 +39,15 @@ def serve(
         log(f"warning: {warning.message}")
     app = new_app(model, Limits(rows, characters, queue, batch, wait_ms))
     log(f"{model.card.student} on {model.card.task} ({model.card.model}) at http://{host}:{port}/predict")
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        ws="none",
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """An HTTP service over one model: requests that arrive within a few milliseconds are answered in one batch.
 
 POST /predict takes `{"text": …}` or `{"texts": […]}`, a pair as a list of two; GET /health and GET /metrics (Prometheus' text) say
-how it is. What is too long, too much or no text gets a 4xx with the reason; a full queue gets 429; what was accepted is answered.
+how it is. What is too long, too much, too slow or no text gets a 4xx with the reason; a full queue gets 429; what was accepted is
+answered, whatever else comes.
 """
 
 import asyncio
@@ -17,10 +18,14 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
+from filbert import FilbertError
 from filbert.export.inference import Answer, Predictor, Text
 
 RECENT = 10_000  # requests whose times the quantiles are of
+SHOWN = 40  # characters of what cannot be used, in a reason
 QUANTILES = (0.5, 0.95, 0.99)
 
 
@@ -34,6 +39,7 @@ class Limits:
     batch: int = 64  # texts answered together
     wait_ms: float = 2.0  # for more, after the first
     body: int = 8_000_000  # bytes of a request
+    seconds: float = 30.0  # in which its body has to come
 
 
 class RefusedError(Exception):
@@ -107,6 +113,10 @@ class Batcher:
             loop = asyncio.get_running_loop()
             answers = await loop.run_in_executor(self.thread, lambda: self.model.predict(texts, every, abstain))
         except Exception as error:  # the service outlives whatever one batch meets
+            if len(jobs) > 1:  # and one request does not fail those that came with it
+                for job in jobs:
+                    await self._answer([job])
+                return
             for job in jobs:
                 if not job.answers.done():
                     job.answers.set_exception(error)
@@ -164,7 +174,7 @@ def new_app(model: Predictor, limits: Limits) -> FastAPI:
         task.cancel()
 
     title, pages = f"{model.card.student} on {model.card.task}", ("docs_url", "redoc_url", "openapi_url")
-    app = FastAPI(title=title, lifespan=lifespan, **dict.fromkeys(pages))  # type: ignore[arg-type]
+    app = FastAPI(title=title, lifespan=lifespan, redirect_slashes=False, **dict.fromkeys(pages))  # type: ignore[arg-type]
 
     @app.post("/predict")
     async def predict(request: Request) -> Response:
@@ -175,11 +185,20 @@ def new_app(model: Predictor, limits: Limits) -> FastAPI:
             answers = await batcher.answer(texts, every, abstain)
             response = JSONResponse(answers[0] if single else {"answers": answers})
         except RefusedError as refused:
-            response = JSONResponse({"error": refused.reason}, refused.status)
+            response = _error(refused.status, refused.reason)
+        except ClientDisconnect:
+            response = _error(400, "the client has gone before the end of its request")
         except Exception as error:
-            response = JSONResponse({"error": f"{type(error).__name__}: {error}"}, 500)
+            response = _error(500, f"{type(error).__name__}: {error}")
         meter.add(response.status_code, count if response.status_code == 200 else 0, time.monotonic() - start)
         return response
+
+    @app.exception_handler(HTTPException)
+    async def other(request: Request, error: HTTPException) -> Response:
+        meter.add(error.status_code, 0, 0.0)
+        known = ", ".join(f"{next(iter(route.methods))} {route.path}" for route in app.routes)  # type: ignore[attr-defined]
+        reason = f"expected {known}; got {request.method} {request.url.path[:SHOWN]}"
+        return _error(error.status_code, reason, error.headers)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -193,21 +212,45 @@ def new_app(model: Predictor, limits: Limits) -> FastAPI:
     return app
 
 
+def _error(status: int, reason: str, headers: Any = None) -> JSONResponse:
+    """An answer that says why there is none; what is not Unicode in it is escaped."""
+    return JSONResponse({"error": reason.encode(errors="backslashreplace").decode()}, status, headers)
+
+
 async def _body(request: Request, limits: Limits) -> Any:
     """The JSON of a request.
 
     Raises:
-        RefusedError: it is too large or is no JSON.
+        RefusedError: it is too large, too slow, compressed or no JSON.
     """
+    if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
+        raise RefusedError(415, f"expected JSON that is not compressed, got Content-Encoding {encoding[:SHOWN]}")
     read = bytearray()
-    async for part in request.stream():
-        read += part
-        if len(read) > limits.body:
-            raise RefusedError(413, f"expected at most {limits.body} bytes")
     try:
-        return json.loads(read)
+        async with asyncio.timeout(limits.seconds):
+            async for part in request.stream():
+                read += part
+                if len(read) > limits.body:
+                    raise RefusedError(413, f"expected at most {limits.body} bytes")
+    except TimeoutError as error:
+        raise RefusedError(
+            408, f"expected the whole request within {limits.seconds:g} s, got {len(read)} bytes"
+        ) from error
+    try:
+        return json.loads(read, parse_constant=_refuse_constant, object_pairs_hook=_without_doubles)
     except (ValueError, RecursionError) as error:
         raise RefusedError(400, f"expected JSON, got {error}") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name}, which is no JSON")
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object that has a key twice")
+    return found
 
 
 def _read(body: Any, model: Predictor, limits: Limits) -> tuple[list[Text], bool, bool, float | None]:
@@ -219,7 +262,7 @@ def _read(body: Any, model: Predictor, limits: Limits) -> tuple[list[Text], bool
     if not isinstance(body, dict) or ("text" in body) == ("texts" in body):
         raise RefusedError(422, 'expected {"text": …} or {"texts": […]}')
     if unknown := set(body) - {"text", "texts", "all", "abstain"}:
-        raise RefusedError(422, f"unknown {', '.join(sorted(unknown))}; known are text, texts, all, abstain")
+        raise RefusedError(422, f"unknown {', '.join(sorted(unknown)):.{SHOWN}}; known are text, texts, all, abstain")
     found = [body["text"]] if "text" in body else body["texts"]
     if not isinstance(found, list) or not found:
         raise RefusedError(422, "texts: expected a list of at least one text")
@@ -233,10 +276,11 @@ def _read(body: Any, model: Predictor, limits: Limits) -> tuple[list[Text], bool
             raise RefusedError(413, f"text {number}: expected at most {limits.characters} characters, got {length}")
     every, abstain = body.get("all", False), body.get("abstain")
     if not isinstance(every, bool):
-        raise RefusedError(422, f"all: expected true or false, got {every!r:.40}")
+        raise RefusedError(422, f"all: expected true or false, got {every!r:.{SHOWN}}")
+    if abstain is not None and (isinstance(abstain, bool) or not isinstance(abstain, int | float)):
+        raise RefusedError(422, f"abstain: expected a number, got {abstain!r:.{SHOWN}}")
     try:
-        if abstain is not None:
-            model.threshold(float(abstain))
-    except Exception as error:
+        model.threshold(abstain)
+    except (FilbertError, OverflowError) as error:
         raise RefusedError(422, str(error)) from error
-    return texts, "text" in body, every, None if abstain is None else float(abstain)
+    return texts, "text" in body, every, abstain

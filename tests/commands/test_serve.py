@@ -1,11 +1,17 @@
 """The service: answers as `predict` gives them, requests answered together, limits with their reasons, rubbish survived."""
 
 import asyncio
+import json
+import socket
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from export_files import export_folder
 from tiny import sentences
 
@@ -13,7 +19,7 @@ from filbert.export.inference import Predictor, open_model
 from filbert.export.server import Limits, new_app
 
 TEXTS = [text for text, _ in sentences(64)]
-LIMITS = Limits(rows=8, characters=100, queue=200, batch=16, wait_ms=5, body=2000)
+LIMITS = Limits(rows=8, characters=100, queue=200, batch=16, wait_ms=5, body=2000, seconds=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +44,7 @@ def served(model: Predictor, calls: Any, limits: Limits = LIMITS) -> Any:
 
 
 def post(client: httpx.AsyncClient, body: Any) -> Any:
-    return client.post("/predict", json=body)
+    return client.post("/predict", content=json.dumps(body))
 
 
 def test_one_and_many_are_answered_as_by_predict(model: Predictor) -> None:
@@ -70,7 +76,18 @@ def test_one_and_many_are_answered_as_by_predict(model: Predictor) -> None:
         ({"text": "good", "more": 1}, 422, "unknown more"),
         ({"text": "good", "all": 1}, 422, "all: expected true or false"),
         ({"text": "good", "abstain": 0.5}, 422, "abstain: expected a precision"),
-        ({"text": "good", "abstain": "x"}, 422, "could not convert"),
+        ({"text": "good", "abstain": "0.9"}, 422, "abstain: expected a number, got '0.9'"),
+        ({"text": "good", "abstain": True}, 422, "abstain: expected a number, got True"),
+        ({"text": "good", "abstain": [0.9]}, 422, "abstain: expected a number"),
+        ({"text": "good", "abstain": 10**400}, 422, "too large"),
+        ({"text": "good", "\ud800" * 50: 1}, 422, "unknown \\ud800"),
+        ({"text": None}, 422, "got None"),
+        ({"text": []}, 422, "got 0 texts"),
+        ({"texts": [{"a": 1}]}, 422, "text 1: expected text in sentence, got {'a': 1}"),
+        ({"texts": None}, 422, "expected a list"),
+        ("good", 422, "expected {"),
+        (None, 422, "expected {"),
+        (3.5, 422, "expected {"),
     ],
 )
 def test_what_cannot_be_answered_gets_its_reason(body: Any, status: int, said: str, model: Predictor) -> None:
@@ -120,6 +137,41 @@ def test_a_full_queue_says_so_and_what_was_accepted_is_answered(model: Predictor
     assert "the queue is full: 16 texts wait, 20 may" in next(r for r in found if r.status_code == 429).json()["error"]
 
 
+@pytest.mark.parametrize(
+    ("content", "headers", "status", "said"),
+    [
+        (b"", {}, 400, "expected JSON"),
+        (b'{"text": "good"', {}, 400, "expected JSON"),
+        (b'{"text": NaN}', {}, 400, "NaN, which is no JSON"),
+        (b'{"text": "good", "abstain": -Infinity}', {}, 400, "-Infinity, which is no JSON"),
+        (b'{"text": "good", "text": "bad"}', {}, 400, "a key twice"),
+        (b'{"text": "\xe9"}', {"content-type": "application/json; charset=latin-1"}, 400, "expected JSON"),
+        (b"text=good", {"content-type": "application/x-www-form-urlencoded"}, 400, "expected JSON"),
+        (b"<text>good</text>", {"content-type": "text/xml"}, 400, "expected JSON"),
+        (b"\x1f\x8b", {"content-encoding": "gzip"}, 415, "expected JSON that is not compressed"),
+        (b"9" * 1900, {}, 422, "expected {"),
+        (b"9" * 3000, {}, 413, "expected at most 2000 bytes"),
+    ],
+)
+def test_bodies_of_every_kind_get_a_reason(
+    content: bytes, headers: dict[str, str], status: int, said: str, model: Predictor
+) -> None:
+    response = served(model, lambda client: client.post("/predict", content=content, headers=headers))
+    assert response.status_code == status
+    assert said in response.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/predict", 405), ("PUT", "/predict", 405), ("DELETE", "/health", 405), ("POST", "/metrics", 405),
+     ("POST", "/predict/", 404), ("POST", "/", 404), ("GET", "/docs", 404), ("GET", "/../../etc/passwd", 404)],
+)  # fmt: skip
+def test_other_methods_and_paths_are_told_what_there_is(method: str, path: str, status: int, model: Predictor) -> None:
+    response = served(model, lambda client: client.request(method, path, json={"text": "good"}))
+    assert response.status_code == status
+    assert response.json()["error"].startswith("expected POST /predict, GET /health, GET /metrics; got ")
+
+
 def test_a_batch_that_fails_fails_alone(model: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = Predictor.predict
     monkeypatch.setattr(
@@ -127,8 +179,51 @@ def test_a_batch_that_fails_fails_alone(model: Predictor, monkeypatch: pytest.Mo
     )
 
     async def calls(client: httpx.AsyncClient) -> list[httpx.Response]:
-        return [await post(client, {"text": "dull"}), await post(client, {"text": "good"})]
+        return await asyncio.gather(post(client, {"text": "dull"}), post(client, {"text": "good"}))
 
-    failed, fine = served(model, calls)
+    failed, fine = served(model, calls)  # in one batch
     assert (failed.status_code, fine.status_code) == (500, 200)
     assert "ZeroDivisionError" in failed.json()["error"]
+
+
+SLOW = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{"
+RUBBISH = (b"\x00\xff\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"POST /predict HTTP/1.1\r\nContent-Length: -4\r\n\r\n",
+           b"A" * 100_000 + b"\r\n\r\n", b"\x16\x03\x01\x02\x00")  # fmt: skip
+
+
+def test_slow_and_cut_connections_and_no_http_leave_the_others_alone(model: Predictor) -> None:
+    """A real server: forty clients hang in a request, forty leave in one, some speak no HTTP; good requests are answered."""
+    app = new_app(model, LIMITS)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        address = listening.getsockname()
+
+        def connect(content: bytes) -> socket.socket:
+            client = socket.create_connection(address, timeout=10)
+            client.sendall(content)
+            return client
+
+        try:
+            while not server.started:
+                time.sleep(0.01)
+            hanging = [connect(SLOW) for _ in range(40)] + [connect(b"POST /pre") for _ in range(40)]
+            for _ in range(40):
+                connect(SLOW).close()
+            for rubbish in RUBBISH:
+                with connect(rubbish) as client, suppress(ConnectionError):
+                    assert client.recv(1 << 16)[:10] in (b"HTTP/1.1 4", b"")
+            with httpx.Client(base_url=f"http://127.0.0.1:{address[1]}") as good:
+                assert [good.post("/predict", json={"text": text}).status_code for text in TEXTS[:5]] == [200] * 5
+                said = hanging[0].makefile("rb").read(1 << 16).decode()  # until the server closes
+                assert said.startswith("HTTP/1.1 408")
+                assert "expected the whole request within 0.5 s, got 1 bytes" in said
+                assert 'filbert_requests_total{status="500"}' not in good.get("/metrics").text
+        finally:
+            server.should_exit = True
+            thread.join(timeout=10)
+    assert not thread.is_alive()
+    for client in hanging:
+        client.close()
