@@ -26,7 +26,7 @@ def release(
     candidates = [c for c in load_candidates(metrics, exported, task_name) if student in ("", c.name)]
     best = pick(candidates, Budget(max_mb, max_ms, min_share))
     file = next(file for file, name in NAMES.items() if name == best.file)
-    write_release(best.folders[0], file, out)
+    write_release(best.folders[0], file, out, best.milliseconds)
     print(
         f"{out}: {best.label}, {best.validation:.1f} on validation rows, {best.bytes / 1e6:.1f} MB, {best.milliseconds:.2f} ms"
     )

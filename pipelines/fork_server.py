@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import Any, Self
 
 COMMAND = re.compile(r"python -m (stages\.\w+)(?: (.*))?", re.DOTALL)
-PRELOADED = ("filbert.methods.context", "transformers.models.bert.modeling_bert", "mlflow", "stages")
+PRELOADED = (
+    "filbert.methods.context",
+    "transformers.models.bert.modeling_bert",
+    "mlflow.store.tracking.sqlalchemy_store",  # what a run in a file needs of sqlalchemy; nothing is opened here
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.transformers",
+    "stages",
+)
 LONGEST = 1 << 20  # bytes of a request
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import shutil
 import tempfile
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ from filbert.data import arrow, batches, tasks
 from filbert.data.batches import TokenizedDataset
 from filbert.data.tasks import CLASSES, Task
 from filbert.evaluation import metrics
-from filbert.evaluation.latency import time_in_turn
-from filbert.export import calibration, card, gate, inference, onnx
+from filbert.export import calibration, card, gate, onnx
 from filbert.export import folder as folders
 from filbert.export.folder import ModelCard
 from filbert.export.gate import Answers, ExportConfig
@@ -91,7 +89,6 @@ def export(
                     **{split: _scores(task, logits[name][split], rows) for split, (_, rows) in splits.items()},
                     "bytes": deployed_bytes(making, name),
                     "model_bytes": (making / name).stat().st_size,
-                    "milliseconds": _milliseconds(making, name, texts_of(table, task), settings),
                 }
                 for name in made
             },
@@ -128,25 +125,6 @@ def _scores(task: Task, logits: np.ndarray, rows: TokenizedDataset) -> dict[str,
     found: dict[str, Any] = metrics.scores_on(task, logits, rows)
     if task.metrics == ("accuracy",):
         found["interval"] = card.mean_interval((metrics.predictions(task, logits) == rows.label).astype(float).tolist())
-    return found
-
-
-def texts_of(table: Any, task: Task) -> list[inference.Text]:
-    """The texts of rows, as a predictor takes them."""
-    columns = [table[name].to_pylist() for name in task.columns]
-    return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
-
-
-def _milliseconds(folder: Path, file: str, texts: list[inference.Text], settings: ExportConfig) -> dict[str, float]:
-    """Median milliseconds from text to answer by batch size; a batch of 1 is the text of median length."""
-    model = inference.open_model(folder, settings.latency.threads, file)
-    order = sorted((text for text in texts if not model.problem(text)), key=lambda text: len("".join(text)))
-    found = {}
-    for size in settings.latency.batch_sizes:
-        chosen = [order[int((i + 0.5) / size * len(order))] for i in range(size)]
-        arm = {"text": partial(model.predict, chosen)}
-        times = time_in_turn(arm, settings.latency.warmup, settings.latency.rounds)
-        found[f"batch_{size}"] = times["text"]["median"]
     return found
 
 

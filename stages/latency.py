@@ -1,9 +1,13 @@
-"""Time a task's teacher and students side by side."""
+"""Time a task's teacher and students side by side, and their exported files."""
 
 from pathlib import Path
+from typing import Any
 
-from filbert.data import batches, tasks
-from filbert.evaluation.latency import LatencyConfig, measure_latencies
+from filbert.data import arrow, batches, tasks
+from filbert.data.tasks import Task
+from filbert.evaluation.latency import LatencyConfig, Times, measure_latencies, time_texts
+from filbert.export import folder as exports
+from filbert.export import inference
 from filbert.models import checkpoints
 from filbert.models.size import representative_batch
 from filbert.runtime import config, device, files
@@ -11,9 +15,9 @@ from filbert.tracking import run_recorder
 from stages import OutFile, run, scratch_of
 
 
-def latency(task_name: str, prepared: Path, students_folder: Path, teacher: Path, out: OutFile) -> None:
+def latency(task_name: str, prepared: Path, students_folder: Path, teacher: Path, exported: Path, out: OutFile) -> None:
     """Time the teacher in TEACHER and the students that params.yaml lists, of the first seed, in STUDENTS_FOLDER on test rows of
-    PREPARED: all in turn, in one process. Write the times to OUT."""
+    PREPARED: all in turn, in one process; then the files that the folder EXPORTED has of them. Write the times to OUT."""
     task, settings, params = tasks.find(task_name), config.section("latency", LatencyConfig), config.read_params()
     encoding, seed = config.section("tokenizer", batches.TokenizerConfig), params["seeds"][0]
     folders = {config.TEACHER: teacher} | {
@@ -29,9 +33,11 @@ def latency(task_name: str, prepared: Path, students_folder: Path, teacher: Path
             for name, folder in folders.items()
         }
         found = measure_latencies(models, rows, settings)
-        recorder.metrics(
-            {f"milliseconds_{size}": {n: t["median"] for n, t in arms.items()} for size, arms in found.items()}
-        )
+        names = {config.TEACHER: 0} | dict.fromkeys(params["exports"], seed)
+        files_of = {name: exported / name / str(number) for name, number in names.items()}
+        texts = _time_files(files_of, texts_of(arrow.read_table(prepared / f"{test}.arrow"), task), settings)
+        for prefix, times in (("milliseconds", found), ("text_milliseconds", texts)):
+            recorder.metrics({f"{prefix}_{n}": {a: t["median"] for a, t in arms.items()} for n, arms in times.items()})
         files.write_json(
             out,
             {
@@ -40,9 +46,30 @@ def latency(task_name: str, prepared: Path, students_folder: Path, teacher: Path
                 "tokens": int(representative_batch(rows[config.TEACHER], 1).mask.sum()),
                 "machine": device.machine_facts(),
                 "milliseconds": found,
+                "texts": texts,
             },
         )
     files.clear_scratch(scratch_of(out))
+
+
+def _time_files(
+    folders: dict[str, Path], texts: list[inference.Text], settings: LatencyConfig
+) -> dict[str, dict[str, Times]]:
+    """By batch size the times from text to answer of every exported file, as `name/file`."""
+    models = {
+        f"{name}/{file}": inference.open_model(folder, settings.threads, file)
+        for name, folder in folders.items()
+        for file in (exports.FLOAT32, exports.INT8)
+        if (folder / file).exists()
+    }
+    readable = [text for text in texts if not any(model.problem(text) for model in models.values())]
+    return time_texts({name: model.predict for name, model in models.items()}, readable, settings)
+
+
+def texts_of(table: Any, task: Task) -> list[inference.Text]:
+    """The texts of rows, as a predictor takes them."""
+    columns = [table[name].to_pylist() for name in task.columns]
+    return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
 
 
 if __name__ == "__main__":

@@ -187,7 +187,7 @@ def test_the_params_of_a_stage_are_exactly_the_sections_it_reads(stage: str) -> 
     if stage == "report":  # it chooses students by what is listed
         wanted |= {"chains", "exports", "methods", "seeds", "tasks", "variants"}
     if stage == "latency":  # likewise, of one task
-        wanted |= {"chains", "methods", "seeds", "variants"}
+        wanted |= {"chains", "exports", "methods", "seeds", "variants"}
     assert set(GRAPH[stage]["params"]) == wanted
 
 

@@ -1,10 +1,11 @@
-"""Latency: milliseconds of a forward pass of a teacher and its students, side by side: interleaved, in one process."""
+"""Latency: milliseconds of a forward pass or from text to answer, of all that are compared: interleaved, in one process."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,6 +64,22 @@ def measure_latency(arms: Mapping[str, tuple[nn.Module, Batch]], config: Latency
     calls = {name: partial(forward_batch, model.eval(), batch) for name, (model, batch) in arms.items()}
     with _threads(config.threads), torch.inference_mode():
         return time_in_turn(calls, config.warmup, config.rounds)
+
+
+def time_texts(
+    arms: Mapping[str, Callable[[list[Any]], object]], texts: Sequence[Any], config: LatencyConfig
+) -> dict[str, dict[str, Times]]:
+    """By batch size and arm the times from text to answer. A text is a string, or a tuple of those of a row.
+
+    A batch of 1 is the text of median length, a larger one spreads evenly over the order by length.
+    """
+    order = sorted(texts, key=lambda text: len("".join(text)))
+    found = {}
+    for size in config.batch_sizes:
+        chosen = [order[int((i + 0.5) / size * len(order))] for i in range(size)]
+        calls = {name: partial(answer, chosen) for name, answer in arms.items()}
+        found[str(size)] = time_in_turn(calls, config.warmup, config.rounds)
+    return found
 
 
 def time_in_turn(arms: Mapping[str, Callable[[], object]], warmup: int, rounds: int) -> dict[str, Times]:

@@ -19,7 +19,7 @@ from transformers import AutoModel
 from filbert.data import batches
 from filbert.data.tasks import Task, TaskKind
 from filbert.evaluation import metrics
-from filbert.evaluation.latency import LatencyConfig, time_in_turn
+from filbert.evaluation.latency import LatencyConfig, time_texts
 from filbert.runtime.config import Positive, PositiveInt
 
 UNSEEN = -30.0  # the logit of a class that no training row has
@@ -75,28 +75,18 @@ def measure_baselines(
         "tfidf": tfidf(task, splits, config),
         "static_embeddings": static_embeddings(task, splits, checkpoint, config),
     }
-    return {name: _figures(task, baseline, splits, config.latency) for name, baseline in made.items()}
+    times = time_texts({name: b.logits for name, b in made.items()}, splits["validation"].texts, config.latency)
+    return {
+        name: _figures(task, baseline, splits)
+        | {"milliseconds": {f"batch_{size}": arms[name]["median"] for size, arms in times.items()}}
+        for name, baseline in made.items()
+    }
 
 
-def _figures(task: Task, baseline: Baseline, splits: dict[str, Split], config: LatencyConfig) -> dict[str, Any]:
+def _figures(task: Task, baseline: Baseline, splits: dict[str, Split]) -> dict[str, Any]:
     held_out = {name: split for name, split in splits.items() if name.startswith(("test", "validation"))}
     found = {name: metrics.scores(task, baseline.logits(split.texts), split.label) for name, split in held_out.items()}
-    costs = {
-        "parameters": baseline.parameters,
-        "bytes": baseline.bytes,
-        "milliseconds": _milliseconds(baseline, splits, config),
-    }
-    return {**found, **costs, "settings": baseline.settings}
-
-
-def _milliseconds(baseline: Baseline, splits: dict[str, Split], config: LatencyConfig) -> dict[str, float]:
-    """Medians by batch size; a batch of 1 is the text of median length."""
-    order = sorted(splits["validation"].texts, key=lambda texts: sum(map(len, texts)))
-    arms = {}
-    for size in config.batch_sizes:
-        chosen = [order[int((i + 0.5) / size * len(order))] for i in range(size)]
-        arms[f"batch_{size}"] = lambda chosen=chosen: baseline.logits(chosen)
-    return {name: times["median"] for name, times in time_in_turn(arms, config.warmup, config.rounds).items()}
+    return {**found, "parameters": baseline.parameters, "bytes": baseline.bytes, "settings": baseline.settings}
 
 
 def majority(task: Task, train: Split) -> Baseline:

@@ -38,13 +38,10 @@ def _scores(record: dict[str, Any]) -> str:
     facts, file = machine_facts(), record["files"][record["published"]]
     splits = {name: found for name, found in file.items() if name.startswith(("test", "validation"))}
     rows = [f"| {name} | {100 * found['score']:.1f} | {_interval(found)} |" for name, found in splits.items()]
-    times = ", ".join(
-        f"{found:.2f} ms for {size.removeprefix('batch_')}" for size, found in file["milliseconds"].items()
-    )
     return "\n".join([
         "## How good, how large, how fast", "", "| rows | score | 95 % interval over rows |", "| --- | --- | --- |", *rows, "",
         f"{file['bytes'] / 1e6:.1f} MB ({file['model_bytes'] / 1e6:.1f} MB the model, the rest tokenizer and references). "
-        f"Text in, answer out, {record['threads']} thread: {times}. {facts['processor']}, {facts['flags']}.",
+        f"Times below: a forward pass, {record['threads']} thread of {facts['processor']}, {facts['flags']}.",
     ])  # fmt: skip
 
 

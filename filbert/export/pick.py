@@ -1,7 +1,7 @@
 """Which exported file to take: the best on validation rows within a budget, the Pareto front, and what a baseline dominates.
 
-A candidate is one file of one model over its seeds, or a baseline; scores and costs are means over seeds. Size is all that has to
-be deployed; time is from text to answer, one text of median length.
+A candidate is one file of one model over its seeds, or a baseline; scores and sizes are means over seeds. Size is all that has to
+be deployed; time is from text to answer, one text of median length, of the first seed's file beside all others (stages/latency.py).
 """
 
 import json
@@ -15,7 +15,7 @@ from filbert import FilbertError
 from filbert.export import folder as folders
 
 TEACHER = "teacher"
-RECORDS, BASELINES = "exported", "baselines.json"  # beside the figures of a task's students
+RECORDS, BASELINES, LATENCY = "exported", "baselines.json", "latency.json"  # beside the figures of a task's students
 NAMES = {folders.FLOAT32: "float32", folders.INT8: "int8"}
 
 
@@ -62,12 +62,13 @@ def load_candidates(
     """All files exported for a task, and its baselines, the best first; none where nothing was exported.
 
     Args:
-        metrics: the folder of all figures: `TASK/exported/STUDENT/SEED.json` and `TASK/baselines.json` are read.
+        metrics: the folder of all figures: `TASK/exported/STUDENT/SEED.json`, `TASK/latency.json` and `TASK/baselines.json` are
+            read.
         exported: the folder of all exports.
         only: these students and seeds, beside the teacher; None: all.
 
     Raises:
-        FilbertError: a record cannot be read.
+        FilbertError: a record cannot be read, or a file was not timed.
     """
     groups: dict[tuple[str, str], list[tuple[Path, dict[str, Any]]]] = {}
     for record in map(_read, sorted((metrics / task / RECORDS).glob("*/*.json"))):
@@ -75,9 +76,18 @@ def load_candidates(
         if name == TEACHER or only is None or (name, seed) in only:
             for file, figures in record["files"].items():
                 groups.setdefault((name, file), []).append((exported / task / name / str(seed), figures))
-    found = [_candidate(name, NAMES.get(file, file), seeds) for (name, file), seeds in groups.items()]
+    timed = _read(metrics / task / LATENCY).get("texts", {}).get("1", {}) if groups else {}
+    if missing := [f"{name}/{file}" for name, file in groups if f"{name}/{file}" not in timed]:
+        raise FilbertError(
+            f"{metrics / task / LATENCY}: expected times of {', '.join(missing)}, found none; run `make repro`"
+        )
+    found = [
+        _candidate(name, NAMES.get(file, file), seeds, timed[f"{name}/{file}"]["median"])
+        for (name, file), seeds in groups.items()
+    ]
     if (baselines := metrics / task / BASELINES).is_file():
-        found += [_candidate(name, "", [(None, figures)]) for name, figures in _read(baselines).items()]
+        for name, figures in _read(baselines).items():
+            found.append(_candidate(name, "", [(None, figures)], figures["milliseconds"]["batch_1"]))
     return sorted(found, key=lambda candidate: (-candidate.validation, candidate.milliseconds))
 
 
@@ -85,12 +95,12 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise FilbertError(
-            f"{file}: expected JSON as the export stage writes it, got {error}; run `make repro`"
-        ) from error
+        raise FilbertError(f"{file}: expected JSON as a stage writes it, got {error}; run `make repro`") from error
 
 
-def _candidate(name: str, file: str, seeds: Sequence[tuple[Path | None, dict[str, Any]]]) -> Candidate:
+def _candidate(
+    name: str, file: str, seeds: Sequence[tuple[Path | None, dict[str, Any]]], milliseconds: float
+) -> Candidate:
     best_first = sorted(seeds, key=lambda seed: -seed[1]["validation"]["score"])
 
     def mean(values: Iterator[float]) -> float:
@@ -99,7 +109,7 @@ def _candidate(name: str, file: str, seeds: Sequence[tuple[Path | None, dict[str
     tests = [[100 * s["score"] for split, s in figures.items() if split.startswith("test")] for _, figures in seeds]
     return Candidate(
         name, file, mean(100 * figures["validation"]["score"] for _, figures in seeds), mean(map(statistics.mean, tests)),
-        mean(figures["bytes"] for _, figures in seeds), mean(figures["milliseconds"]["batch_1"] for _, figures in seeds),
+        mean(figures["bytes"] for _, figures in seeds), milliseconds,
         tuple(folder for folder, _ in best_first if folder),
     )  # fmt: skip
 

@@ -11,8 +11,9 @@ from filbert.runtime import files
 SCRIPT = "predict.py"
 
 
-def write_release(exported: Path, file: str, out: Path) -> None:
-    """Write the exported model `file` of the folder `exported` to the folder `out`, as `model.onnx`.
+def write_release(exported: Path, file: str, out: Path, milliseconds: float) -> None:
+    """Write the exported model `file` of the folder `exported` to the folder `out`, as `model.onnx`; `milliseconds` is what one
+    text takes it.
 
     Raises:
         FolderError: the folder is not an export.
@@ -25,7 +26,8 @@ def write_release(exported: Path, file: str, out: Path) -> None:
         folders.write_card(card, making)
         text = (exported / "README.md").read_text(encoding="utf-8")
         use = (
-            f'## Use\n\n```sh\npip install onnxruntime tokenizers\npython {SCRIPT} "a text" "another"\n```\n\n## Limits'
+            f'## Use\n\n```sh\npip install onnxruntime tokenizers\npython {SCRIPT} "a text" "another"\n```\n\n'
+            f"One text takes {milliseconds:.2f} ms from text to answer, one thread.\n\n## Limits"
         )
         files.write_text(making / "README.md", _replace_section(text, use))
         shutil.copyfile(Path(__file__).with_name("release_predict.py"), making / SCRIPT)

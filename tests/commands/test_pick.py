@@ -21,28 +21,31 @@ from filbert.runtime.files import write_json
 TEXTS = [text for text, _ in sentences(6)]
 
 
-def figures(score: float, megabytes: float, ms: float) -> dict:
-    return {
-        "validation": {"score": score},
-        "test": {"score": score - 0.01},
-        "bytes": 1e6 * megabytes,
-        "milliseconds": {"batch_1": ms},
-    }
+def figures(score: float, megabytes: float, **more: object) -> dict:
+    return {"validation": {"score": score}, "test": {"score": score - 0.01}, "bytes": 1e6 * megabytes} | more
+
+
+def baseline(score: float, megabytes: float, ms: float) -> dict:
+    return figures(score, megabytes, milliseconds={"batch_1": ms})
 
 
 @pytest.fixture
 def metrics(tmp_path: Path) -> Path:
     """Figures of a teacher, of a student over two seeds, of a small one, and of two baselines."""
     made = {
-        ("teacher", 0): {"model.onnx": figures(0.90, 90, 10), "model.int8.onnx": figures(0.895, 23, 3)},
-        ("kd", 1): {"model.onnx": figures(0.86, 60, 5)},
-        ("kd", 2): {"model.onnx": figures(0.88, 60, 7)},
-        ("small", 1): {"model.int8.onnx": figures(0.80, 2, 0.2)},
+        ("teacher", 0): {"model.onnx": figures(0.90, 90), "model.int8.onnx": figures(0.895, 23)},
+        ("kd", 1): {"model.onnx": figures(0.86, 60)},
+        ("kd", 2): {"model.onnx": figures(0.88, 60)},
+        ("small", 1): {"model.int8.onnx": figures(0.80, 2)},
     }
     for (name, seed), files in made.items():
         record(tmp_path, name, seed, files)
+    timed(
+        tmp_path,
+        {"teacher/model.onnx": 10, "teacher/model.int8.onnx": 3, "kd/model.onnx": 6, "small/model.int8.onnx": 0.2},
+    )
     write_json(
-        tmp_path / "sst2" / "baselines.json", {"majority": figures(0.5, 0.0, 0.001), "tfidf": figures(0.81, 1, 0.1)}
+        tmp_path / "sst2" / "baselines.json", {"majority": baseline(0.5, 0.0, 0.001), "tfidf": baseline(0.81, 1, 0.1)}
     )
     return tmp_path
 
@@ -50,6 +53,11 @@ def metrics(tmp_path: Path) -> Path:
 def record(metrics: Path, name: str, seed: int, files: dict) -> None:
     content = {"student": name, "seed": seed, "files": files}
     write_json(metrics / "sst2" / "exported" / name / f"{seed}.json", content)
+
+
+def timed(metrics: Path, times: dict[str, float]) -> None:
+    found = {"1": {name: {"median": ms} for name, ms in times.items()}}
+    write_json(metrics / "sst2" / "latency.json", {"texts": found})
 
 
 @pytest.mark.parametrize(
@@ -83,7 +91,15 @@ def test_nothing_within_a_budget_is_an_error_that_says_what_there_is(metrics: Pa
     with pytest.raises(FilbertError, match="expected an exported teacher"):
         pick(students, Budget(min_share=0.9))
     (metrics / "sst2" / "exported" / "kd" / "1.json").write_text("{")
-    with pytest.raises(FilbertError, match="expected JSON as the export stage writes it"):
+    with pytest.raises(FilbertError, match="expected JSON as a stage writes it"):
+        load_candidates(metrics, Path("exported"), "sst2")
+
+
+def test_a_file_that_was_not_timed_is_an_error(metrics: Path) -> None:
+    record(metrics, "new", 1, {"model.onnx": figures(0.9, 1)})
+    with pytest.raises(
+        FilbertError, match=r"latency.json: expected times of new/model.onnx, found none; run `make repro`"
+    ):
         load_candidates(metrics, Path("exported"), "sst2")
 
 
@@ -110,7 +126,8 @@ def released(student: Path, out: Path, **more: object) -> Path:
     """A release made by the command from one exported model."""
     folder = export_folder(student, out / "exported" / "sst2" / "kd" / "1", **more)
     (folder / "README.md").write_text("# kd\n\n## Use\n\nfilbert\n\n## Limits\n\n- none\n")
-    record(out / "metrics", "kd", 1, {"model.onnx": figures(0.8, 1, 1)})
+    record(out / "metrics", "kd", 1, {"model.onnx": figures(0.8, 1)})
+    timed(out / "metrics", {"kd/model.onnx": 1.25})
     release("sst2", out / "metrics", out / "exported", out / "release", register=False)
     return out / "release"
 
@@ -141,7 +158,9 @@ def test_a_release_runs_on_its_own(tmp_path: Path, teacher: Path) -> None:
     for ours, theirs in zip(ask(folder, TEXTS), wanted, strict=True):
         assert ours["label"] == theirs["label"]
         assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-4)
-    assert "pip install onnxruntime tokenizers" in (folder / "README.md").read_text()
+    said = (folder / "README.md").read_text()
+    assert "pip install onnxruntime tokenizers" in said
+    assert "One text takes 1.25 ms" in said
 
 
 def test_a_release_with_references_and_one_that_tags(tmp_path: Path, encoded: batches.TokenizedDataset) -> None:

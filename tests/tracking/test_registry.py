@@ -18,7 +18,7 @@ TEXTS = [text for text, _ in sentences(3)]
 def test_the_champion_is_the_best_version_and_answers(store: Path, tmp_path: Path, teacher: Path) -> None:
     exported = export_folder(teacher, tmp_path / "exported")
     (exported / "README.md").write_text("# kd\n\n## Use\n\nfilbert\n\n## Limits\n\n- none\n")
-    write_release(exported, "model.onnx", tmp_path / "release")
+    write_release(exported, "model.onnx", tmp_path / "release", 1.0)
     found = [
         register_release(tmp_path / "release", "sst2", {"validation": score, "bytes": 1.0}, {"student": "kd"})
         for score in (80.0, 79.0, 81.0)
