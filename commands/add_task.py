@@ -31,6 +31,7 @@ class Column:
     values: Counter[str] = field(default_factory=Counter)
     words: int = 0
     texts: int = 0  # values that are strings
+    lists: int = 0  # rows that have a list, of labels or words
 
     def add(self, value: Any) -> None:
         """Count a value; empty ones are skipped."""
@@ -39,6 +40,18 @@ class Column:
             self.values[text] += 1
             self.words += len(text.split())
             self.texts += isinstance(value, str)
+
+    @property
+    def is_separated(self) -> bool:
+        """Whether rows have several labels as text, with the separator between them."""
+        return not self.lists and any(tasks.SEPARATOR in text for text in self.values)
+
+    def split(self) -> "Column":
+        """The same labels one by one, where rows have several with the separator between them."""
+        found = Column(lists=self.rows, texts=self.texts)
+        for text, count in self.values.items():
+            found.values.update({part.strip(): count for part in text.split(tasks.SEPARATOR) if part.strip()})
+        return found
 
     @property
     def rows(self) -> int:
@@ -146,6 +159,7 @@ def _columns(file: Path) -> dict[str, Column]:
     for record in _read(file):
         for name, value in record.items():
             column = columns.setdefault(name, Column())
+            column.lists += isinstance(value, list)
             for item in value if isinstance(value, list) else [value]:
                 column.add(item)
     return columns
@@ -166,13 +180,16 @@ def _guess(train: Path, columns: dict[str, Column], test: Path | None) -> dict[s
         label = tags
     else:
         label = _label_column(columns)
+        if separated := bool(label) and columns[label].is_separated:
+            columns[label] = columns[label].split()
         texts = _text_columns(train, {name: column for name, column in columns.items() if name != label})
         row = {"kind": "pair" if len(texts) > 1 else "single", "columns": texts}
         if not label:
             row = {"kind": "text", "columns": [max(texts, key=lambda name: columns[name].words)]}
         if label:
             row |= _labels(train, label, columns[label])
-            if columns[label].rows < max(columns[name].rows for name in texts):
+            given = columns[label].lists or columns[label].rows
+            if not separated and given < max(columns[name].rows for name in texts):
                 row["allow_unlabelled"] = True
     if metrics := tasks.METRICS[TaskKind(row["kind"])]:
         row["metrics"] = list(metrics) if row["kind"] == "regression" else [metrics[0]]
@@ -181,7 +198,8 @@ def _guess(train: Path, columns: dict[str, Column], test: Path | None) -> dict[s
         held_out = _columns(test)
         if label in held_out and held_out[label].rows:
             row["test"] = [test.stem]
-            if "labels" in row and (more := set(held_out[label].values) - set(row["labels"])):
+            found = held_out[label].split() if held_out[label].is_separated else held_out[label]
+            if "labels" in row and (more := set(found.values) - set(row["labels"])):
                 raise FilbertError(
                     f"{test}: expected labels of {train.name} ({', '.join(row['labels'])}), found {', '.join(sorted(more))}"
                 )
@@ -202,14 +220,14 @@ def _tag_names(column: Column, file: Path, name: str) -> list[str]:
 
 
 def _label_column(columns: dict[str, Column]) -> str:
-    """The column called as labels are; else the last that has few names or is a number; empty where there is none."""
+    """The column called as labels are; else one of lists, or the last that has few names or is a number; empty: there is none."""
     named = [name for wanted in LABEL_NAMES for name in columns if name.lower() == wanted]
     few = [
         name
         for name, column in columns.items()
         if not column.is_text and 1 < len(column.values) <= min(FEW, column.rows / 2)
     ]
-    return next(iter([*named, *few[::-1]]), "")
+    return next(iter([*named, *(name for name, column in columns.items() if column.lists), *few[::-1]]), "")
 
 
 def _text_columns(file: Path, columns: dict[str, Column]) -> list[str]:
@@ -226,18 +244,19 @@ def _text_columns(file: Path, columns: dict[str, Column]) -> list[str]:
 
 def _labels(file: Path, name: str, column: Column) -> dict[str, Any]:
     """The keys of a row that say what its labels are."""
-    if column.is_measure:
+    if column.is_measure and not column.lists:
         return {"kind": "regression", "label_range": [min(column.numbers), max(column.numbers)]}
     if not 1 < len(column.values) <= MANY:
         shown = ", ".join(list(column.values)[:5])
         raise FilbertError(
             f"{file}: expected 2 to {MANY} different labels in column {name}, got {len(column.values)} ({shown})"
         )
-    return {"labels": sorted(column.values, key=float if column.numbers else None)}
+    found = {"labels": sorted(column.values, key=float if column.numbers else None)}
+    return found | ({"kind": "multilabel"} if column.lists else {})
 
 
 def _describe(file: Path, columns: dict[str, Column], row: dict[str, Any]) -> None:
-    print(f"{file}: {max(column.rows for column in columns.values())} rows, kind {row['kind']}")
+    print(f"{file}: {max(column.lists or column.rows for column in columns.values())} rows, kind {row['kind']}")
     for name, column in columns.items():
         if row.get("rename", {}).get(name, name) in ("label", "ner_tags"):
             shown = ", ".join(f"{text} {count}" for text, count in column.values.most_common(10))

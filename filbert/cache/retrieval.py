@@ -20,7 +20,7 @@ from filbert.cache.cached_targets import CachedTargets, quantize_int8
 from filbert.cache.teacher_cache import TeacherCache
 from filbert.data.arrow import read_table, write_table
 from filbert.data.batches import TokenizedDataset
-from filbert.data.tasks import Task
+from filbert.data.tasks import Task, TaskKind
 from filbert.evaluation import metrics
 from filbert.models.reference_bert import REFERENCE
 from filbert.models.reference_store import ARRAYS, BM25Index, random_rows, token_hash, zero_reference
@@ -104,6 +104,8 @@ def nearest_label_score(task: Task, nearest: np.ndarray, train_labels: np.ndarra
         nearest: [N, …] positions in the training rows, nearest first.
     """
     guess = train_labels[nearest[:, 0]]
+    if task.kind is TaskKind.MULTILABEL:
+        return metrics.scores(task, guess - 0.5, labels)["score"]
     logits = np.eye(task.outputs, dtype=np.float32)[guess] if task.labels else guess[:, None]
     return metrics.scores(task, logits, labels)["score"]
 

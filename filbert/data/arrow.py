@@ -21,9 +21,21 @@ ROWS_AT_A_TIME = 4096  # rows in memory while a file is written
 
 def row_schema(task: Task) -> pa.Schema:
     """The columns of a prepared table: idx, the texts, label, hash."""
-    label = {TaskKind.REGRESSION: pa.float32(), TaskKind.TAGGING: pa.list_(pa.int32())}.get(task.kind, pa.int32())
+    label = {
+        TaskKind.MULTILABEL: pa.list_(pa.int8(), len(task.labels)),  # 1 where a label applies
+        TaskKind.REGRESSION: pa.float32(),
+        TaskKind.TAGGING: pa.list_(pa.int32()),
+    }.get(task.kind, pa.int32())
     texts = [(name, pa.string()) for name in task.columns]
     return pa.schema([("idx", pa.int32()), *texts, ("label", label), ("hash", pa.int64())])
+
+
+def fixed_lists(column: pa.FixedSizeListArray) -> np.ndarray:
+    """Lists of one length, such as the labels of multilabel rows, as float32 [N, C]; NaN throughout a row that has none."""
+    out = np.full((len(column), column.type.list_size), np.nan, np.float32)
+    known = column.is_valid().to_numpy(zero_copy_only=False)
+    out[known] = column.flatten().to_numpy().reshape(-1, column.type.list_size)
+    return out
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,8 @@ class Partition:
 def rows_digest(table: pa.Table) -> str:
     """Twelve hex digits that change with any text, label or order of the rows."""
     label = table["label"].combine_chunks()
-    flat = label.flatten() if pa.types.is_list(label.type) else label
+    nested = pa.types.is_list(label.type) or pa.types.is_fixed_size_list(label.type)
+    flat = label.flatten() if nested else label
     columns = (column.to_numpy(zero_copy_only=False) for column in (table["hash"].combine_chunks(), flat))
     return hashlib.sha256(b"".join(column.tobytes() for column in columns)).hexdigest()[:12]
 

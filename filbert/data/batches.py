@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from filbert import FilbertError
-from filbert.data.arrow import read_table
+from filbert.data.arrow import fixed_lists, read_table
 from filbert.data.tasks import Task, TaskKind
 from filbert.data.tokenizers import load_tokenizer as load_tokenizer  # whoever makes batches needs one
 from filbert.data.tokenizers import unknown_share
@@ -40,7 +40,9 @@ class Batch:
     ids: Tensor  # [B, T] int64
     types: Tensor  # [B, T] int64
     mask: Tensor  # [B, T] bool
-    label: Tensor  # [B] int64, or float32 for regression; for tagging [B, T] int64, -1 where a token begins no word
+    label: (
+        Tensor  # [B] int64, float32 for regression, multilabel [B, C] float32; tagging [B, T], -1 where no word begins
+    )
     word: Tensor | None = None  # [B, T] int64: the index of the word that a token begins, -1 if none
     targets: Mapping[str, Tensor] = field(default_factory=dict)  # the teacher's cached outputs for these rows, [B, …]
 
@@ -84,7 +86,9 @@ class TokenizedDataset:
     ids: np.ndarray  # [tokens] uint32
     types: np.ndarray  # [tokens] uint8
     offsets: np.ndarray  # [N + 1] int64
-    label: np.ndarray  # [N] int64 or float32; for tagging [words] int64, ragged: row i is `label[tags[i]:tags[i + 1]]`
+    label: (
+        np.ndarray
+    )  # as in Batch, [N] or [N, C]; for tagging [words] int64, ragged: row i is `label[tags[i]:tags[i + 1]]`
     idx: np.ndarray  # [N] int32
     hash: np.ndarray  # [N] int64
     pad: int
@@ -196,11 +200,14 @@ def _encode(
     if task.kind is TaskKind.TAGGING:
         counts = pa.compute.fill_null(pa.compute.list_value_length(label), 0)
         label, tags = label.flatten(), np.cumsum([0, *counts.to_pylist()], dtype=np.int64)
+    number = np.float32 if task.kind is TaskKind.REGRESSION else np.int64
     return TokenizedDataset(
         ids=np.fromiter((i for row in tokens["input_ids"] for i in row), np.uint32),
         types=np.fromiter((t for row in tokens["token_type_ids"] for t in row), np.uint8),
         offsets=np.cumsum([0, *lengths], dtype=np.int64),
-        label=label.to_numpy(zero_copy_only=False).astype(np.float32 if task.kind is TaskKind.REGRESSION else np.int64),
+        label=fixed_lists(label)
+        if task.kind is TaskKind.MULTILABEL
+        else label.to_numpy(zero_copy_only=False).astype(number),
         idx=table["idx"].to_numpy(),
         hash=table["hash"].to_numpy(),
         pad=tokenizer.pad_token_id or 0,

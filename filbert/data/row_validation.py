@@ -87,7 +87,11 @@ def _validate(idx: int, record: Record, task: Task, where: str) -> Row:
         if not isinstance(record[name], str) or not _is_visible(record[name]):
             raise RowError(f"{where}: expected text in column {name}, got {record[name]!r}")
     texts = {name: record[name] for name in task.columns}
-    label = record["label"] if task.kind is TaskKind.TAGGING else _label(record.get("label"), task, where)
+    given = record.get("label")
+    if task.kind is TaskKind.MULTILABEL:
+        label: Any = _multi_hot(given, task, where)
+    else:
+        label = given if task.kind is TaskKind.TAGGING else _label(given, task, where)
     return {"idx": idx, **texts, "label": label, "hash": text_hash(*texts.values())}
 
 
@@ -118,6 +122,27 @@ def _join_words(record: Record, task: Task, where: str) -> Record:
     return {task.columns[0]: " ".join(plain), "label": tuple(map(task.labels.index, names))}
 
 
+def _multi_hot(value: Any, task: Task, where: str) -> tuple[int, ...] | None:
+    """Of each label whether it applies, from a list or from names with the separator between them.
+
+    No label applies where the list or the text is empty; the text of an unlabelled row is empty where the task may have such rows,
+    and `[]` says that none applies there.
+    """
+    if task.allow_unlabelled and (value is None or (isinstance(value, str) and not value.strip())):
+        return None
+    if not isinstance(value, str | list):
+        raise RowError(
+            f"{where}: expected a list of labels, or text with {task.separator!r} between them, got {value!r}; `allow_unlabelled: "
+            "true` keeps rows without a label apart"
+        )
+    empty = isinstance(value, str) and value.strip() in ("", "[]")
+    given = [] if empty else value.split(task.separator) if isinstance(value, str) else value
+    numbers = [_class_number(one, task, where) for one in given]
+    if len(set(numbers)) < len(numbers):
+        raise RowError(f"{where}: expected each label once, got {value!r}")
+    return tuple(int(number in numbers) for number in range(len(task.labels)))
+
+
 def _label(value: Any, task: Task, where: str) -> float | int | None:
     text = "" if value is None else str(value).strip()
     if task.kind is TaskKind.TEXT or (not text and task.allow_unlabelled):
@@ -131,6 +156,12 @@ def _label(value: Any, task: Task, where: str) -> float | int | None:
         if not low <= number <= high:
             raise RowError(f"{where}: expected a label between {low} and {high}, got {value!r}")
         return number
+    return _class_number(value, task, where)
+
+
+def _class_number(value: Any, task: Task, where: str) -> int:
+    """The number of a label that is given by its name or number."""
+    text = "" if value is None else str(value).strip()
     number_text, named_by_number = text.removesuffix(".0"), any(name.isdecimal() for name in task.labels)
     for found in (text, number_text):
         if found in task.labels:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from filbert.data.arrow import Row, row_schema
 from filbert.data.containment import group_by_containment
 from filbert.data.row_validation import RowError, normalize_text, read_rows
-from filbert.data.tasks import CLASSES, Task
+from filbert.data.tasks import CLASSES, Task, TaskKind
 from filbert.runtime.config import Fraction, PositiveInt
 
 
@@ -70,13 +70,19 @@ def prepare(folder: Path, task: Task, config: PrepareConfig) -> Prepared:
         if not split:
             raise RowError(f"{folder}: no row is left for {name} of task {task.name}; its files hold too few rows")
         counts[name] = len(split)
-    if task.kind in CLASSES and len({row["label"] for row in rows}) == 1:
-        label = task.labels[rows[0]["label"]]
+    if task.kind in (*CLASSES, TaskKind.MULTILABEL) and len({row["label"] for row in rows}) == 1:
         raise RowError(
-            f"{folder}: expected rows of several classes for task {task.name}, got {label} in all {len(rows)}"
+            f"{folder}: expected rows of several classes for task {task.name}, got {_named(rows[0], task)} in all {len(rows)}"
         )
     tables = {name: pa.Table.from_pylist(split, schema=row_schema(task)) for name, split in splits.items()}
     return Prepared(tables, dict(counts))
+
+
+def _named(row: Row, task: Task) -> str:
+    """The name of a row's class, or its labels."""
+    if task.kind is not TaskKind.MULTILABEL:
+        return task.labels[row["label"]]
+    return " and ".join(name for name, applies in zip(task.labels, row["label"], strict=True) if applies) or "no label"
 
 
 def _numbered(folder: Path, task: Task, counts: Counter[str]) -> Iterator[Row]:

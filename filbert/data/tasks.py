@@ -20,15 +20,18 @@ class TaskKind(StrEnum):
 
     SINGLE = "single"  # one text, a class
     PAIR = "pair"  # two texts, a class
+    MULTILABEL = "multilabel"  # one text, any number of labels, each by itself: none, one or several
     REGRESSION = "regression"  # one or two texts, a number
     TAGGING = "tagging"  # one text, an IOB2 tag for each of its words: named entities
     TEXT = "text"  # one text, nothing is predicted: what transfer sets and the corpus are made of; a label is not read
 
 
+SEPARATOR = "|"
 CLASSES = (TaskKind.SINGLE, TaskKind.PAIR)
 COLUMNS = {TaskKind.PAIR: (2,), TaskKind.REGRESSION: (1, 2)}  # how many text columns; one of the other kinds
 METRICS: dict[TaskKind, tuple[str, ...]] = {  # names of evaluation.metrics
     **dict.fromkeys(CLASSES, ("accuracy", "f1", "matthews")),
+    TaskKind.MULTILABEL: ("f1_micro", "f1_macro"),
     TaskKind.REGRESSION: ("pearson", "spearman"),
     TaskKind.TAGGING: ("entity_f1",),
     TaskKind.TEXT: (),
@@ -68,7 +71,7 @@ class Task:
     name: str = ""  # its key in `task_table`
     kind: TaskKind
     columns: tuple[str, ...]
-    labels: tuple[str, ...] = ()  # names in the order of the class numbers, of tags too; none for regression
+    labels: tuple[str, ...] = ()  # names in the order of their numbers, of tags too; none for regression
     metrics: tuple[str, ...] = ()  # their mean is the score
     source: str | Source  # a name in `sources`, or a source itself
     folder: str = ""  # its folder within the source
@@ -82,6 +85,7 @@ class Task:
     symmetric: bool = False  # a pair and its swap are the same row
     max_malformed: int = 0  # known malformed training rows of published files: dropped and counted, up to so many
     label_range: tuple[float, ...] = ()  # of a regression label: lowest, highest
+    separator: str = SEPARATOR  # between the labels of a multilabel row that is written as text
     languages: tuple[str, ...] = ()  # folders, one a language, that each hold the files; one model learns them all
     transfer: tuple[str, ...] = ()  # tasks of kind text whose sentences join its transfer set
     labels_per_class: int | None = (
@@ -110,7 +114,7 @@ class Task:
 
     @property
     def outputs(self) -> int:
-        """The width of the logits: classes, or 1 for regression."""
+        """The width of the logits: classes or labels, or 1 for regression."""
         return len(self.labels) or 1
 
 
@@ -211,6 +215,14 @@ def _check_labels(task: Task, where: str) -> None:
         raise _wrong(where, "labels", f"none of a task of kind {task.kind}", task.labels)
     if task.kind in CLASSES and len(task.labels) < 2:
         raise _wrong(where, "labels", "the names of at least two classes", task.labels)
+    if task.kind is TaskKind.MULTILABEL and len(task.labels) < 2:
+        raise _wrong(
+            where, "labels", "the names of at least two labels; one that is there or not makes two classes", task.labels
+        )
+    if task.kind is TaskKind.MULTILABEL and (not task.separator or any(task.separator in name for name in task.labels)):
+        raise _wrong(where, "separator", "a text that is part of no label's name", repr(task.separator))
+    if task.kind is not TaskKind.MULTILABEL and task.separator != SEPARATOR:
+        raise _wrong(where, "separator", "none, as this is no multilabel task", repr(task.separator))
     if task.kind is TaskKind.TAGGING and (
         task.labels[:1] != ("O",) or not all(_is_tag(name) for name in task.labels[1:])
     ):

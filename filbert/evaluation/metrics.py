@@ -1,4 +1,4 @@
-"""GLUE's metrics, by scikit-learn and scipy, and the F1 of named entities. All are fractions; higher is better."""
+"""GLUE's metrics, by scikit-learn and scipy, the F1 of labels and of named entities. All are fractions; higher is better."""
 
 import warnings
 from collections.abc import Callable
@@ -21,6 +21,17 @@ def _f1(label: np.ndarray, prediction: np.ndarray) -> float:
     return f1_score(label, prediction, zero_division=0.0)
 
 
+def _f1_of_labels(average: str) -> Callable[[np.ndarray, np.ndarray], float]:
+    """The F1 over all pairs of a row and a label (micro), or its mean over labels (macro), of 0 and 1 [N, C]."""
+
+    def f1(label: np.ndarray, prediction: np.ndarray) -> float:
+        from sklearn.metrics import f1_score
+
+        return f1_score(label.astype(int), prediction.astype(int), average=average, zero_division=0.0)
+
+    return f1
+
+
 def _matthews(label: np.ndarray, prediction: np.ndarray) -> float:
     from sklearn.metrics import matthews_corrcoef
 
@@ -41,6 +52,8 @@ def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": _accuracy,
     "f1": _f1,
+    "f1_micro": _f1_of_labels("micro"),
+    "f1_macro": _f1_of_labels("macro"),
     "matthews": _matthews,
     "pearson": _correlation("pearsonr"),
     "spearman": _correlation("spearmanr"),
@@ -48,7 +61,10 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 
 def predictions(task: Task, logits: np.ndarray) -> np.ndarray:
-    """Classes [N], or numbers [N] for a regression, from logits [N, C]; in tagging N counts tokens."""
+    """Classes [N], numbers [N] for a regression, or for multilabel rows 1 where a label's probability is above a half [N, C], from
+    logits [N, C]; in tagging N counts tokens."""
+    if task.kind is TaskKind.MULTILABEL:
+        return (logits > 0).astype(int)
     return logits[:, 0] if task.kind is TaskKind.REGRESSION else logits.argmax(-1)
 
 

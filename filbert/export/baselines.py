@@ -16,7 +16,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from transformers import AutoModel
 
-from filbert.data import batches
+from filbert.data import arrow, batches
 from filbert.data.tasks import Task, TaskKind
 from filbert.evaluation import metrics
 from filbert.evaluation.latency import LatencyConfig, time_texts
@@ -45,12 +45,14 @@ class Split:
     """Rows as a baseline reads them."""
 
     texts: Rows
-    label: np.ndarray  # [N] classes or numbers
+    label: np.ndarray  # [N] classes or numbers; of multilabel rows [N, C], 1 where a label applies
 
     @classmethod
     def of(cls, table: Any, task: Task) -> "Split":
-        columns = [table[name].to_pylist() for name in task.columns]
-        return cls(list(zip(*columns, strict=True)), table["label"].to_numpy())
+        columns, label = [table[name].to_pylist() for name in task.columns], table["label"]
+        multilabel = task.kind is TaskKind.MULTILABEL
+        found = arrow.fixed_lists(label.combine_chunks()) if multilabel else label.to_numpy()
+        return cls(list(zip(*columns, strict=True)), found)
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,12 @@ def _figures(task: Task, baseline: Baseline, splits: dict[str, Split]) -> dict[s
 
 
 def majority(task: Task, train: Split) -> Baseline:
-    """The class that most training rows have; of a regression the mean."""
+    """The class that most training rows have; of a regression the mean; the labels that half of them have, or the commonest."""
     if task.kind is TaskKind.REGRESSION:
         row = np.array([train.label.mean()])
+    elif task.kind is TaskKind.MULTILABEL:
+        share = train.label.mean(0)
+        row = np.where(share >= min(0.5, share.max()), 1.0, -1.0)
     else:
         row = np.bincount(train.label, minlength=task.outputs).astype(float)
     return Baseline(lambda texts: np.tile(row, (len(texts), 1)), len(row), FLOAT * len(row), {})
@@ -171,6 +176,8 @@ def _fit(
     for penalty in config.penalties:
         if task.kind is TaskKind.REGRESSION:
             model: Any = Ridge(alpha=1 / penalty).fit(train, splits["train"].label)
+        elif task.kind is TaskKind.MULTILABEL:
+            model = _EachLabel(penalty, train, splits["train"].label)
         else:
             model = LogisticRegression(C=penalty, max_iter=1000).fit(train, splits["train"].label)
         size = model.coef_.size + np.size(model.intercept_)
@@ -181,12 +188,33 @@ def _fit(
     return out
 
 
+class _EachLabel:
+    """A logistic regression for each label (one against the rest); a label that all or no training rows have stays so."""
+
+    def __init__(self, penalty: float, train: Any, label: np.ndarray):
+        models = [
+            LogisticRegression(C=penalty, max_iter=1000).fit(train, column) if 0 < column.mean() < 1 else None
+            for column in label.T
+        ]
+        self.coef_ = np.zeros((len(models), train.shape[1]))
+        self.intercept_ = np.where(label.mean(0) == 1, -UNSEEN, UNSEEN)
+        for number, model in enumerate(models):
+            if model:
+                self.coef_[number], self.intercept_[number] = model.coef_[0], model.intercept_[0]
+
+    def decision_function(self, features: Any) -> np.ndarray:
+        """The logits [N, C]."""
+        return features @ self.coef_.T + self.intercept_
+
+
 def _reader(task: Task, model: Any, features: Features) -> Callable[[Rows], np.ndarray]:
     """A fitted model as a function from texts to logits."""
 
     def logits(rows: Rows) -> np.ndarray:
         if task.kind is TaskKind.REGRESSION:
             return model.predict(features(rows)).reshape(-1, 1)
+        if task.kind is TaskKind.MULTILABEL:
+            return model.decision_function(features(rows))
         out = np.full((len(rows), task.outputs), UNSEEN)
         out[:, model.classes_] = np.log(np.maximum(model.predict_proba(features(rows)), np.exp(UNSEEN)))
         return out

@@ -25,7 +25,8 @@ def model_card(card: ModelCard, task: Task, source: Source, record: dict[str, An
 
 
 def _summary(card: ModelCard, task: Task, source: Source) -> str:
-    what = {"single": "one text, one of", "pair": "two texts, one of", "tagging": "a tag for each word, out of"}
+    what = {"single": "one text, one of", "pair": "two texts, one of", "tagging": "a tag for each word, out of",
+            "multilabel": "one text, each that applies (its probability is above a half) of"}  # fmt: skip
     labels = f"{what[card.kind]} {', '.join(card.labels)}" if card.kind in what else "a number"
     return (
         f"Task `{card.task}` ({card.kind}): {labels}. Text columns: {', '.join(card.columns)}. Data: {source.kind} `{source.name}`"

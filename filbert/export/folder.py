@@ -28,7 +28,7 @@ class ModelCard:
     task: str
     student: str
     seed: int
-    kind: str  # of the task: single, pair, regression, tagging
+    kind: str  # of the task: single, pair, multilabel, regression, tagging
     columns: tuple[str, ...]  # the text columns of a row
     labels: tuple[str, ...]  # none of a regression
     max_length: config.PositiveInt  # tokens; longer rows are cut

@@ -46,7 +46,8 @@ class Predictor:
         tokens: int = TOKENS,
         workers: int = 1,
     ) -> list[Answer]:
-        """An answer to each text: `label` and `probability`, the `score` of a regression, or the `tags` of its words.
+        """An answer to each text: `label` and `probability`; the `labels` whose probability is above a half, of a multilabel
+        task; the `score` of a regression; or the `tags` of its words.
 
         Args:
             every: add the `probabilities` of all labels.
@@ -126,13 +127,16 @@ class Predictor:
         Raises:
             FilbertError: none was found for it, or the task has no such answers.
         """
-        if precision is not None and self.card.kind in ("regression", "tagging"):
+        if precision is not None and self.card.kind in ("multilabel", "regression", "tagging"):
             raise FilbertError(f"abstain: expected a task with one class a text, got {self.card.kind}")
         return 0.0 if precision is None else self.card.threshold(precision)
 
     def _answer(self, text: Text, encoding: Encoding, logits: np.ndarray, every: bool, threshold: float) -> Answer:
         if self.card.kind == "regression":
             return {"score": float(logits[0])}
+        if self.card.kind == "multilabel":
+            named = [name for name, logit in zip(self.card.labels, logits, strict=True) if logit > 0]
+            return {"labels": named} | ({"probabilities": self._by_label(sigmoid(logits))} if every else {})
         share = probabilities(logits / self.card.temperature)
         if self.card.kind == "tagging":
             return {"tags": self._tags(str(text), encoding, share, every)}
@@ -256,6 +260,11 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
     """The softmax over the last axis."""
     powers = np.exp(logits - logits.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """The probability of each label by itself."""
+    return 0.5 * (1 + np.tanh(logits / 2))
 
 
 def word_starts(encoding: Encoding, text: str) -> list[int]:

@@ -30,6 +30,8 @@ def predict(texts: list[str]):  # type: ignore[no-untyped-def]
     for text, row, found, share in zip(texts, rows, logits, shares):  # noqa: B905
         if CARD["kind"] == "regression":
             answer = {"score": float(found[0]) * CARD["temperature"]}
+        elif CARD["kind"] == "multilabel":
+            answer = {"labels": [name for name, logit in zip(CARD["labels"], found) if logit > 0]}  # noqa: B905
         elif CARD["kind"] == "tagging":  # a word has the tag of its first token
             first = [(t, a) for t, (a, b) in enumerate(row.offsets) if b > a and (not a or text[a - 1].isspace())]
             answer = {"tags": [[text[a:].split()[0], CARD["labels"][share[t].argmax()]] for t, a in first]}

@@ -43,6 +43,8 @@ def card_of(folder: Path, model: PreTrainedModel) -> ModelCard:
     task, labels = provenance.get("task", ""), tuple(str(named[number]) for number in sorted(named))
     known = tasks.find(task) if config.PARAMS.is_file() and task in tasks.names() else None
     kind = "tagging" if type(model).__name__.endswith("ForTokenClassification") else "single"
+    if model.config.problem_type == "multi_label_classification":
+        kind = "multilabel"
     if model.config.problem_type == "regression":
         kind, labels = "regression", ()
     return ModelCard(

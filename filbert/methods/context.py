@@ -114,7 +114,8 @@ class MethodContext:
         return losses.task_loss(self.task.kind, logits, batch.label)
 
     def soft_loss(self, logits: Tensor, batch: Batch, temperature: float) -> Tensor:
-        """T² KL(teacher ‖ student) of logits softened by T (for a regression the squared error): a scalar."""
+        """T² KL(teacher ‖ student) of logits softened by T (for a regression the squared error, for several labels the binary
+        cross entropy of each): a scalar."""
         ours, teachers = self.drop_padding(logits, batch), self.drop_padding(batch.targets["logits"], batch)
         return losses.DISTILLATION_LOSSES[self.task.kind](ours, teachers, temperature)
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from filbert import FilbertError
 from filbert.data.batches import Batch, TokenizedDataset, load_tokenizer
-from filbert.data.tasks import TaskKind
+from filbert.data.tasks import Task, TaskKind
 from filbert.methods.context import Loss, MethodContext
 from filbert.models import checkpoints
 from filbert.models.bilstm import BiLstmConfig, BiLstmForSequenceClassification, BiLstmForTokenClassification
@@ -187,13 +187,20 @@ def hard_loss(student: BiLstmForSequenceClassification, context: MethodContext) 
     tagging tasks a word's first token counts."""
 
     def loss(batch: Batch) -> Tensor:
-        teachers = batch.targets["logits"]
-        predicted = teachers.argmax(-1) if context.task.labels else teachers[:, 0]
+        predicted = _predicted(context.task, batch.targets["logits"])
         missing = ~losses.has_label(batch.label) if batch.word is None else (batch.label < 0) & (batch.word >= 0)
+        missing = missing[:, None] if context.task.kind is TaskKind.MULTILABEL else missing
         label = torch.where(missing, predicted.to(batch.label.dtype), batch.label)
         return losses.task_loss(context.task.kind, forward_batch(student, batch).logits, label)
 
     return loss
+
+
+def _predicted(task: Task, logits: Tensor) -> Tensor:
+    """What a teacher answers: classes, numbers, or for multilabel rows 0 and 1 [B, C]."""
+    if task.kind is TaskKind.MULTILABEL:
+        return logits > 0
+    return logits.argmax(-1) if task.labels else logits[:, 0]
 
 
 def new_bilstm(context: MethodContext, shape: ShapeConfig) -> BiLstmForSequenceClassification:

@@ -146,11 +146,12 @@ def _select_layers(weights: dict[str, torch.Tensor], layers: tuple[int, ...]) ->
 def label_fields(task: Task) -> dict[str, Any]:
     """The fields of a model's configuration that describe a task's labels."""
     names = list(task.labels) or ["score"]
+    problems = {TaskKind.REGRESSION: "regression", TaskKind.MULTILABEL: "multi_label_classification"}
     return {
         "num_labels": task.outputs,
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
-        "problem_type": "regression" if task.kind is TaskKind.REGRESSION else "single_label_classification",
+        "problem_type": problems.get(task.kind, "single_label_classification"),
     }
 
 

@@ -124,7 +124,7 @@ class TransferFilter:
 
 def to_rows(texts: Iterable[Texts], task: Task) -> Iterator[Row]:
     """Rows of the task with its label for "none". `idx` is a hash of the text: a row keeps its cached targets when others join."""
-    no_label = {TaskKind.REGRESSION: float("nan"), TaskKind.TAGGING: ()}.get(task.kind, -1)
+    no_label = {TaskKind.MULTILABEL: None, TaskKind.REGRESSION: float("nan"), TaskKind.TAGGING: ()}.get(task.kind, -1)
     for row in texts:
         found = text_hash(*row)
         yield {

@@ -178,7 +178,7 @@ def validate(model: nn.Module, task: Task, rows: TokenizedDataset, device: torch
     """The task's scores on `rows`; logs a line where a classifier predicts one class for every row."""
     with autocast(device):
         logits = checkpoints.predict_logits(model, rows, VALIDATION_BATCH, device)
-    if task.labels and len(set(predictions(task, logits))) == 1:
+    if task.labels and len(np.unique(predictions(task, logits), axis=0)) == 1:
         progress.log(f"{task.name}: every validation row gets the same class; if it stays so, lower the learning rate")
     return scores_on(task, logits, rows)
 

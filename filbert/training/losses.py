@@ -7,13 +7,21 @@ from filbert.data.tasks import TaskKind
 
 
 def has_label(label: Tensor) -> Tensor:
-    """Which of the rows [B], or tokens [B, T], have a label: a missing one is the class -1, or NaN in a regression."""
-    return ~label.isnan() if label.is_floating_point() else label >= 0
+    """Which of the rows [B], or tokens [B, T], have a label: a missing one is the class -1, or NaN in a regression and throughout a
+    multilabel row [B, C]."""
+    if not label.is_floating_point():
+        return label >= 0
+    return ~label.isnan() if label.dim() == 1 else ~label.isnan().any(-1)
 
 
 def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     """Cross entropy of logits [B, C] against classes [B]."""
     return F.cross_entropy(logits.float(), label)
+
+
+def binary_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Mean binary cross entropy of logits [B, C] against the labels [B, C] of multilabel rows, 0 or 1."""
+    return F.binary_cross_entropy_with_logits(logits.float(), label)
 
 
 def squared_error(logits: Tensor, label: Tensor) -> Tensor:
@@ -27,6 +35,13 @@ def softened_kl(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     target = F.log_softmax(teacher.float() / temperature, dim=-1)
     ours = F.log_softmax(logits.float() / temperature, dim=-1)
     return F.kl_div(ours, target, reduction="batchmean", log_target=True) * temperature**2
+
+
+def softened_binary_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Mean binary cross entropy of each label against the teacher's softened probability, from logits [B, C], times T². Ours: for
+    multilabel rows `softened_kl` of two classes label by label, plus the teacher's entropy, which has no gradient."""
+    target = (teacher.float() / temperature).sigmoid()
+    return F.binary_cross_entropy_with_logits(logits.float() / temperature, target) * temperature**2
 
 
 def output_mse(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -63,8 +78,10 @@ def task_loss(kind: TaskKind, logits: Tensor, label: Tensor) -> Tensor:
 
 
 TASK_LOSSES = dict.fromkeys((TaskKind.SINGLE, TaskKind.PAIR, TaskKind.TAGGING), cross_entropy) | {
-    TaskKind.REGRESSION: squared_error
+    TaskKind.MULTILABEL: binary_cross_entropy,
+    TaskKind.REGRESSION: squared_error,
 }
 DISTILLATION_LOSSES = dict.fromkeys((TaskKind.SINGLE, TaskKind.PAIR, TaskKind.TAGGING), softened_kl) | {
-    TaskKind.REGRESSION: output_mse
+    TaskKind.MULTILABEL: softened_binary_cross_entropy,
+    TaskKind.REGRESSION: output_mse,
 }

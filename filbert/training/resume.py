@@ -31,7 +31,7 @@ def training_fingerprint(
     settings = [config, seed, provenance, code_hash()]
     digest = hashlib.sha256(json.dumps(settings, default=str).encode())
     for array in (rows.ids, rows.types, rows.offsets, rows.label, rows.hash):
-        digest.update(np.ascontiguousarray(array).data)
+        digest.update(np.ascontiguousarray(array).reshape(-1).data)  # labels may be [N, C]
     return digest.hexdigest() + weights_digest(model)
 
 

@@ -101,6 +101,33 @@ def test_numbers_are_a_regression_tags_are_tagging_and_texts_alone_are_text(tmp_
     assert (found.kind, found.columns, found.train) == ("text", ("text",), "lines")
 
 
+def test_lists_of_labels_are_multilabel_and_so_are_labels_with_a_separator(
+    tmp_path: Path, params: Path, capsys: pytest.CaptureFixture
+) -> None:
+    given = [["bug", "docs"], [], ["docs"], ["speed"]]
+    lines = [json.dumps({"title": text, "marks": given[n % 4]}) for n, text in enumerate(TEXTS)]
+    (tmp_path / "issues.jsonl").write_text("\n".join(lines))
+    found = added("issues", tmp_path / "issues.jsonl", params)
+    assert (found.kind, found.columns, found.labels) == ("multilabel", ("title",), ("bug", "docs", "speed"))
+    assert (found.metrics, found.rename, found.allow_unlabelled) == (("f1_micro",), {"marks": "label"}, False)
+    said = capsys.readouterr().out
+    assert "40 rows, kind multilabel" in said
+    assert "marks: the label, docs 20, bug 10, speed 10" in said
+    sources.fetch_task(tasks.source_of(found, params), found, tmp_path / "raw")
+    counts = splits.prepare(tmp_path / "raw", found, splits.PrepareConfig(0.2, 0.2, 1000, 0)).counts
+    assert counts["train"] + counts["validation"] + counts["test"] == 40
+    csv_of(tmp_path / "in" / "train.csv", ["bug|docs", "", "docs", "docs|speed"])
+    csv_of(tmp_path / "in" / "test.csv", ["speed"])
+    found = added("separated", tmp_path / "in", params)
+    assert (found.kind, found.labels, found.test) == ("multilabel", ("bug", "docs", "speed"), ("test",))
+    assert not found.allow_unlabelled
+    csv_of(tmp_path / "in" / "test.csv", ["speed|size"])
+    with pytest.raises(FilbertError, match=r"expected labels of train.csv .*, found size"):
+        task("other", tmp_path / "in", params=params)
+    (tmp_path / "issues.jsonl").write_text("\n".join(lines).replace("[]", "null"))
+    assert added("some", tmp_path / "issues.jsonl", params).allow_unlabelled
+
+
 @pytest.mark.parametrize(
     ("name", "file", "text", "said"),
     [
