@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import typing
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from enum import Enum
@@ -61,6 +62,7 @@ def run(stage: Callable[..., None]) -> None:
     Outputs are checked before the stage begins, and so are the seals of all folders that it reads. What the user gave, a damaged
     file and a signal end it with one line; FILBERT_DEBUG=1 shows where that was.
     """
+    warnings.formatwarning = _one_line
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(_guarded(stage))
     signals.install()
@@ -71,6 +73,14 @@ def run(stage: Callable[..., None]) -> None:
             raise
         print(f"{stage.__name__}: {in_one_line(error)}", file=sys.stderr)
         sys.exit(error.code if isinstance(error, signals.Stopped) else 1)
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as it is printed: one of ours without the line of code that gave it."""
+    where = "warning" if category is UserWarning else f"{filename}:{lineno}: {category.__name__}"
+    return f"{where}: {message}\n"
 
 
 def in_one_line(error: BaseException) -> str:

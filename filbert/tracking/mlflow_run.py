@@ -19,7 +19,6 @@ from filelock import FileLock
 
 from filbert import FilbertError
 from filbert.runtime.files import IS_MAIN_PROCESS, SCRATCH, read_json, write_json
-from filbert.runtime.secrets import without_password
 from filbert.tracking.mlflow_store import (
     KEY_TAG,
     MAX_BATCH,
@@ -27,11 +26,13 @@ from filbert.tracking.mlflow_store import (
     Point,
     RunRecord,
     finite,
+    first_line,
     model_name,
 )
 
 ENDED_EARLY = ("FAILED", "KILLED")
 FLUSH_SECONDS = 5.0
+PATIENCE_SECONDS = 1.0  # a store that took longer to fail is not asked again at a stage's end, unless it is due
 MAX_SHARE = 1 / 20  # of a stage's time that writing points may take
 
 
@@ -52,7 +53,7 @@ class MlflowRun:
         self.pending_params: dict[str, Any] = dict(params)
         self.pending_points: list[Point] = []
         self.run_id = self.model_id = ""
-        self.next_attempt, self.unreachable, self.complete = 0.0, False, True
+        self.next_attempt, self.took, self.unreachable, self.complete = 0.0, 0.0, False, True
         self._try(self._flush)
         if not self.unreachable:
             self.next_attempt = time.monotonic() + FLUSH_SECONDS  # starting a run takes longer than writing points
@@ -90,8 +91,9 @@ class MlflowRun:
 
     def end(self, status: str) -> None:
         """Write what is pending, and end the run as FINISHED, FAILED or KILLED; warns where a part could not be written."""
-        self.complete &= self._try(self._flush)
-        if self.run_id:
+        is_due = not self.unreachable or self.took < PATIENCE_SECONDS or time.monotonic() > self.next_attempt
+        self.complete &= is_due and self._try(self._flush)
+        if self.run_id and not self.unreachable:
             self.complete &= self._try(lambda: self._end(status))
         if not self.complete:
             warnings.warn(f"{self.name}: MLflow lacks a part of this run; `make track` restores it", stacklevel=2)
@@ -109,12 +111,11 @@ class MlflowRun:
             self.unreachable = False
         except Exception as error:
             if not self.unreachable:
-                warnings.warn(
-                    f"MLflow cannot be reached, the files stay the record: {without_password(error)}", stacklevel=3
-                )
+                told = str(error) if isinstance(error, FilbertError) else first_line(error)
+                warnings.warn(f"MLflow cannot be reached, the files stay the record: {told}", stacklevel=3)
             self.unreachable = True
         now = time.monotonic()
-        self.next_attempt = now + max(FLUSH_SECONDS, (now - began) / MAX_SHARE)
+        self.took, self.next_attempt = now - began, now + max(FLUSH_SECONDS, (now - began) / MAX_SHARE)
         return not self.unreachable
 
     def _open_run(self) -> MlflowStore:

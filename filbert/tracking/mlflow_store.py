@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault(
-    "MLFLOW_HTTP_REQUEST_TIMEOUT", "10"
+    "MLFLOW_HTTP_REQUEST_TIMEOUT", "5"
 )  # seconds; MLflow's defaults, 120 and 7 retries, delay a stage
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
@@ -28,6 +28,7 @@ EXPERIMENT = "filbert"
 STORE = Path("mlflow.db")
 KEY_TAG = "filbert.key"
 PIPELINE_TAG = "filbert.pipeline"
+LONGEST = 300  # characters of a library's message
 MAX_BATCH = 1000  # points that a store accepts in one call
 
 
@@ -62,8 +63,8 @@ class MlflowStore:
         from mlflow.store.db import utils
 
         utils.MAX_RETRY_COUNT = DATABASE_ATTEMPTS
-        for noisy in ("alembic", "mlflow.transformers"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
+        for noisy in ("alembic", "mlflow.store", "mlflow.store.db.utils", "mlflow.transformers"):
+            logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what goes wrong is told once, by us, in a line
         uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{STORE.resolve()}")
         mlflow.set_tracking_uri(uri)
         try:
@@ -73,7 +74,8 @@ class MlflowStore:
             self.experiment = mlflow.set_experiment(EXPERIMENT).experiment_id
         except Exception as error:
             raise FilbertError(
-                f"expected an MLflow store at MLFLOW_TRACKING_URI or in {STORE}; it cannot be reached: {without_password(error)}"
+                f"expected an MLflow store at MLFLOW_TRACKING_URI or in {STORE}; it cannot be reached: {first_line(error)}; "
+                "where it is damaged or of another MLflow, move it away: `make track` fills a new one"
             ) from None
         self.client = mlflow.MlflowClient()
 
@@ -202,6 +204,12 @@ class MlflowStore:
                 self._log_figures(run, each)
                 links.append(f"[{seed}](#/experiments/{self.experiment}/runs/{run.info.run_id})")
         return {MLFLOW_RUN_NOTE: "Seeds: " + ", ".join(links)} if links else {}
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong in one line, without a password; MLflow's and SQLAlchemy's messages have several, with the query."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return without_password(lines[0])[:LONGEST] if lines else type(error).__name__
 
 
 def model_name(run: str) -> str:

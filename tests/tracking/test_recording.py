@@ -4,11 +4,15 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
+import warnings
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -319,3 +323,64 @@ def test_a_store_that_cannot_be_opened_holds_a_stage_up_for_some_seconds(
     ):
         pass
     assert time.monotonic() - started < 15
+
+
+def another_schema(store: Path) -> None:
+    """A store that a later MLflow has made."""
+    with closing(sqlite3.connect(store)) as found:
+        found.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        found.execute("INSERT INTO alembic_version VALUES ('of 2031')")
+        found.execute("CREATE TABLE experiments (name TEXT)")
+        found.commit()
+
+
+@pytest.mark.parametrize(
+    ("uri", "prepare"),
+    [
+        (None, lambda store: store.write_bytes(b"no database at all")),
+        (None, lambda store: store.mkdir()),
+        (None, another_schema),
+        ("http://127.0.0.1:9", None),
+        ("http://me:secret@nowhere.invalid:5000", None),
+        ("htp://x", None),
+    ],
+    ids=["damaged", "a folder", "another schema", "down", "no such host", "no address"],
+)
+def test_a_store_that_cannot_be_used_is_told_in_one_line_and_costs_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, uri: str | None, prepare: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    else:
+        prepare(tmp_path / STORE)
+    began = time.monotonic()
+    with (
+        warnings.catch_warnings(record=True) as said,
+        stage_run("teach", params={}, tags={}, hashes={}, scratch=Path(".scratch/x")) as recorder,
+    ):
+        warnings.simplefilter("always", UserWarning)
+        recorder.log("teach", 1, {"loss": 0.5})
+        recorder.metrics({"score": 1.0})
+    told = [str(each.message) for each in said if each.category is UserWarning]
+    assert time.monotonic() - began < 15
+    assert ["MLflow lacks a part" in line for line in told][-1:] == [True]
+    assert not any("\n" in line or "secret" in line or len(line) > 700 for line in told)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_store_that_hangs_is_not_waited_for_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Path
+) -> None:
+    """A server that takes connections and says nothing, and a database that another process holds."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
+        began = time.monotonic()
+        with (
+            pytest.warns(UserWarning, match="MLflow"),
+            stage_run("teach", params={}, tags={}, hashes={}, scratch=Path(".scratch/x")),
+        ):
+            pass
+    assert time.monotonic() - began < 3.5
