@@ -138,11 +138,12 @@ def open_study(name: str, fresh: bool) -> Path:
 
 def publish(study: Study, folder: Path, command: str) -> Path:
     """Copy what is in git of the outs of `folder` (figures, tables, pictures) to studies/NAME, without their top folder; above
-    the tables stand the question, the command, the commit, and the verdict on each claim."""
+    the tables stand the question, the command, the commit, and the verdict on each claim. Test rows stay in DVC's cache."""
     commit, to = dvc_experiments.git(folder, "rev-parse", "--short", "HEAD"), STUDIES / study.name
     source = "" if is_committed(to.with_suffix(".yaml")) else f" {to.with_suffix('.yaml')} was not committed."
     with files.atomic_folder(to, sealed=False) as making:
-        for out in (out for stage in graph(folder, []) for out in stage.plain):
+        outs = [out for stage in graph(folder, []) for out in stage.plain]
+        for out in outs:
             copy = making.joinpath(*Path(out).parts[1:])
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / out, copy)
@@ -154,7 +155,7 @@ def publish(study: Study, folder: Path, command: str) -> Path:
             f"```\n{command}\n```",
             f"The figures are of commit {commit}.{source}",
         ]
-        claims = check_claims(study, folder, making.absolute()) if study.claims else []
+        claims = check_claims(study, folder, outs) if study.claims else []
         table.write_text("\n\n".join([*head, *claims, picture + tables]), encoding="utf-8")
     return to
 
@@ -164,31 +165,49 @@ def is_committed(file: Path) -> bool:
     return not dvc_experiments.git(Path.cwd(), "status", "--porcelain", str(file))
 
 
-def check_claims(study: Study, folder: Path, figures: Path) -> list[str]:
-    """A Markdown table of the claims with what `figures` say of each, by the rule of the report in `folder`."""
-    from filbert.evaluation import comparisons, results, statistics  # only now: this takes a second
+def check_claims(study: Study, folder: Path, outs: list[str]) -> list[str]:
+    """The rule, and a Markdown table of the claims with what the figures among the `outs` of `folder` say: of the mean over its
+    tasks, a claim's one primary comparison, and of each task, corrected by Holm for all claims together."""
+    from filbert.evaluation import comparisons, results, statistics, tables  # only now: this takes a second
 
+    roots = {Path(out).parts[1]: Path(*Path(out).parts[:2]) for out in outs}
     with chdir(folder):
-        made = results.selected(config.read_params())
-        found = results.load_results(figures / "metrics", figures / "details", made)
         report = config.section("report", statistics.ReportConfig)
-    lines = ["| claim | task | verdict |", "| --- | --- | --- |"]
-    for claim in study.claims:
-        margin = report.margin if claim.margin is None else claim.margin
-        rule = dataclasses.replace(report, margin=margin, baseline="", against={claim.student: (claim.baseline,)})
-        for task in claim.tasks or (claim.task,):
-            of_task = [result for result in found if result.task == task]
-            sides = {result.student: result for result in of_task}
-            compared = comparisons.compare(sides[claim.student], of_task, rule) if claim.student in sides else ()
-            verdict = (
-                f"{'shown' if compared[0].verdict == claim.claim else 'not shown'}: {compared[0]}"
-                if compared
-                else "not tested"
-            )
-            lines.append(
-                f"| {claim.student} {comparisons.PHRASES[claim.claim]} {claim.baseline} | {task} | {verdict} |"
-            )
-    return ["\n".join(lines)]
+        made = results.selected(config.read_params())
+        found = {(r.task, r.student): r for r in results.load_results(roots["metrics"], roots["details"], made)}
+        claims = [(claim, _differences(claim, found, report)) for claim in study.claims]
+    several = [each for _, by_task in claims for each in by_task if len(by_task) > 1]
+    secondary = iter(comparisons.judge_all(several, report.confidence))
+    lines = [("claim", "task", "verdict")]
+    for claim, by_task in claims:
+        said, names = (
+            f"{claim.student} {comparisons.PHRASES[claim.claim]} {claim.baseline}",
+            claim.tasks or (claim.task,),
+        )
+        if not by_task:
+            lines.append((said, ", ".join(names), "not tested: a student was not made, or of one seed"))
+            continue
+        primary = comparisons.judge(comparisons.mean_difference(by_task), report.confidence)
+        lines.append((said, f"mean of {len(names)}" if len(names) > 1 else names[0], _outcome(claim, primary)))
+        lines += [("", name, _outcome(claim, next(secondary))) for name in names if len(names) > 1]
+    how = "The verdict on a claim is that on the mean over its tasks; those on single tasks are corrected by Holm for all claims."
+    return [f"{comparisons.verdict_rule(report)} {how}", tables.markdown_table(lines)]
+
+
+def _differences(claim: Claim, found: dict[tuple[str, str], Any], report: Any) -> list[Any]:
+    """The difference that a claim is of, task by task; none where a student is missing or has one seed."""
+    from filbert.evaluation import comparisons
+
+    rule = report if claim.margin is None else dataclasses.replace(report, margin=claim.margin, margins={})
+    sides = [
+        [found.get((task, name)) for name in (claim.student, claim.baseline)] for task in claim.tasks or (claim.task,)
+    ]
+    pairs = [(ours, other) for ours, other in sides if ours and other and min(len(ours.seeds), len(other.seeds)) > 1]
+    return [comparisons.difference(*pair, rule) for pair in pairs] if len(pairs) == len(sides) else []
+
+
+def _outcome(claim: Claim, comparison: Any) -> str:
+    return f"{'shown' if comparison.verdict == claim.claim else 'not shown'}: {comparison}"
 
 
 def main(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filbert.data import arrow, batches, tasks
-from filbert.evaluation import metrics
+from filbert.evaluation import metrics, predictions
 from filbert.models import checkpoints, size
 from filbert.runtime import config, device, files
 from filbert.runtime.config import PositiveInt
@@ -27,8 +27,10 @@ def evaluate(
     teacher: Path,
     out: OutFile,
     details: OutFile,
+    test_rows: OutFile,
 ) -> None:
-    """Score the model in FOLDER, a student of TEACHER, on the rows of PREPARED: figures to OUT, how it was made to DETAILS."""
+    """Score the model in FOLDER, a student of TEACHER, on the rows of PREPARED: figures to OUT, how it was made to DETAILS, what it
+    said of each test row to TEST_ROWS."""
     task, settings = tasks.find(task_name), config.section("evaluate", EvaluateConfig)
     encoding, tokenizer = config.section("tokenizer", batches.TokenizerConfig), batches.load_tokenizer(folder)
     model = checkpoints.load_model(folder)
@@ -45,10 +47,11 @@ def evaluate(
         measures=provenance,
     ) as recorder:
         recorder.dataset(table, prepared, "test")
-        scores = {}
-        for name, (_, rows) in splits.items():
-            logits = checkpoints.predict_logits(model, rows, settings.batch_size, device.select_device())
-            scores[name] = metrics.scores_on(task, logits, rows)
+        logits = {
+            name: checkpoints.predict_logits(model, rows, settings.batch_size, device.select_device())
+            for name, (_, rows) in splits.items()
+        }
+        scores = {name: metrics.scores_on(task, logits[name], rows) for name, (_, rows) in splits.items()}
         sizes = size.measure_size(model.cpu(), folder, checkpoints.load_model(teacher), test)
         figures = {**scores, **sizes, "steps": count_steps(history), "still_rising": still_rising(history)}
         shape = size.model_shape(model.config)
@@ -61,6 +64,8 @@ def evaluate(
         "provenance": provenance,
         "teacher": files.weights_hash(teacher)[:12],
     }
+    tests = {name: (logits[name], rows) for name, (_, rows) in splits.items() if name.startswith("test")}
+    predictions.write_predictions(test_rows, task, tests)
     files.write_json(details, {"task": task_name, "student": student_name, "seed": seed, **more})
     files.write_json(out, figures)
     files.clear_scratch(scratch_of(out))

@@ -79,19 +79,20 @@ def scores_on(task: Task, logits: np.ndarray, rows: TokenizedDataset) -> dict[st
     """The task's scores of logits [N, C] on rows; in tagging, of logits [tokens, C], the F1 of entities."""
     if task.kind is not TaskKind.TAGGING:
         return scores(task, logits, rows.label)
-    f1 = entity_f1(task, tags_by_word(predictions(task, logits), rows), rows)
+    f1 = entity_f1(task, predictions(task, by_word(logits, rows)), rows)
     return {"score": f1, "entity_f1": f1}
 
 
-def tags_by_word(tags: np.ndarray, rows: TokenizedDataset) -> np.ndarray:
-    """The tags [words] of words, each that of the word's first token; 0, no entity, for a word beyond the maximum length."""
+def by_word(logits: np.ndarray, rows: TokenizedDataset) -> np.ndarray:
+    """The logits [words, C] of words from those of tokens [tokens, C], each of the word's first token; zeros, so that the tag is 0,
+    no entity, for a word beyond the maximum length."""
     assert rows.word is not None
     assert rows.tags is not None
     row = np.repeat(np.arange(len(rows)), rows.lengths)
     word = rows.tags[:-1][row] + rows.word
     begins = (rows.word >= 0) & (word < rows.tags[1:][row])
-    out = np.zeros(len(rows.label), tags.dtype)
-    out[word[begins]] = tags[begins]
+    out = np.zeros((len(rows.label), logits.shape[1]), logits.dtype)
+    out[word[begins]] = logits[begins]
     return out
 
 

@@ -81,6 +81,10 @@ def evaluations(results: list[StudentResults], metrics: Path) -> Iterator[RunRec
 def aggregates(results: list[StudentResults], metrics: Path, config: ReportConfig) -> Iterator[RunRecord]:
     """One run per task and student: mean and standard deviation of the score over seeds, median costs, comparisons."""
     evaluated = {record.name: record for record in evaluations(results, metrics)}
+    comparisons = {
+        task: compare([result for result in results if result.task == task], config)
+        for task in {result.task for result in results}
+    }
     for result in results:
         seeds = {str(seed): evaluated[f"evaluate/{result.task}/{result.student}/{seed}"] for seed in result.seeds}
         figures = [record.figures for record in seeds.values()]
@@ -90,7 +94,6 @@ def aggregates(results: list[StudentResults], metrics: Path, config: ReportConfi
         }
         means = {name: statistics.mean(f[name] for f in figures) for name in ("score", "of_teacher")}
         deviation = {"score_std": statistics.stdev(result.scores)} if len(seeds) > 1 else {}
-        of_task = [other for other in results if other.task == result.task]
         yield RunRecord(
             name=f"{result.task}/{result.student}",
             key=run_fields.run_key("aggregate", result.task, result.student, [d["provenance"] for d in result.details]),
@@ -99,7 +102,7 @@ def aggregates(results: list[StudentResults], metrics: Path, config: ReportConfi
                 "task": result.task,
                 "method": result.student,
                 "seeds": ", ".join(seeds),
-                "verdict": "; ".join(map(str, compare(result, of_task, config))),
+                "verdict": "; ".join(map(str, comparisons[result.task][result.student])),
             },
             params={name: value for name, value in first.params.items() if name != "seed"},
             figures=means | deviation | costs,

@@ -5,11 +5,15 @@ import io
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from filbert import FilbertError
 from filbert.data import tasks
+from filbert.evaluation.bootstrap import resample_rows
 from filbert.runtime import progress
 from filbert.runtime.config import TEACHER, student_names
 from filbert.runtime.files import read_json
@@ -17,6 +21,7 @@ from filbert.tracking import run_fields
 
 TEACHER_SEED = 0
 LATENCY = "latency.json"  # beside the folders of the students
+SAME_SCORE = 0.01  # points by which the scores of predictions and figures may differ: float32
 SEED_KEYS = ("seed", "start")  # provenance that may differ between the seeds of one student
 
 Key = tuple[str, str, int]  # task, student, seed
@@ -31,11 +36,25 @@ class StudentResults:
     seeds: tuple[int, ...]
     figures: tuple[dict[str, Any], ...]
     details: tuple[dict[str, Any], ...]
+    predictions: tuple[Path, ...] = ()  # files of test rows, one per seed; none where they were not kept
 
     @property
     def scores(self) -> list[float]:
         """Test scores in points, one per seed; the mean over the test sets where a task has several."""
         return list(map(run_fields.test_score, self.figures))
+
+    @cached_property
+    def resampled(self) -> np.ndarray:
+        """[S, 1 + DRAWS] points, the scores and those of resampled test rows: bootstrap.resample_rows.
+
+        Raises:
+            FilbertError: they are of other rows than the figures.
+        """
+        found = resample_rows(tasks.find(self.task), self.predictions)
+        for file, ours, told in zip(self.predictions, found[:, 0], self.scores, strict=True):
+            if abs(ours - told) > SAME_SCORE:
+                raise FilbertError(f"{file}: its rows score {ours:.2f}, the figures say {told:.2f}; run `dvc repro`")
+        return found
 
     def median(self, *path: str) -> float:
         """The median over seeds of the figure at `path`."""
@@ -100,7 +119,9 @@ def _read(folder: Path, details: Path, only: set[Key] | None) -> StudentResults 
     figures, more = list(map(read_json, files)), [read_json(details / task / student / file.name) for file in files]
     if (file := folder.parent / LATENCY).exists():
         figures, more = _with_latency(student, figures, more, read_json(file))
-    return StudentResults(task, student, seeds, tuple(figures), tuple(more))
+    rows = tuple(details / task / student / f"{seed}.parquet" for seed in seeds)
+    kept = rows if all(file.exists() for file in rows) else ()
+    return StudentResults(task, student, seeds, tuple(figures), tuple(more), kept)
 
 
 def _with_latency(

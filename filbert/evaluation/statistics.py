@@ -1,14 +1,13 @@
-"""Confidence intervals of differences between mean scores over seeds, and the verdict that they allow."""
+"""Intervals of resampled differences, the verdicts that they allow, and Holm's correction for many of them."""
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from scipy.stats import t as student_t
+import numpy as np
 
 from filbert.runtime.config import NonNegative, Range
-
-MIN_SEEDS = 3  # of either side, for any verdict but "not told apart"
 
 Verdict = Literal["better", "equal", "worse", "not told apart"]
 
@@ -22,33 +21,47 @@ class ReportConfig:
     same_size: NonNegative  # largest relative difference of the parameters of two students that are compared
     same_steps: NonNegative  # likewise of their steps
     margin: NonNegative  # points within which two means count as equal
+    margins: dict[str, NonNegative]  # likewise, of metrics that have another
     confidence: Annotated[float, Range(0.5, 0.9999)]  # of the interval of the difference
 
+    def margin_of(self, metrics: Sequence[str]) -> float:
+        """The margin of a score that is the mean of these metrics."""
+        return statistics.mean(self.margins.get(name, self.margin) for name in metrics)
 
-def verdict(ours: list[float], baseline: list[float], config: ReportConfig) -> Verdict:
-    """What the Welch interval of the difference of means says: equal if it lies within ± margin, else better or worse if it
-    excludes 0, else not told apart; always not told apart below three seeds on either side."""
-    low, high = welch_interval(ours, baseline, config.confidence)
-    if min(len(ours), len(baseline)) < MIN_SEEDS:
-        return "not told apart"
-    if -config.margin <= low and high <= config.margin:
+
+def interval(draws: np.ndarray, confidence: float) -> tuple[float, float]:
+    """The percentile interval of resampled values [DRAWS]."""
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def verdict(draws: np.ndarray, margin: float, confidence: float) -> Verdict:
+    """What the interval of a resampled difference says: equal if it lies within ± margin, else better or worse if it excludes 0,
+    else not told apart."""
+    low, high = interval(draws, confidence)
+    if -margin <= low and high <= margin:
         return "equal"
     if low > 0 or high < 0:
         return "better" if low > 0 else "worse"
     return "not told apart"
 
 
-def welch_interval(ours: list[float], baseline: list[float], confidence: float) -> tuple[float, float]:
-    """The Welch confidence interval of mean(ours) - mean(baseline); infinite where a side has one value."""
-    if min(len(ours), len(baseline)) < 2:
-        return float("-inf"), float("inf")
-    difference = statistics.mean(ours) - statistics.mean(baseline)
-    parts = [statistics.variance(values) / len(values) for values in (ours, baseline)]
-    if not sum(parts):
-        return difference, difference
-    freedom = sum(parts) ** 2 / sum(p**2 / (len(v) - 1) for p, v in zip(parts, (ours, baseline), strict=True))
-    half = float(student_t.ppf((1 + confidence) / 2, freedom)) * sum(parts) ** 0.5
-    return difference - half, difference + half
+def p_value(draws: np.ndarray, margin: float) -> float:
+    """One minus the least confidence at which a verdict falls. The smaller p of two tests: that there is no difference, and that
+    there is one of at least the margin; only one of them can be true, so that no correction is due."""
+    none = min((draws <= 0).sum(), (draws >= 0).sum())
+    large = max((draws < -margin).sum(), (draws > margin).sum())
+    return min(1.0, 2 * (min(none, large) + 1) / (len(draws) + 1))
+
+
+def holm(p_values: Sequence[float], confidence: float) -> list[float]:
+    """The confidence of each of several intervals at which any of their verdicts is wrong as seldom as that of one (Holm 1979)."""
+    error, failed, found = 0.0, False, dict[int, float]()
+    for rank, at in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        error = error if failed else (1 - confidence) / (len(p_values) - rank)
+        failed = failed or p_values[at] > error
+        found[at] = 1 - error
+    return [found[at] for at in range(len(p_values))]
 
 
 def standard_deviation(values: list[float]) -> float:

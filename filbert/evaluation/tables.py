@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from filbert.data.tasks import Task, find
-from filbert.evaluation.comparisons import Comparison, compare
+from filbert.evaluation.comparisons import Comparison, compare, share_of_teacher
 from filbert.evaluation.results import TEACHER, StudentResults
 from filbert.evaluation.statistics import ReportConfig, mean_and_deviation
 
-HEAD = ("student", "score", "of teacher", "parameters", "smaller", "faster 1 / 32", "steps")
-LONGEST_NAME = 36  # of a student in a terminal
+HEAD = ("student", "score", "of teacher", "at least", "parameters", "smaller", "faster 1 / 32", "steps")
+LONGEST_NAME = 32  # of a student in a terminal
 FILES_NOTE = (
     "What can be deployed: exported files, run by onnxruntime, and what a user would take instead. MB: model, tokenizer and "
     "references; ms: from text to answer, one text of median length, one thread. `front`: nothing is better in validation score, "
@@ -27,6 +27,7 @@ class TableRow:
     shape: str
     score: str
     of_teacher: str
+    at_least: str  # of the teacher's score, with the report's confidence; empty where the test rows were not kept
     parameters: str
     smaller: str
     faster_1: str
@@ -37,8 +38,8 @@ class TableRow:
     @property
     def cells(self) -> tuple[str, ...]:
         """The cells under HEAD."""
-        return (self.student, self.score, self.of_teacher, self.parameters, self.smaller, f"{self.faster_1} / {self.faster_32}",
-                self.steps)  # fmt: skip
+        return (self.student, self.score, self.of_teacher, self.at_least, self.parameters, self.smaller,
+                f"{self.faster_1} / {self.faster_32}", self.steps)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class TaskSection:
         """What the scores are means over."""
         seeds = sorted({seed for result in self.results if result.student != TEACHER for seed in result.seeds})
         if len(seeds) < 2:
-            return "one seed: no claim about differences"
+            return "one seed: intervals are of test rows alone, no claim about methods"
         return f"mean ± standard deviation over seeds {', '.join(map(str, seeds))}"
 
 
@@ -85,7 +86,8 @@ def build_sections(
 def _section(results: list[StudentResults], config: ReportConfig, beside: Beside) -> TaskSection:
     task = find(results[0].task)
     teacher = next(result for result in results if result.student == TEACHER)
-    rows = tuple(_row(result, teacher, compare(result, results, config)) for result in results)
+    comparisons = compare(results, config)
+    rows = tuple(_row(result, teacher, config, comparisons[result.student]) for result in results)
     section = TaskSection(task, tuple(results), rows, _test_sets(results, task), beside.files, ())
     notes = (
         _pruning_note(results),
@@ -98,12 +100,16 @@ def _section(results: list[StudentResults], config: ReportConfig, beside: Beside
     return replace(section, notes=tuple(filter(None, notes)))
 
 
-def _row(result: StudentResults, teacher: StudentResults, comparisons: tuple[Comparison, ...]) -> TableRow:
+def _row(
+    result: StudentResults, teacher: StudentResults, config: ReportConfig, comparisons: tuple[Comparison, ...]
+) -> TableRow:
+    at_least = None if result.student == TEACHER else share_of_teacher(result, teacher, config.confidence)
     return TableRow(
         student=result.student,
         shape=_shape(result.details[0]["shape"]),
         score=mean_and_deviation(result.scores),
         of_teacher=f"{100 * statistics.mean(result.scores) / statistics.mean(teacher.scores):.1f} %",
+        at_least="" if at_least is None else f"{at_least:.1f} %",
         parameters=f"{result.median('parameters') / 1e6:.2f} M",
         smaller=f"{result.median('smaller'):.2f}×",
         faster_1=f"{result.median('faster', 'batch_1'):.2f}×",

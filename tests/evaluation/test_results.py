@@ -2,12 +2,14 @@
 
 import csv
 import io
+import re
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import pytest
-from result_files import CONFIG, details, figures
-from scipy.stats import ttest_ind
+from result_files import CONFIG, details, figures, write_rows
 from tiny import find_task
 
 from filbert import FilbertError
@@ -17,27 +19,40 @@ from filbert.runtime.files import read_json, write_json
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "expected"),
+    ("low", "high", "expected"),
     [
-        ([80.0, 80.2, 80.1], [70.0, 70.3, 70.1], "better"),
-        ([70.0, 70.3, 70.1], [80.0, 80.2, 80.1], "worse"),
-        ([80.0, 80.1, 80.05], [80.1, 80.0, 80.1], "equal"),
-        ([80.0, 84.0, 76.0], [79.0, 83.0, 78.0], "not told apart"),  # far apart within each
-        ([90.0, 90.0], [70.0, 70.0], "not told apart"),  # two seeds are no claim
-        ([90.0], [70.0, 70.1, 70.2], "not told apart"),
-        ([80.0, 80.0, 80.0], [80.0, 80.0, 80.0], "equal"),  # no variance at all
-        ([81.0, 81.0, 81.0], [80.0, 80.0, 80.0], "better"),
-        ([80.3, 80.3, 80.3], [80.0, 80.0, 80.0], "equal"),  # sure, but too little to matter
+        (0.1, 2.0, "better"),
+        (-2.0, -0.1, "worse"),
+        (-0.4, 0.4, "equal"),
+        (0.1, 0.4, "equal"),  # sure, but too little to matter
+        (-0.4, 0.6, "not told apart"),
+        (0.0, 0.0, "equal"),  # no variance at all
+        (1.0, 1.0, "better"),
     ],
 )
-def test_verdicts(ours: list[float], theirs: list[float], expected: str) -> None:
-    assert statistics.verdict(ours, theirs, CONFIG) == expected
+def test_verdicts(low: float, high: float, expected: str) -> None:
+    draws = np.linspace(low, high, 1001)
+    assert statistics.verdict(draws, 0.5, 0.999) == expected
+    assert (statistics.p_value(draws, 0.5) < 0.05) == (expected != "not told apart")
 
 
-def test_the_interval_is_welchs() -> None:
-    ours, theirs = [80.0, 81.5, 79.0, 80.2], [77.0, 78.5, 78.0]
-    wanted = ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.9)
-    assert statistics.welch_interval(ours, theirs, 0.9) == pytest.approx((wanted.low, wanted.high))
+def test_an_interval_is_of_quantiles() -> None:
+    assert statistics.interval(np.linspace(0, 1, 1001), 0.9) == pytest.approx((0.05, 0.95))
+
+
+def test_holm_by_his_example_of_four() -> None:
+    """By steps: 0.05 / 4, / 3, / 2; the third fails, and the fourth with it."""
+    assert statistics.holm([0.010, 0.04, 0.03, 0.005], 0.95) == pytest.approx(
+        [1 - 0.05 / 3, 0.975, 0.975, 1 - 0.05 / 4]
+    )
+    assert statistics.holm([0.2], 0.95) == pytest.approx([0.95])
+    assert statistics.holm([], 0.95) == []
+
+
+def test_the_margin_is_that_of_the_metrics() -> None:
+    assert CONFIG.margin_of(["matthews"]) == 3.0
+    assert CONFIG.margin_of(["accuracy", "f1"]) == 0.5
+    assert CONFIG.margin_of(["accuracy", "matthews"]) == 1.75
 
 
 @pytest.fixture
@@ -50,6 +65,7 @@ def lines(tmp_path: Path) -> list[figures_of.StudentResults]:
                 figures(score, 1_000_000 if score > 0.88 else 500_000),
             )
             write_json(tmp_path / "d" / "sst2" / student / f"{seed}.json", details())
+            write_rows(tmp_path / "d" / "sst2" / student / f"{seed}.parquet", score, seed)
     write_json(tmp_path / "m" / "sst2" / "rows.json", {"train": 5})
     return figures_of.load_results(tmp_path / "m", tmp_path / "d")
 
@@ -61,8 +77,9 @@ def test_the_table_says_what_the_files_say(lines: list[figures_of.StudentResults
         for line in tables.to_markdown(tables.build_sections(lines, CONFIG, {})).splitlines()
         if line.startswith("| kd")
     ]
-    assert rows[0][:7] == ["| kd", "85.5 ± 0.5", "95.0 %", "0.50 M", "2.00×", "2.00× / 3.00×", "10"]
-    assert rows[0][7].startswith("better than `finetune` (+3.")
+    assert rows[0][:8] == ["| kd", "85.5 ± 0.5", "95.0 %", rows[0][3], "0.50 M", "2.00×", "2.00× / 3.00×", "10"]
+    assert 92 < float(rows[0][3].removesuffix(" %")) < 95
+    assert rows[0][8].startswith("better than `finetune` (+")
 
 
 def test_a_training_that_ended_too_soon_is_named_under_the_table(
@@ -75,22 +92,55 @@ def test_a_training_that_ended_too_soon_is_named_under_the_table(
     assert notes == ["Validation was still rising at the last step of `kd`: train longer (`epochs`, `min_steps`)."]
 
 
-def test_a_table_of_one_seed_makes_no_claim_about_differences(
+def test_of_one_seed_intervals_are_of_rows_alone(lines: list[figures_of.StudentResults], tmp_path: Path) -> None:
+    one = {("sst2", "teacher", 1), ("sst2", "finetune", 1), ("sst2", "kd", 1)}
+    found = figures_of.load_results(tmp_path / "m", tmp_path / "d", one)
+    table = tables.to_markdown(tables.build_sections(found, CONFIG, {}))
+    assert re.search(
+        r"\| kd \| 85.0 \| 94.4 % \| 9\d\.\d % \| 0.50 M .* better than `finetune` \(\+3\.\d to \+6\.\d, rows alone\) \|",
+        table,
+    )
+    assert "one seed: intervals are of test rows alone, no claim about methods" in table
+
+
+def test_students_of_other_seeds_or_without_rows_are_not_compared(
     lines: list[figures_of.StudentResults], tmp_path: Path
 ) -> None:
-    one = {("sst2", "teacher", 1), ("sst2", "finetune", 1), ("sst2", "kd", 1)}
-    sections = tables.build_sections(figures_of.load_results(tmp_path / "m", tmp_path / "d", one), CONFIG, {})
-    table = tables.to_markdown(sections)
-    assert "| kd | 85.0 | 94.4 % | 0.50 M | 2.00× | 2.00× / 3.00× | 10 |" in table
-    assert "one seed: no claim about differences" in table
-    assert not any(phrase in table for phrase in comparisons.PHRASES.values())
-    few = [
-        one | {("sst2", "kd", 2), ("sst2", "kd", 3)},
-        {("sst2", student, 1 + seed) for _, student, seed in one for seed in (0, 1)},
-    ]
-    uneven, two = (figures_of.load_results(tmp_path / "m", tmp_path / "d", only) for only in few)
-    assert comparisons.compare(uneven[-1], uneven, CONFIG) == ()  # the baseline has one seed
-    assert "not told apart from `finetune` (" in str(comparisons.compare(two[-1], two, CONFIG)[0])
+    """Pairs need both; what an older run left has no rows."""
+    one = {("sst2", "teacher", 1), ("sst2", "finetune", 1), *(("sst2", "kd", seed) for seed in (1, 2, 3))}
+    uneven = figures_of.load_results(tmp_path / "m", tmp_path / "d", one)
+    assert str(comparisons.compare(uneven, CONFIG)["kd"][0]) == "not comparable to `finetune` (seeds differ)"
+    (tmp_path / "d" / "sst2" / "finetune" / "2.parquet").unlink()
+    old = figures_of.load_results(tmp_path / "m", tmp_path / "d")
+    assert "(test rows were not kept)" in tables.to_markdown(tables.build_sections(old, CONFIG, {}))
+
+
+def test_rows_of_another_run_are_refused(lines: list[figures_of.StudentResults], tmp_path: Path) -> None:
+    write_rows(tmp_path / "d" / "sst2" / "kd" / "2.parquet", 0.7, 2)
+    found = figures_of.load_results(tmp_path / "m", tmp_path / "d")
+    with pytest.raises(FilbertError, match=r"2\.parquet: its rows score 70\.00, the figures say 86\.00"):
+        comparisons.compare(found, CONFIG)
+
+
+def test_many_comparisons_are_corrected_and_the_mean_over_tasks_is_one(
+    lines: list[figures_of.StudentResults], tmp_path: Path
+) -> None:
+    """Of two comparisons the surer one has the wider interval; a mean over two tasks that vary alike a narrower one."""
+    kd, finetune = lines[2], lines[1]
+    of_other_task = comparisons.difference(replace(kd, task="rte"), replace(finetune, task="rte"), CONFIG)
+    one, same = comparisons.difference(kd, finetune, CONFIG), replace(kd, student="same")
+    corrected = comparisons.judge_all([one, comparisons.difference(same, kd, CONFIG)], 0.95)
+    assert [each.verdict for each in corrected] == ["better", "equal"]
+    assert width(corrected[0].detail) > width(comparisons.judge(one, 0.95).detail)
+    mean = comparisons.mean_difference([one, of_other_task])
+    assert mean.draws.std() == pytest.approx(one.draws.std() / 2**0.5, rel=0.05)
+    blocked = replace(one, obstacle="steps differ")
+    assert comparisons.judge(comparisons.mean_difference([one, blocked]), 0.95).verdict == "not comparable"
+
+
+def width(detail: str) -> float:
+    low, high = detail.split(" to ")
+    return float(high) - float(low)
 
 
 def test_a_table_fits_a_terminal(lines: list[figures_of.StudentResults]) -> None:
@@ -99,9 +149,10 @@ def test_a_table_fits_a_terminal(lines: list[figures_of.StudentResults]) -> None
     assert max(map(len, text.splitlines())) <= 110
     title, head, _, _, kd, long = text.splitlines()
     assert title == "sst2: accuracy, mean ± standard deviation over seeds 1, 2, 3"
-    assert head.split() == "student score of teacher parameters smaller faster 1 / 32 steps".split()
-    assert kd.split() == "kd 85.5 ± 0.5 95.0 % 0.50 M 2.00× 2.00× / 3.00× 10".split()
-    assert long.startswith("m" * 35 + "… ")
+    assert head.split() == "student score of teacher at least parameters smaller faster 1 / 32 steps".split()
+    assert " ".join(kd.split()).startswith("kd 85.5 ± 0.5 95.0 % 9")
+    assert kd.split()[7:] == "% 0.50 M 2.00× 2.00× / 3.00× 10".split()
+    assert long.startswith("m" * 31 + "… ")
 
 
 def test_only_what_the_params_make_is_loaded(lines: list[figures_of.StudentResults], tmp_path: Path) -> None:
@@ -127,6 +178,7 @@ def test_a_student_that_reads_references_says_what_that_takes(
     told = {"without": 2.0, "gain_nearest": 0.25, "gain_random": 0.0}
     for seed in (1, 2, 3):
         own = figures(0.85 + seed / 1000, 510_000) | {"store_bytes": 3e6}
+        write_rows(tmp_path / "d" / "sst2" / "refbert" / f"{seed}.parquet", 0.85 + seed / 1000, seed)
         write_json(tmp_path / "m" / "sst2" / "refbert" / f"{seed}.json", own)
         write_json(
             tmp_path / "d" / "sst2" / "refbert" / f"{seed}.json", details(latency={"1": times}, information=told)
@@ -161,7 +213,8 @@ def test_a_verdict_needs_equal_size_and_steps(
     lines: list[figures_of.StudentResults], tmp_path: Path, name: str, value: int
 ) -> None:
     for seed in (1, 2, 3):
-        write_json(tmp_path / "m" / "sst2" / "kd" / f"{seed}.json", figures(0.85, 500_000) | {name: value})
+        score = lines[2].scores[seed - 1] / 100
+        write_json(tmp_path / "m" / "sst2" / "kd" / f"{seed}.json", figures(score, 500_000) | {name: value})
     table = tables.to_markdown(
         tables.build_sections(figures_of.load_results(tmp_path / "m", tmp_path / "d"), CONFIG, {})
     )
@@ -210,7 +263,8 @@ def test_seeds_of_a_recipe_have_each_their_start_and_the_shape_is_told(
     for seed in (1, 2, 3):
         made = {"fit/epochs": 2, "rows": "r1", "seed": str(seed), "start": f"s{seed}"}
         write_json(tmp_path / "d" / "sst2" / "kd" / f"{seed}.json", details(provenance=made, shape=shape))
-        write_json(tmp_path / "m" / "sst2" / "kd" / f"{seed}.json", figures(0.85, 500_000) | {"smaller_prunable": 7.5})
+        score = lines[2].scores[seed - 1] / 100
+        write_json(tmp_path / "m" / "sst2" / "kd" / f"{seed}.json", figures(score, 500_000) | {"smaller_prunable": 7.5})
     said = tables.to_markdown(
         tables.build_sections(figures_of.load_results(tmp_path / "m", tmp_path / "d"), CONFIG, {})
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from result_files import CONFIG, details, figures
+from result_files import CONFIG, details, figures, write_rows
 from tiny import ROOT
 
 from commands.restore_mlflow import track
@@ -30,6 +30,7 @@ def folder(tmp_path: Path, store: Path) -> Path:
             provenance = {**stage, "rows": "r", "first/batch_size": 4, "first/learning_rate": 1e-4, **phase}
             write_json(tmp_path / f"m/sst2/{student}/{seed}.json", figures(score, 500_000))
             write_json(tmp_path / f"d/sst2/{student}/{seed}.json", details(provenance=provenance))
+            write_rows(tmp_path / f"d/sst2/{student}/{seed}.parquet", score, seed)
             if student == "kd":
                 write_json(tmp_path / f"s/kd/{seed}/provenance.json", provenance)
                 line = f'{{"phase": "last", "step": 10, "time": {1.7e9 + seed}, "loss": {seed / 2}}}\n'
