@@ -1,9 +1,12 @@
 """Stages as forks of one process that has already imported torch, transformers and mlflow: 6 to 10 seconds less for each stage.
 
-A stage's command, `python -m stages.NAME …`, is run as it would be by itself: with its own environment, arguments and
-exit status. Any other command, and any on a system other than Linux, is an ordinary process (run_stage.py).
+A stage's command, `python -m stages.NAME …`, is run as it would be by itself: with its own environment, arguments and exit status.
+Any other command, and any on a system other than Linux, is an ordinary process (run_stage.py). The server is this file, run by its
+path: it has imported the standard library and what it is told, so that tests use it too.
 """
 
+import atexit
+import gc
 import json
 import os
 import re
@@ -15,6 +18,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -34,9 +38,17 @@ LONGEST = 1 << 20  # bytes of a request
 
 @dataclass
 class ForkServer:
-    """The client's side: one server for all threads of a run in one folder, started with the first command."""
+    """The client's side: one server for all threads of a run in one folder, started with the first command.
+
+    Args:
+        folder: the working directory of the server and of its stages.
+        preloaded: the modules that it imports.
+        env: while it imports them; None: this process's. A fork has its own.
+    """
 
     folder: Path
+    preloaded: tuple[str, ...] = PRELOADED
+    env: dict[str, str] | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
     process: "subprocess.Popen[bytes] | None" = None
     connection: "socket.socket | None" = None
@@ -54,20 +66,29 @@ class ForkServer:
         """Start a stage's command, whose output goes to the descriptor `output`; None where it is no such command."""
         if sys.platform != "linux" or not (match := COMMAND.fullmatch(command.strip())):
             return None
+        return self.fork(["-m", match[1], *shlex.split(match[2] or "")], env, output)
+
+    def fork(self, words: list[str], env: dict[str, str], output: int) -> "Fork":
+        """Start `python WORDS` in the folder: `-m MODULE …` or `SCRIPT …`."""
         ours, theirs = socket.socketpair()
-        request = {"module": match[1], "arguments": shlex.split(match[2] or ""), "env": env}
-        with self.lock, theirs:
-            socket.send_fds(self._open(), [json.dumps(request).encode()], [output, theirs.fileno()])
+        request = {"words": words, "folder": str(self.folder), "env": env}
+        with theirs, open(os.devnull) as nothing:
+            self.send(json.dumps(request).encode(), [nothing.fileno(), output, output, theirs.fileno()])
         return Fork(ours)
+
+    def send(self, request: bytes, descriptors: list[int]) -> None:
+        """Send a request with standard input, output and error, and where the process id and the exit status are written."""
+        with self.lock:
+            socket.send_fds(self._open(), [request], descriptors)
 
     def _open(self) -> socket.socket:
         """The connection to the server, which is started anew where it has ended."""
         if self.connection is None or self.process is None or self.process.poll() is not None:
             self.connection, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
-            command = [sys.executable, "-m", __name__, str(theirs.fileno())]
+            command = [sys.executable, __file__, str(theirs.fileno()), *self.preloaded]
             with theirs:
                 self.process = subprocess.Popen(
-                    command, cwd=self.folder, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+                    command, cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
                 )
         return self.connection
 
@@ -81,14 +102,16 @@ class Fork:
     def wait(self) -> int:
         """The exit status, as subprocess has it; that of a killed process where the server itself was killed."""
         with self.socket:
-            said = b"".join(iter(lambda: self.socket.recv(64), b""))
-        return int(said or -signal.SIGKILL)
+            said = b"".join(iter(lambda: self.socket.recv(64), b"")).split()
+        return int(said[1]) if len(said) > 1 else -signal.SIGKILL
 
 
-def serve(connection: socket.socket) -> None:
+def serve(connection: socket.socket, preloaded: list[str]) -> None:
     """Fork for each request until the client is gone; say how each fork ended."""
-    for name in PRELOADED:
+    sys.path[0] = os.getcwd()
+    for name in preloaded:
         import_module(name)
+    gc.freeze()  # else a fork walks, and so copies, the objects of all libraries when it collects
     wake, woken = os.pipe2(os.O_NONBLOCK)
     signal.set_wakeup_fd(woken)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -100,14 +123,17 @@ def serve(connection: socket.socket) -> None:
             os.read(wake, 1 << 16)
             _report(running)
         if connection.fileno() in ready:
-            message, descriptors, _, _ = socket.recv_fds(connection, LONGEST, 2)
+            message, descriptors, _, _ = socket.recv_fds(connection, LONGEST, 4)
             if not message:
                 return
-            output, status = descriptors
+            *standard, status = descriptors
             if (process := os.fork()) == 0:
-                _become(json.loads(message), output, [connection.fileno(), wake, woken, status, *running.values()])
-            os.close(output)
+                inherited = [connection.fileno(), wake, woken, status, *running.values()]
+                _become(json.loads(message), standard, inherited)
+            for descriptor in standard:
+                os.close(descriptor)
             running[process] = status
+            _tell(status, f"{process}\n")
 
 
 def _report(running: dict[int, int]) -> None:
@@ -116,29 +142,32 @@ def _report(running: dict[int, int]) -> None:
         done, status = os.waitpid(process, os.WNOHANG)
         if done:
             descriptor = running.pop(process)
-            os.write(descriptor, str(os.waitstatus_to_exitcode(status)).encode())
+            _tell(descriptor, str(os.waitstatus_to_exitcode(status)))
             os.close(descriptor)
 
 
-def _become(request: dict[str, Any], output: int, inherited: list[int]) -> None:
-    """Turn this fork into the process of a stage; it does not return."""
+def _tell(client: int, said: str) -> None:
+    with suppress(BrokenPipeError, ConnectionResetError):  # the client was killed
+        os.write(client, said.encode())
+
+
+def _become(request: dict[str, Any], standard: list[int], inherited: list[int]) -> None:
+    """Turn this fork into the process of a command; it does not return."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGINT):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     for descriptor in inherited:
         os.close(descriptor)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.close(output)
+    for place, descriptor in enumerate(standard):
+        os.dup2(descriptor, place)
+        os.close(descriptor)
     os.environ.clear()
     os.environ.update(request["env"])
-    sys.argv = [request["module"], *request["arguments"]]
-    Path("/proc/self/comm").write_text(request["module"].removeprefix("stages."))  # its name in `top` and `ps`
-    code = 1
     if (torch := sys.modules.get("torch")) and (threads := request["env"].get("OMP_NUM_THREADS")):
         torch.set_num_threads(int(threads))  # it read the variable when it was imported
+    code = 1
     try:
-        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+        _run(request["words"], request["folder"])
         code = 0
     except SystemExit as end:
         if isinstance(end.code, str):
@@ -149,10 +178,27 @@ def _become(request: dict[str, Any], output: int, inherited: list[int]) -> None:
 
         traceback.print_exc()
     finally:
+        with suppress(Exception):  # what Python does at its end
+            threading._shutdown()  # type: ignore[attr-defined]
+            atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
 
+def _run(words: list[str], folder: str) -> None:
+    """`python WORDS` in a folder."""
+    os.chdir(folder)
+    sys.path[0] = folder
+    name = words[1] if words[0] == "-m" else words[0]
+    Path("/proc/self/comm").write_text(name.removeprefix("stages.")[-15:])  # its name in `top` and `ps`
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        runpy.run_path(name, run_name="__main__")
+
+
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])

@@ -1,7 +1,6 @@
 """A stage in a fork: its arguments, environment, output and exit status are those of a process of its own."""
 
 import os
-import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +8,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines import fork_server
 from pipelines.fork_server import ForkServer
 
 STAGE = """
@@ -27,12 +25,8 @@ def forks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ForkServe
     """A server in a folder whose stages do next to nothing."""
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages" / "one.py").write_text(STAGE)
-    (tmp_path / "pipelines").mkdir()
-    code = Path(fork_server.__file__).read_text()
-    quick = re.sub(r"PRELOADED = \(.*\)", 'PRELOADED = ("stages",)', code)
-    (tmp_path / "pipelines" / "fork_server.py").write_text(quick)
     monkeypatch.setenv("ONLY_HERE", "1")
-    with ForkServer(tmp_path) as server:
+    with ForkServer(tmp_path, preloaded=("stages",)) as server:
         yield server
 
 
