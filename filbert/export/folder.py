@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from filbert import FilbertError
+from filbert.data.tasks import COLUMNS, TaskKind
 from filbert.runtime import config
 
 CONFIG = "config.json"
@@ -14,7 +15,7 @@ FLOAT32, INT8 = "model.onnx", "model.int8.onnx"
 TOKENIZER = "tokenizer.json"
 RECORD = "export.json"  # how it was made: the check on logits, the int8 gate, scores, sizes, latency
 FORMAT = "filbert-export-1"
-KINDS = {"single": 1, "pair": 2, "regression": 0, "tagging": 1}  # of tasks, and their text columns; 0: one or two
+KINDS = tuple(kind for kind in TaskKind if kind is not TaskKind.TEXT)
 
 
 class FolderError(FilbertError):
@@ -41,8 +42,7 @@ class ModelCard:
 
     def __post_init__(self) -> None:
         """Raises FolderError where the kind is none, or the columns are not its."""
-        count = KINDS.get(self.kind)
-        if count is None or len(self.columns) not in ((count,) if count else (1, 2)):
+        if self.kind not in KINDS or len(self.columns) not in COLUMNS.get(TaskKind(self.kind), (1,)):
             raise FolderError(
                 f"kind, columns: expected one of {', '.join(KINDS)} and its columns, got {self.kind} with {self.columns}"
             )
