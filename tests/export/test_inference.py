@@ -186,7 +186,10 @@ def test_a_broken_folder_is_named(file: str, content: str | None, said: str, tmp
         ({"temperature": 0.0}, "temperature: expected a number of more than 0"),
         ({"labels": ["negative", 1]}, r"labels\[1\]: expected str, got 1"),
         ({"thresholds": {"0.9": 0.5}}, "thresholds.0.9: expected"),
-        ({"kind": "tripel"}, "expected one of single, pair, regression, tagging and its columns, got tripel"),
+        (
+            {"kind": "tripel"},
+            "expected one of single, pair, multilabel, regression, tagging and its columns, got tripel",
+        ),
         ({"kind": "pair"}, r"got pair with \('sentence',\)"),
         ({"labels": ["one"]}, "model.onnx: expected 1 logits, for labels of config.json, found 2"),
     ],
