@@ -83,6 +83,18 @@ def _f1(label: np.ndarray, predicted: np.ndarray) -> Scorer:
     return lambda counts: 2 * (counts @ correct) / np.maximum(1, counts @ named)
 
 
+def _f1_micro(label: np.ndarray, predicted: np.ndarray) -> Scorer:
+    """Over all pairs of a row and a label, of labels and predictions [N, C]."""
+    correct, named = (label * predicted).sum(1, dtype=np.float64), (label + predicted).sum(1, dtype=np.float64)
+    return lambda counts: 2 * (counts @ correct) / np.maximum(1, counts @ named)
+
+
+def _f1_macro(label: np.ndarray, predicted: np.ndarray) -> Scorer:
+    """The mean over labels, 0 for one that no row drawn has or is given."""
+    correct, named = 1.0 * label * predicted, 1.0 * label + predicted
+    return lambda counts: (2 * (counts @ correct) / np.maximum(1, counts @ named)).mean(1)
+
+
 def _matthews(label: np.ndarray, predicted: np.ndarray) -> Scorer:
     """Gorodkin's R_K, which for two classes is Matthews' coefficient: a correlation of one-hot vectors."""
     classes = np.union1d(label, predicted)
@@ -148,6 +160,8 @@ def _by_sentence(entities: set[tuple[int, int, str]] | list[tuple[int, int, str]
 SCORERS: dict[str, Callable[[np.ndarray, np.ndarray], Scorer]] = {
     "accuracy": _accuracy,
     "f1": _f1,
+    "f1_micro": _f1_micro,
+    "f1_macro": _f1_macro,
     "matthews": _matthews,
     "pearson": _pearson,
     "spearman": _spearman,

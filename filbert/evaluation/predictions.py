@@ -19,7 +19,7 @@ from filbert.runtime.files import atomic_file
 class Predictions:
     """The rows of one test set and what a model said of them."""
 
-    label: np.ndarray  # [N] int32 or float32; for tagging [words] int32, ragged
+    label: np.ndarray  # [N] int32 or float32, of multilabel rows [N, C] int32; for tagging [words] int32, ragged
     logits: np.ndarray  # [N, C] float32; for tagging [words, C]
     offsets: np.ndarray  # [N + 1] int64: row i is `label[offsets[i]:offsets[i + 1]]`
 
@@ -34,8 +34,10 @@ def write_predictions(file: Path, task: Task, splits: Mapping[str, tuple[np.ndar
 
 
 def _table(task: Task, split: str, logits: np.ndarray, rows: TokenizedDataset) -> pa.Table:
-    label, of_row = pa.array(rows.label.astype(np.float32 if task.kind is TaskKind.REGRESSION else np.int32)), logits
-    offsets = np.arange(len(rows) + 1)
+    label = pa.array(rows.label.astype(np.float32 if task.kind is TaskKind.REGRESSION else np.int32).ravel())
+    of_row, offsets = logits, np.arange(len(rows) + 1)
+    if task.kind is TaskKind.MULTILABEL:
+        label = pa.ListArray.from_arrays((offsets * task.outputs).astype(np.int32), label)
     if task.kind is TaskKind.TAGGING:
         assert rows.tags is not None
         of_row, offsets = by_word(logits, rows), rows.tags
@@ -65,4 +67,7 @@ def _predictions(table: pa.Table, task: Task) -> Predictions:
     offsets = np.arange(len(table) + 1)
     if task.kind is TaskKind.TAGGING:
         offsets, label = np.cumsum([0, *label.value_lengths().to_numpy()]), label.flatten()
-    return Predictions(label.to_numpy(), logits.flatten().to_numpy().reshape(-1, task.outputs), offsets)
+    numbers = (
+        label.flatten().to_numpy().reshape(-1, task.outputs) if task.kind is TaskKind.MULTILABEL else label.to_numpy()
+    )
+    return Predictions(numbers, logits.flatten().to_numpy().reshape(-1, task.outputs), offsets)

@@ -1,5 +1,6 @@
 """Resampled scores against the metrics on rows that are really repeated; intervals against a known truth."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,17 +8,24 @@ import numpy as np
 import pytest
 from tiny import find_task
 
-from filbert.data.tasks import TaskKind
+from filbert.data.tasks import Task, TaskKind
 from filbert.evaluation import bootstrap, metrics
 from filbert.evaluation.predictions import Predictions, read_predictions, write_predictions
 
 
+def named(name: str) -> Task:
+    several = {"kind": TaskKind.MULTILABEL, "labels": ("a", "b", "c"), "metrics": ("f1_micro", "f1_macro")}
+    return replace(find_task("sst2"), **several) if name == "several labels" else find_task(name)
+
+
 def made_up(name: str, rows: int, generator: np.random.Generator) -> tuple[np.ndarray, SimpleNamespace]:
     """Logits and rows of a task, a third wrong; in tagging of sentences of four words, the last beyond the maximum length."""
-    task = find_task(name)
+    task = named(name)
     logits = generator.normal(size=(rows, task.outputs)).astype(np.float32)
     if task.kind is TaskKind.REGRESSION:
         label = np.round(logits[:, 0] + generator.normal(size=rows), 1).astype(np.float32)  # with ties
+    elif task.kind is TaskKind.MULTILABEL:
+        label = ((logits > 0) ^ (generator.random(logits.shape) < 1 / 3)).astype(np.float32)
     else:
         label = np.where(generator.random(rows) < 1 / 3, generator.integers(task.outputs, size=rows), logits.argmax(-1))
     if task.kind is not TaskKind.TAGGING:
@@ -33,10 +41,10 @@ class Rows(SimpleNamespace):
         return len(self.idx)
 
 
-@pytest.mark.parametrize("name", ["sst2", "mrpc", "cola", "mnli", "stsb", "wikiann"])
+@pytest.mark.parametrize("name", ["sst2", "mrpc", "cola", "mnli", "stsb", "wikiann", "several labels"])
 def test_resampled_scores_are_those_of_repeated_rows(name: str, tmp_path: Path) -> None:
     """Through the file, whose rows as they are have the score of evaluation."""
-    task, generator = find_task(name), np.random.default_rng(0)
+    task, generator = named(name), np.random.default_rng(0)
     logits, rows = made_up(name, 40, generator)
     write_predictions(tmp_path / "1.parquet", task, {"test": (logits, rows)})  # type: ignore[dict-item]
     read = read_predictions(tmp_path / "1.parquet", task)["test"]
