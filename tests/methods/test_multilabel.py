@@ -307,7 +307,8 @@ def test_from_a_file_to_answers(tmp_path: Path, store: Path, checkpoint: Path, c
     given = (p("prepared"), p("transfer"), p("cache"), p("references"), p("teacher"), checkpoint, words)
     for method in ("kd", "refbert"):
         distill("marks", method, 1, *given, p(f"students/{method}"))
-    evaluate("marks", "kd", 1, p("prepared"), p("students/kd"), p("teacher"), p("kd.json"), p("details.json"))
+    outs = p("kd.json"), p("details.json"), p("rows.parquet")
+    evaluate("marks", "kd", 1, p("prepared"), p("students/kd"), p("teacher"), *outs)
     assert read_json(p("kd.json"))["test"]["f1_micro"] > 0.6
     baselines("marks", p("prepared"), checkpoint, p("baselines.json"))
     found = read_json(p("baselines.json"))
@@ -328,7 +329,7 @@ def test_from_a_file_to_answers(tmp_path: Path, store: Path, checkpoint: Path, c
         assert answer["labels"] == short["labels"] == [n for n, share in answer["probabilities"].items() if share > 0.5]
     with pytest.raises(FilbertError, match="abstain: expected a task with one class a text, got multilabel"):
         model.predict(texts, abstain=0.9)
-    release.write_release(p("exported"), model.card.model, p("release"))
+    release.write_release(p("exported"), model.card.model, p("release"), 1.0)
     assert release_answers(p("release"), texts) == [answer["labels"] for answer in answers]
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 from dvc.repo import Repo
+from result_files import details, figures, write_rows
 from ruamel.yaml import YAML
 from tiny import ROOT
 
 from filbert import FilbertError
+from filbert.runtime.files import write_json
 from pipelines import repro, study
 from pipelines.dvc_graph import Stage, find_changed
 from pipelines.run_stage import cores
@@ -226,3 +228,47 @@ def test_a_setting_needs_a_name_and_a_value(text: str) -> None:
 
 def test_settings_are_nested() -> None:
     assert study.override("a.b.c=[1, x]") == {"a": {"b": {"c": [1, "x"]}}}
+
+
+@pytest.fixture
+def figures_of_two_tasks(tmp_path: Path) -> list[str]:
+    """Figures and test rows of two students on two tasks, under `data`, with their outs; one is better by 5 points, and by 0.5."""
+    lay = {
+        "tasks": ["sst2", "rte"],
+        "methods": ["finetune", "kd"],
+        "variants": [],
+        "chains": [],
+        "exports": [],
+        "seeds": [1, 2, 3],
+    }
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    study.write_params(tmp_path / "params.yaml", [lay], {})
+    outs = []
+    for task, gain in (("sst2", 0.05), ("rte", 0.005)):
+        for student, score in (("teacher", 0.9), ("finetune", 0.8), ("kd", 0.8 + gain)):
+            for seed in (0,) if student == "teacher" else (1, 2, 3):
+                file = f"{task}/{student}/{seed}.json"
+                write_json(tmp_path / "data/metrics" / file, figures(score, 1000))
+                write_json(tmp_path / "data/details" / file, details())
+                write_rows(tmp_path / f"data/details/{task}/{student}/{seed}.parquet", score, seed)
+                outs += [f"data/metrics/{file}", f"data/details/{file}"]
+    return outs
+
+
+def test_a_claim_is_that_of_the_mean_over_its_tasks(figures_of_two_tasks: list[str], tmp_path: Path) -> None:
+    """Shown on the mean and on one task, not on the other; of one seed, or of students that are not there, nothing is tested."""
+    claims = [
+        study.Claim("kd", "finetune", "better", tasks=("sst2", "rte")),
+        study.Claim("kd", "finetune", "equal", task="rte", margin=2.0),
+        study.Claim("pkd", "finetune", "better", task="rte"),
+    ]
+    rule, table = study.check_claims(study.Study("s", "?", tuple(claims), {}), tmp_path, figures_of_two_tasks)
+    assert "by a joint bootstrap over test rows and seeds" in rule
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert [line[:2] for line in lines] == [
+        ["kd better than finetune", "mean of 2"], ["", "sst2"], ["", "rte"], ["kd equal to finetune", "rte"],
+        ["pkd better than finetune", "rte"]]  # fmt: skip
+    assert [line[2].partition(" `")[0] for line in lines] == [
+        "shown: better than", "shown: better than", lines[2][2].partition(" `")[0], "shown: equal to",
+        "not tested: a student was not made, or of one seed"]  # fmt: skip
+    assert lines[2][2].startswith("not shown: ")
