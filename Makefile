@@ -21,7 +21,7 @@ export PORT
 
 TASK ?= rotten_tomatoes
 
-.PHONY: repro test test-rooms test-pipelines test-all test-long lint study task pick release flow bench ui serve track status clean help
+.PHONY: repro test test-rooms test-pipelines test-all test-long campaign lint study task pick release flow bench ui serve track status clean help
 .DEFAULT_GOAL := help
 
 # Results are repeatable bit for bit with the same JOBS and number of cores: these alone decide the threads of a stage.
@@ -45,6 +45,10 @@ test-all: $(TESTED) lint ## the same and the long tests: kills, clusters, server
 
 test-long: $(TESTED) ## the long tests alone
 	@python -m pytest -m slow
+
+# In a quiet hour; killed and started again it goes on. As root, full disks are tried too.
+campaign: $(TESTED) ## kills, damage, full disks on a tiny graph, about two hours: KILLS (100), DAMAGES (400); writes docs/reliability.md
+	@python -m tests.reliability.campaign --kills $(or $(KILLS),100) --damages $(or $(DAMAGES),400) --folder .scratch/campaign --write docs/reliability.md
 
 lint: $(TESTED)
 	@ruff check .

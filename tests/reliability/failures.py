@@ -1,27 +1,38 @@
 """What befalls a stage: it is killed at a moment or at a failpoint, its inputs are damaged, the disk is full, it is not alone."""
 
-import atexit
-import itertools
-import os
 import random
-import resource
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from reliability.world import Done, Step, World
+from reliability.world import Done, Step, World, reads
+from tiny_graph import ran
 
-from filbert.cache.shards import ShardFolder
-from filbert.tracking.run_recorder import RunRecorder
-from filbert.training import loop
-
-POINTS: tuple[tuple[Any, str], ...] = ((os, "replace"), (os, "rename"), (ShardFolder, "write"), (RunRecorder, "log"))
-PASSED = "failpoints passed:"
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+TRAINS = ("teach", "distill", "prune", "pretrain", "cache")  # such stages are drawn twice as often
+MOST_KILLS = 3  # of a run
+MARGIN = 64 << 20  # bytes of room for a stage that is to end
+
+
+@dataclass(frozen=True)
+class Way:
+    """How stages are run while they are killed."""
+
+    words: tuple[str, ...]
+    weight: float
+    stages: int
+    start: float  # seconds before the first stage runs, about
+
+
+WAYS = {
+    "alone": Way((), 4, 1, 0.0),
+    "dvc repro": Way(("-m", "dvc", "repro"), 2.5, 1, 2.0),
+    "two workers": Way(("-m", "pipelines.repro", "--jobs", "2"), 2, 2, 10.0),
+    "the flow": Way(("-m", "pipelines.flow", "--workers", "2"), 1.5, 2, 15.0),
+}
 DAMAGES: dict[str, Callable[[bytes, random.Random], bytes | None]] = {
     "a flipped bit": lambda content, draw: _flip(content, draw.randrange(8 * len(content))) if content else b"\1",
     "cut in half": lambda content, draw: content[: len(content) // 2],
@@ -44,88 +55,81 @@ class Case:
     what: str
     outcome: str
     wrong: str = ""
+    count: int = 1  # of kills, those of one run
 
 
 # ------------------------------------------------------------------------------------------------------------------- kills
 
 
-def failpoint(at: int, after: bool, number: signal.Signals) -> None:
-    """From now on, this process gets a signal before or after its `at`-th rename, replacement, manifest or line of a history."""
-    count = itertools.count(1)
-
-    def watched(call: Callable) -> Callable:
-        def with_failpoint(*words: object, **named: object) -> object:
-            here = next(count) == at
-            if here and not after:
-                os.kill(os.getpid(), number)
-            result = call(*words, **named)
-            if here and after:
-                os.kill(os.getpid(), number)
-            return result
-
-        return with_failpoint
-
-    for owner, name in POINTS:
-        setattr(owner, name, watched(getattr(owner, name)))
-
-
-def count_points() -> None:
-    """At its end, this process says how many failpoints it has passed."""
-    count = itertools.count()
-
-    def counted(call: Callable) -> Callable:
-        def with_count(*words: object, **named: object) -> object:
-            next(count)
-            return call(*words, **named)
-
-        return with_count
-
-    for owner, name in POINTS:
-        setattr(owner, name, counted(getattr(owner, name)))
-    atexit.register(lambda: print(f"{PASSED} {next(count)}", flush=True))
-
-
-def save_each_step() -> None:
-    """State is saved after each step of a training, so that each can be gone on from."""
-    (loop.fit.__kwdefaults__ or {})["checkpoint_seconds"] = 0.0
-
-
-def kill(world: World, step: Step, draw: random.Random) -> Case:
-    """Kill a step up to three times, at drawn moments or failpoints, let it end, and compare with the run that was not killed."""
+def kill(world: World, draw: random.Random, most: int) -> Case:
+    """Kill drawn stages, or what runs them, up to `most` times, let them end, and compare with the run that was not killed."""
+    name = draw.choices(list(WAYS), [way.weight for way in WAYS.values()])[0]
+    steps = _choose(world, WAYS[name].stages, draw)
+    if name != "alone":
+        world.forget(steps)
+    elif steps[0].appends or draw.random() < 0.5:
+        world.remove(steps[0])
     kills, problems, cleanly = [], [], True
-    if step.appends or draw.random() < 0.5:
-        world.remove(step)
-    for _ in range(draw.randint(1, 3)):
-        number = draw.choice(SIGNALS)
-        if draw.random() < 0.5:
-            point, after = draw.randint(1, max(1, world.points[step.name])), draw.random() < 0.5
-            kills.append(f"{number.name} {'after' if after else 'before'} point {point}")
+    for _ in range(draw.randint(1, min(MOST_KILLS, most))):
+        told, failpoint = _draw_kill(world, WAYS[name], steps, draw)
+        kills.append(told)
+        done, number = _run(world, name, steps, failpoint), failpoint["signal"]
+        if name == "alone":
+            cleanly &= number != signal.SIGKILL
+            problems += [f"{told}: {wrong}" for wrong in _ended_well(done, signal.Signals(number))]
+            if done.code not in (0, -number) and cleanly and world.running():
+                problems.append(f"{told}: MLflow takes it to be running")
+    done = _run(world, name, steps, None)
+    for step in steps:
+        problems += _as_before(world, step, done)
+    if name != "alone" and not problems and (again := ran(_run(world, "dvc repro", steps, None).said)):
+        problems.append(f"a second `dvc repro` has run {again}")
+    world.restore(*(out for step in steps for out in step.outs), "dvc.lock", ".scratch", "mlflow.db")
+    what = f"{' and '.join(step.name for step in steps)}: {', '.join(kills)}"
+    return Case(f"kill, {name}", what, "not survived" if problems else "survived", "; ".join(problems), len(kills))
 
-            def prepare(point: int = point, after: bool = after, number: signal.Signals = number) -> None:
-                save_each_step()
-                failpoint(point, after, number)
 
-            done = world.run(step, prepare)
-        else:
-            delay = draw.random() * world.seconds[step.name]
-            kills.append(f"{number.name} at {delay:.2f} s")
+def _choose(world: World, count: int, draw: random.Random) -> list[Step]:
+    """Drawn stages of which none needs another."""
+    chosen: list[Step] = []
+    while len(chosen) < count:
+        others = [step for step in world.steps if all(_apart(world, step, each) for each in chosen)]
+        if not others:
+            return chosen
+        chosen += draw.choices(others, [2 if step.name.startswith(TRAINS) else 1 for step in others])
+    return chosen
 
-            def send(pid: int, number: signal.Signals = number, delay: float = delay) -> None:
-                time.sleep(delay)
-                os.kill(pid, number)
 
-            done = world.run(step, save_each_step, send)
-        cleanly &= number is not signal.SIGKILL
-        problems += [f"{kills[-1]}: {wrong}" for wrong in _ended_well(done, number)]
-        if done.code not in (0, -number) and cleanly and world.running():
-            problems.append(f"{kills[-1]}: MLflow takes it to be running")
-    done = world.run(step)
-    problems += _as_before(world, step, done)
-    if problems:
-        world.restore(*step.outs, ".scratch", "mlflow.db")
-    return Case(
-        "kill", f"{step.name}: {', '.join(kills)}", "survived" if not problems else "not survived", "; ".join(problems)
-    )
+def _apart(world: World, one: Step, other: Step) -> bool:
+    return one.name not in world.above(other) and other.name not in world.above(one)
+
+
+def _draw_kill(world: World, way: Way, steps: list[Step], draw: random.Random) -> tuple[str, dict]:
+    """A kill in words and as a failpoint: half of them at a point of a stage, the others at a moment of it or of what runs it."""
+    step, number, after = draw.choice(steps), draw.choice(SIGNALS), draw.random() < 0.5
+    if draw.random() < 0.5:
+        point = draw.randint(1, max(1, world.points[step.name]))
+        return f"{number.name} {'after' if after else 'before'} point {point} of {step.name}", {
+            "stage": step.name, "point": point, "after": after, "signal": number,
+        }  # fmt: skip
+    seconds = draw.random() * world.seconds[step.name]
+    if way.words and draw.random() < 0.5:
+        return f"{number.name} to the runner at {way.start + seconds:.1f} s", {
+            "stage": "", "seconds": way.start + seconds, "signal": number,
+        }  # fmt: skip
+    return f"{number.name} at {seconds:.2f} s of {step.name}", {
+        "stage": step.name,
+        "seconds": seconds,
+        "signal": number,
+    }
+
+
+def _run(world: World, name: str, steps: list[Step], failpoint: dict | None) -> Done:
+    """Run stages in one of WAYS."""
+    if name == "alone":
+        return world.run(steps[0], **(failpoint or {"stage": "none"}))
+    env = {"NO_PROXY": "127.0.0.1", "PREFECT_HOME": str(world.folder.parent / "prefect")} if name == "the flow" else {}
+    return world.command(*WAYS[name].words, *(step.name for step in steps), failpoint=failpoint, **env)
 
 
 def _ended_well(done: Done, number: signal.Signals) -> Iterator[str]:
@@ -152,11 +156,13 @@ def _as_before(world: World, step: Step, done: Done) -> Iterator[str]:
 def two_at_once(world: World, step: Step) -> Case:
     """Two processes make one output: both end well, one after the other."""
     world.remove(step)
-    ended = [running.wait() for running in [world.start(step) for _ in range(2)]]
-    codes, said = [code for code, _ in ended], "\n".join(text for _, text in ended)
-    problems = list(_as_before(world, step, Done(max(codes), said, 0.0)))
+    with ThreadPoolExecutor(2) as pool:
+        ended = list(pool.map(lambda _: world.run(step), range(2)))
+    said = "\n".join(done.said for done in ended)
+    problems = list(_as_before(world, step, Done(max(done.code for done in ended), said, 0.0)))
     if "another process is making it" not in said:
         problems.append("neither waited")
+    world.restore(*step.outs, "mlflow.db", ".scratch")
     return Case("two at once", step.name, "one waited" if not problems else "wrong", "; ".join(problems))
 
 
@@ -173,10 +179,6 @@ def damage(world: World, step: Step, file: str, kind: str, draw: random.Random) 
     outcome, wrong = _found(world, reader, file, done)
     world.restore(file, *(reader.outs if done.code == 0 else ()), *([".scratch"] if world.orphans() else []))
     return Case(f"damage: {kind}", f"{file}, read by {reader.name}", outcome, wrong)
-
-
-def reads(step: Step, file: str) -> bool:
-    return any(file == dep or file.startswith(f"{dep}/") for dep in step.deps)
 
 
 def _write(file: Path, content: bytes | None) -> None:
@@ -202,11 +204,7 @@ def damaged_state(world: World, step: Step, kind: str, draw: random.Random) -> l
     world.remove(step)
     point = max(1, world.points[step.name] - 4)
 
-    def prepare() -> None:
-        save_each_step()
-        failpoint(point, False, signal.SIGKILL)
-
-    world.run(step, prepare)
+    world.run(step, point=point, after=False, signal=signal.SIGKILL)
     state, kept, cases = world.folder / ".scratch", world.folder.parent / "state", []
     shutil.copytree(state, kept, dirs_exist_ok=True)
     names = sorted(
@@ -254,22 +252,19 @@ def damaged_settings(world: World, kind: str, draw: random.Random) -> Case:
 
 
 def disk_full(world: World, step: Step, draw: random.Random) -> Case:
-    """No file may grow over a drawn size: one line, nothing half-written; with room again the stage ends as before."""
-    world.remove(step)
-    largest = max((world.pristine / name).stat().st_size for name in world.reference[step.name])
-    room = draw.randint(0, largest)
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
-
-    done = world.run(step, limit)
-    problems = []
-    if "Traceback" in done.said:
-        problems.append(f"a traceback: {done.lines[-1]}")
-    if left := [out for out in step.outs if (world.folder / out).is_dir() and done.code]:
-        problems.append(f"half-written: {left}") if not step.appends else None
-    problems += _as_before(world, step, world.run(step))
-    if problems:
-        world.restore(*step.outs, ".scratch", "mlflow.db")
-    return Case("disk full", f"{step.name}, {room} of {largest} bytes", "went on with room again" if not problems else "wrong",
-                "; ".join(problems))  # fmt: skip
+    """There is room for a drawn part of what a step writes, at most twice: one line, nothing half-written; with room again it
+    ends as before."""
+    written = sum((world.pristine / name).stat().st_size for name in world.reference[step.name])
+    room, problems = draw.randint(0, 2 * written), []
+    with world.small_disk(2 * written + MARGIN, step) as full:
+        with full(room):
+            done = world.run(step)
+        if "Traceback" in done.said:
+            problems.append(f"a traceback: {done.lines[-1]}")
+        if done.code and "free some space" not in done.lines[-1]:
+            problems.append(f"it said: {done.lines[-1]}")
+        if done.code and not step.appends and (left := [out for out in step.outs if (world.folder / out).is_dir()]):
+            problems.append(f"half-written: {left}")
+        problems += _as_before(world, step, world.run(step))
+    outcome = "wrong" if problems else "went on with room again" if done.code else "had room enough"
+    return Case("disk full", f"{step.name}, {room} bytes of {written}", outcome, "; ".join(problems))

@@ -9,6 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+SITE = Path(__file__).parent / "site"  # whose sitecustomize.py each Python reads that has it on its path
+LOCAL = (None, "", "localhost", "127.0.0.1", b"127.0.0.1", "::1", socket.gethostname())
 OURS = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 SILENCED = (
     "HF_",
@@ -25,14 +27,26 @@ SILENCED = (
 def watch() -> Path:
     """Start the proxy and the watch over this process and those that it forks; the file with a line for each attempt."""
     log = Path(tempfile.mkstemp(prefix="network-", suffix=".log")[1])
-    for name in [name for name in os.environ if name.startswith(SILENCED)]:
-        del os.environ[name]
+    watched = watched_environment(dict(os.environ), log)
+    os.environ.clear()
+    os.environ.update(watched)
+    note_sockets(log)
+    return log
+
+
+def watched_environment(environment: dict[str, str], log: Path) -> dict[str, str]:
+    """An environment with nothing silenced, whose programs reach for a proxy; `log` has what it and sockets saw."""
     port = _start_proxy(log)
-    for name in OURS:
-        os.environ[name] = os.environ[name.lower()] = f"http://127.0.0.1:{port}"
+    loud = {name: value for name, value in environment.items() if not name.startswith(SILENCED)}
+    proxies = {each: f"http://127.0.0.1:{port}" for name in OURS for each in (name, name.lower())}
+    return loud | proxies | {"NETWORK_LOG": str(log), "PYTHONPATH": str(SITE)}
+
+
+def note_sockets(log: Path) -> None:
+    """Note from now on which hosts this process, and those that it forks, look up or connect to."""
 
     def seen(event: str, words: tuple) -> None:
-        if event == "socket.getaddrinfo" and words[0] not in (None, "localhost", "127.0.0.1", b"127.0.0.1", "::1", ""):
+        if event in ("socket.getaddrinfo", "socket.gethostbyname") and words[0] not in LOCAL:
             _note(log, f"looked up {words[0]}")
         elif (
             event == "socket.connect"
@@ -42,7 +56,6 @@ def watch() -> Path:
             _note(log, f"connected to {words[1][0]}")
 
     sys.addaudithook(seen)
-    return log
 
 
 def attempts(log: Path) -> list[str]:

@@ -1,28 +1,32 @@
-"""The graph of dvc.yaml at a tiny size, whose stages run in forked processes: one takes a second and can be killed or watched."""
+"""The graph of dvc.yaml at a tiny size, whose commands are forks of one process: a stage takes a second and can be killed."""
 
-import atexit
 import contextlib
 import hashlib
 import json
 import os
-import runpy
 import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
-from tiny import tiny_config, tiny_tokenizer
+from preloaded import LIBRARIES, python_of
+from reliability.failpoints import PASSED
+from reliability.network import SITE
+from ruamel.yaml import YAML
+from tiny import ROOT
 from tiny_graph import environment, make_clone
-from transformers import BertModel
 
+from pipelines.fork_server import ForkServer
+
+LONGEST = 400  # seconds that a command may take
+BLOCK = 4096  # bytes
 CLOCKED = (
     "latency",
     "export",
@@ -74,20 +78,6 @@ class Done:
         return [line for line in lines if line and "%|" not in line and "Warning" not in line and "rows/s" not in line]
 
 
-@dataclass(frozen=True)
-class Running:
-    """A stage that runs in a process of its own."""
-
-    pid: int
-    output: int  # a descriptor
-
-    def wait(self) -> tuple[int, str]:
-        """Its exit code, or the signal that ended it as a negative number, and what it said."""
-        with open(self.output, "rb") as stream:
-            said = stream.read().decode(errors="replace")
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]), said
-
-
 @dataclass
 class World:
     """The tiny graph in a folder, run once; `pristine` has a copy of what it made."""
@@ -95,69 +85,87 @@ class World:
     folder: Path
     steps: list[Step]
     pristine: Path
+    forks: ForkServer
+    env: dict[str, str]
+    commit: str = ""  # whose code is in it
     reference: dict[str, dict[str, str]] = field(default_factory=dict)  # by step, hashes of what it made
     seconds: dict[str, float] = field(default_factory=dict)
     points: dict[str, int] = field(default_factory=dict)  # failpoints that a run of the step passes
 
-    @classmethod
-    def build(cls, folder: Path) -> "World":
-        """A clone with a tiny checkpoint, whose stages have not been run."""
-        torch.manual_seed(0)
-        BertModel(tiny_config()).save_pretrained(folder / "checkpoint")
-        tiny_tokenizer().save_pretrained(folder / "checkpoint")
-        clone = folder / "clone"
-        clone.mkdir()
-        make_clone(clone, folder / "checkpoint")
-        found = subprocess.run(
-            [sys.executable, "-c", GRAPH], cwd=clone, env=environment(), capture_output=True, text=True, check=True
-        )
-        steps = [Step(name, tuple(command), tuple(outs), tuple(plain), appends, tuple(deps))
-                 for name, command, outs, plain, appends, deps in json.loads(found.stdout)]  # fmt: skip
-        for module in {step.command[0] for step in steps}:
-            import_module(module)  # forked stages begin at once
-        import mlflow.transformers  # noqa: F401
-
-        return cls(clone, steps, folder / "pristine")
-
     def step(self, name: str) -> Step:
         return next(step for step in self.steps if step.name == name)
 
-    def run(
-        self, step: Step, before: Callable[[], Any] = lambda: None, watch: Callable[[int], Any] = lambda pid: None
-    ) -> Done:
-        """Run a stage to its end; `before` is called in its process, `watch` with the number of its process."""
-        started, running = time.monotonic(), self.start(step, before)
-        watch(running.pid)
-        code, said = running.wait()
-        return Done(code, said, time.monotonic() - started)
+    def run(self, step: Step, **failpoint: object) -> Done:
+        """Run a stage to its end; `failpoint` is what befalls it (failpoints.py)."""
+        return self.command("-m", *step.command, failpoint={"stage": step.name} | failpoint, DVC_STAGE=step.name)
 
-    def start(self, step: Step, before: Callable[[], Any] = lambda: None) -> "Running":
-        """Start a stage in a process of its own."""
-        output, written = os.pipe()
-        if pid := os.fork():
-            os.close(written)
-            return Running(pid, output)
-        code = 70
+    def command(self, *words: str, failpoint: dict[str, Any] | None = None, **env: str) -> Done:
+        """Run `python WORDS` to its end, and not for what it has left running."""
+        told = {"FAILPOINTS": json.dumps(failpoint or {"stage": "none"})}
+        with tempfile.TemporaryFile() as output:
+            started, running = time.monotonic(), self.forks.fork(list(words), self.env | told | env, output.fileno())
+            running.socket.settimeout(LONGEST)
+            try:
+                code = running.wait()
+            except TimeoutError:
+                code = 124
+            output.seek(0)
+            return Done(code, output.read().decode(errors="replace"), time.monotonic() - started)
+
+    def make_reference(self) -> None:
+        """Run the graph once; what it makes is the reference of all that follows, and DVC knows it."""
+        for step in self.steps:
+            done = self.run(step, count=True)
+            assert done.code == 0, f"{step.name}: {done.code}\n{done.said}"
+            self.points[step.name] = int(next(line for line in done.lines if line.startswith(PASSED)).split()[-1])
+            self.reference[step.name], self.seconds[step.name] = self.hashes(step), done.seconds
+        done = self.command("-m", "dvc", "commit", "--force", "--quiet")
+        assert done.code == 0, done.said
+        self.keep()
+
+    def above(self, step: Step) -> set[str]:
+        """The steps that a step needs, itself included."""
+        found = {step.name}
+        for other in self.steps:
+            if other.name not in found and any(
+                reads(step, out) or any(dep.startswith(f"{out}/") for dep in step.deps) for out in other.outs
+            ):
+                found |= self.above(other)
+        return found
+
+    def forget(self, steps: list[Step]) -> None:
+        """DVC has not run some steps: it would run them. Where they append, nothing is there yet."""
+        yaml, lock = YAML(typ="safe"), self.folder / "dvc.lock"
+        known = yaml.load(lock)
+        for step in steps:
+            del known["stages"][step.name]
+            if step.appends:
+                self.remove(step)
+        yaml.dump(known, lock)
+        shutil.rmtree(self.folder / ".dvc" / "cache" / "runs", ignore_errors=True)
+
+    @contextmanager
+    def small_disk(self, room: int, step: Step) -> Iterator[Callable[[int], AbstractContextManager]]:
+        """The world on a disk of its own (tmpfs, which root may mount), on which a step was not run and there is some room; a
+        context in which only so much is left."""
+        size = room + sum(2 * BLOCK + path.stat().st_size for path in self.pristine.rglob("*"))
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", self.folder], check=True)
         try:
-            atexit._clear()  # what the campaign itself removes at its end
-            for descriptor in (1, 2):
-                os.dup2(written, descriptor)
-            os.chdir(self.folder)
-            sys.argv = [step.command[0], *step.command[1:]]
-            before()
-            runpy.run_module(step.command[0], run_name="__main__", alter_sys=True)
-            code = 0
-        except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
-        except BaseException:
-            traceback.print_exc()
+            shutil.copytree(self.pristine, self.folder, symlinks=True, dirs_exist_ok=True)
+            self.remove(step)
+            yield self._leaving
         finally:
-            with contextlib.suppress(Exception):
-                atexit._run_exitfuncs()
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(code)
-        raise AssertionError
+            subprocess.run(["umount", "--lazy", self.folder], check=True)
+
+    @contextmanager
+    def _leaving(self, room: int) -> Iterator[None]:
+        filler, disk = self.folder / "filler", os.statvfs(self.folder)
+        with filler.open("wb") as stream:
+            os.posix_fallocate(stream.fileno(), 0, max(BLOCK, disk.f_bavail * disk.f_frsize - room))
+        try:
+            yield
+        finally:
+            filler.unlink()
 
     def remove(self, step: Step) -> None:
         """Remove the outputs of a step, as DVC does before it runs it."""
@@ -199,6 +207,65 @@ class World:
         query = "SELECT count(*) FROM runs JOIN tags USING (run_uuid) WHERE status='RUNNING' AND key='stage' AND value!='pipeline'"
         with contextlib.closing(sqlite3.connect(self.folder / "mlflow.db")) as store:
             return int(store.execute(query).fetchone()[0])
+
+
+def reads(step: Step, file: str) -> bool:
+    """Whether a file is among what a step reads."""
+    return any(file == dep or file.startswith(f"{dep}/") for dep in step.deps)
+
+
+@contextmanager
+def open_world(folder: Path, env: dict[str, str]) -> Iterator[World]:
+    """The world in a folder: as an earlier campaign made it, or a new one, in which the graph is run once."""
+    clone, pristine, record = folder / "clone", folder / "pristine", folder / "world.json"
+    if not record.exists():
+        shutil.rmtree(folder / "clone", ignore_errors=True)
+        _make_clone(folder)
+    found = subprocess.run(
+        [sys.executable, "-c", GRAPH],
+        cwd=pristine if record.exists() else clone,
+        env=environment(),
+        capture_output=True,
+        check=True,
+    )
+    steps = [Step(name, tuple(command), tuple(outs), tuple(plain), appends, tuple(deps))
+             for name, command, outs, plain, appends, deps in json.loads(found.stdout)]  # fmt: skip
+    if record.exists():
+        if clone.is_mount():  # a campaign was killed while its disk was full
+            subprocess.run(["umount", "--lazy", clone], check=True)
+        shutil.rmtree(clone)
+        shutil.copytree(pristine, clone, symlinks=True)
+    modules = sorted({step.command[0] for step in steps})
+    with (
+        tempfile.TemporaryDirectory(prefix="filbert-") as bin,
+        ForkServer(
+            clone, (*LIBRARIES, "mlflow.transformers", *modules), env | {"FAILPOINTS": "", "PYTHONPATH": str(SITE)}
+        ) as forks,
+        python_of(forks, Path(bin)),
+    ):
+        world = World(clone, steps, pristine, forks, env | {"PYTHONPATH": str(SITE), "PATH": f"{bin}:{env['PATH']}"})
+        if record.exists():
+            world.commit, world.reference, world.seconds, world.points = json.loads(record.read_text())
+        else:
+            shutil.rmtree(pristine, ignore_errors=True)
+            world.make_reference()
+            described = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+            world.commit = subprocess.run(described, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+            record.write_text(json.dumps([world.commit, world.reference, world.seconds, world.points]))
+        yield world
+
+
+def _make_clone(folder: Path) -> None:
+    """A clone with a tiny checkpoint, whose stages have not been run."""
+    import torch
+    from tiny import tiny_config, tiny_tokenizer
+    from transformers import BertModel
+
+    torch.manual_seed(0)
+    BertModel(tiny_config()).save_pretrained(folder / "checkpoint")
+    tiny_tokenizer().save_pretrained(folder / "checkpoint")
+    (folder / "clone").mkdir()
+    make_clone(folder / "clone", folder / "checkpoint")
 
 
 def _hash(file: Path) -> str:
