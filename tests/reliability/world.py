@@ -27,12 +27,7 @@ from pipelines.fork_server import ForkServer
 
 LONGEST = 400  # seconds that a command may take
 BLOCK = 4096  # bytes
-CLOCKED = (
-    "latency",
-    "export",
-    "baselines",
-    "report",
-)  # stages whose outputs hold times: their files are compared by name
+CLOCKED = ("latency", "baselines", "report")  # stages whose outputs hold times: their files are compared by name
 TIMES = ("time", "rows_per_second", "tokens_per_second")  # fields of a line of a history
 GRAPH = """
 import json
