@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -28,6 +29,9 @@ from pipelines.fork_server import ForkServer
 LONGEST = 400  # seconds that a command may take
 BLOCK = 4096  # bytes
 CLOCKED = ("latency", "baselines", "report")  # stages whose outputs hold times: their files are compared by name
+TIMED = re.compile(
+    r".*/HASHES.json|data/exported/.*/(export.json|README.md)|data/metrics/.*/exported/.*"
+)  # likewise: files
 TIMES = ("time", "rows_per_second", "tokens_per_second")  # fields of a line of a history
 GRAPH = """
 import json
@@ -188,7 +192,7 @@ class World:
         for out in map(self.folder.joinpath, step.outs):
             for file in sorted(path for path in out.rglob("*") if path.is_file()) if out.is_dir() else [out]:
                 name = str(file.relative_to(self.folder))
-                found[name] = "" if step.clocked or file.name == "HASHES.json" else _hash(file)
+                found[name] = "" if step.clocked or TIMED.fullmatch(name) else _hash(file)
         return found
 
     def orphans(self) -> list[str]:

@@ -239,6 +239,7 @@ def wait_for(url: str) -> None:
 def test_a_server_that_is_restarted_lacks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
     """What is logged while it is down is kept and written when it is back."""
     at_once(monkeypatch)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # a machine may be busy
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
