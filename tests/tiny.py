@@ -95,9 +95,11 @@ def word_tags(words: list[str]) -> list[str]:
     return out
 
 
-def sentence_piece() -> PreTrainedTokenizerFast:
-    """A tokenizer that marks where words begin, as SentencePiece does."""
-    words = ["<pad>", "<unk>", "<s>", "</s>", "▁", *(f"▁{word}" for word in WORDS if word.isalpha()), "s", "cat", "dog"]
+def sentence_piece(order: int = 1) -> PreTrainedTokenizerFast:
+    """A tokenizer that marks where words begin, as SentencePiece does; in order 1 most words have `tiny_tokenizer`'s numbers, in
+    order -1 others."""
+    known = [f"▁{word}" for word in WORDS[::order] if word.isalpha()]
+    words = ["<pad>", "<unk>", "<s>", "</s>", "▁", *known, "s", "cat", "dog"]
     tokenizer = Tokenizer(models.Unigram([(word, -float(i)) for i, word in enumerate(words)], unk_id=1))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
