@@ -35,7 +35,7 @@ from filbert.runtime import config
 from filbert.runtime.files import read_json, write_text
 
 BATCHES = (1, 32)
-ROWS = {1: 32, 32: 256}  # rows of a round, by batch size
+ROWS = {1: 32, 32: 128}  # rows of a round, by batch size
 Forward = Callable[[Batch], object]
 
 
