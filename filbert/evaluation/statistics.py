@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import numpy as np
 
+from filbert import FilbertError
+from filbert.data.tasks import METRICS
 from filbert.runtime.config import NonNegative, Range
 
 Verdict = Literal["better", "equal", "worse", "not told apart"]
@@ -23,6 +25,11 @@ class ReportConfig:
     margin: NonNegative  # points within which two means count as equal
     margins: dict[str, NonNegative]  # likewise, of metrics that have another
     confidence: Annotated[float, Range(0.5, 0.9999)]  # of the interval of the difference
+
+    def __post_init__(self) -> None:
+        known = sorted({name for names in METRICS.values() for name in names})
+        if unknown := [name for name in self.margins if name not in known]:
+            raise FilbertError(f"margins: expected names of metrics ({', '.join(known)}), got {', '.join(unknown)}")
 
     def margin_of(self, metrics: Sequence[str]) -> float:
         """The margin of a score that is the mean of these metrics."""
