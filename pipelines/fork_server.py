@@ -58,7 +58,11 @@ class ForkServer:
 
     def __exit__(self, *_: object) -> None:
         if self.connection is not None:
-            self.connection.close()  # the server ends
+            with suppress(OSError):  # the server has ended already
+                self.connection.shutdown(
+                    socket.SHUT_RDWR
+                )  # it ends, even where another child has inherited this descriptor
+            self.connection.close()
         if self.process is not None:
             self.process.wait()
 

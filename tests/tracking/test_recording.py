@@ -235,47 +235,6 @@ def wait_for(url: str) -> None:
     raise TimeoutError(url)
 
 
-@pytest.mark.slow
-def test_a_server_that_is_restarted_lacks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
-    """What is logged while it is down is kept and written when it is back."""
-    at_once(monkeypatch)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # a machine may be busy
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    uri, address = f"sqlite:///{store}", f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", port, "--workers", "1"]
-
-    def start() -> subprocess.Popen:
-        server = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-        wait_for(f"{address}/health")
-        return server
-
-    def stop() -> None:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-    server = start()
-    try:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        with (
-            pytest.warns(UserWarning, match="MLflow cannot be reached"),
-            stage_run("teach", params={"a": 1}, tags={}, hashes={}, scratch=Path(".scratch/x")) as recorder,
-        ):
-            for step in range(1, 4):
-                recorder.log("teach", step, {"loss": 1.0 / step})
-                if step == 1:
-                    stop()
-            server = start()
-    finally:
-        stop()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    mlflow.set_tracking_uri(uri)
-    run = runs()["teach"]
-    assert run.info.status == "FINISHED"
-    assert points(run.info.run_id, "teach/loss") == said(recorder.history, "loss")
-
-
 def test_losing_mlflow_loses_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
