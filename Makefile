@@ -9,11 +9,9 @@ TESTED := $(VENV)/ready-test
 QUIET  := -qq --disable-pip-version-check --no-compile --no-warn-script-location
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
+# for `dvc`, `mlflow` and `prefect`, started below by themselves; everywhere else filbert/__init__.py sets it
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
-export HF_HUB_DISABLE_TELEMETRY := 1
-export HF_UPDATE_DOWNLOAD_COUNTS := 0
-export ORT_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PREFECT_HOME ?= $(CURDIR)/.prefect
 export OMP_WAIT_POLICY ?= PASSIVE

@@ -5,11 +5,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # `datasets` would report each load to a counter on the network
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault(
-    "ORT_DISABLE_TELEMETRY", "1"
-)  # onnxruntime would report each session to mobile.events.data.microsoft.com
+NO_TELEMETRY = {  # what libraries would report to the network; some read it when they are imported, after this package
+    "DVC_NO_ANALYTICS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # `datasets` counts each load
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime reports each session
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+for _name, _value in NO_TELEMETRY.items():
+    os.environ.setdefault(_name, _value)
 
 
 class FilbertError(Exception):

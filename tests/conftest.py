@@ -2,10 +2,11 @@
 
 import os
 
-os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DVC_NO_ANALYTICS="1", HF_HUB_OFFLINE="1")
+os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: tiny tensors are slower with more threads
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import filbert  # noqa: I001, F401  # before the libraries: turns off what they report
 import shutil
 import subprocess
 from collections.abc import Iterator

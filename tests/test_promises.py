@@ -3,8 +3,11 @@ on.
 """
 
 import ast
+import os
 import re
 import shutil
+import subprocess
+import sys
 import typing
 from dataclasses import is_dataclass
 from functools import cache
@@ -17,6 +20,7 @@ from ruamel.yaml import YAML
 from settings import build_everything
 from tiny import ROOT
 
+from filbert import NO_TELEMETRY
 from filbert.data.tasks import find
 from filbert.methods import load_method, names
 from filbert.runtime import config
@@ -313,11 +317,34 @@ def test_nothing_is_unpickled() -> None:
         assert not re.search(r"torch\.load\(|pickle\.|joblib|weights_only *=", path.read_text()), path
 
 
-def test_nothing_phones() -> None:
+def test_the_makefile_turns_reports_off() -> None:
     assert "analytics = false" in (ROOT / ".dvc" / "config").read_text()
     makefile = (ROOT / "Makefile").read_text()
     for name in ("DVC_NO_ANALYTICS", "MLFLOW_DISABLE_TELEMETRY", "PREFECT_SERVER_ANALYTICS_ENABLED"):
-        assert f"export {name}" in makefile
+        assert f"export {name} := {NO_TELEMETRY[name]}" in makefile
+
+
+LIBRARIES_REPORTS = {  # of each library, what is true while it would report
+    "datasets": "datasets.config.HF_UPDATE_DOWNLOAD_COUNTS",
+    "huggingface_hub": "not huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY",
+    "mlflow.telemetry.utils": "not mlflow.environment_variables.MLFLOW_DISABLE_TELEMETRY.get()",
+    "dvc.analytics": "dvc.analytics.is_enabled()",
+    "prefect.settings": "prefect.settings.get_current_settings().server.analytics_enabled",
+}
+
+
+def test_a_library_that_is_imported_after_filbert_reports_nothing(tmp_path: Path) -> None:
+    """Libraries read their settings when they are imported; not every process has them from outside."""
+    bare = {name: value for name, value in os.environ.items() if name not in NO_TELEMETRY} | {"PYTHONPATH": str(ROOT)}
+    code = f"import filbert, {', '.join(LIBRARIES_REPORTS)}; print({', '.join(LIBRARIES_REPORTS.values())})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=bare, capture_output=True, text=True)
+    assert done.stdout.split() == ["False"] * len(LIBRARIES_REPORTS), done.stderr
+
+
+def test_filbert_is_imported_before_the_libraries() -> None:
+    """`python -m PACKAGE.…` imports the package first."""
+    for package in ("stages", "pipelines", "benchmarks"):
+        assert "filbert" in imports(ROOT / package / "__init__.py"), package
 
 
 def test_the_readmes_commands_exist() -> None:

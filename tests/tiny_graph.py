@@ -11,6 +11,8 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from tiny import ROOT, sentences, write_sst2
 
+from filbert import NO_TELEMETRY
+
 METHODS = ("finetune", "kd", "refbert", "theseus", "xtremedistil")
 MADE = ("checkpoint", "word_vectors", "texts@imdb_reviews", "fetch@sst2", "prepare@sst2", "teach@sst2", "masked_lm@sst2",
         "augment@sst2-0", "augment@sst2-1", "transfer@sst2", "corpus", "pretrain@mixed", "cache@sst2-0", "cache@sst2-1",
@@ -33,7 +35,7 @@ def environment(**more: str) -> dict[str, str]:
     }
     mine = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "FILBERT_", "PYTHONPATH"))}
     identity = {f"GIT_{who}_{what}": "t@t" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    return mine | here | identity | {"DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"} | more
+    return mine | here | identity | NO_TELEMETRY | more
 
 
 def shell_in(folder: Path, python: Path) -> Shell:

@@ -15,7 +15,6 @@ from filbert.tracking.history import Point
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault(
     "MLFLOW_HTTP_REQUEST_TIMEOUT", "5"

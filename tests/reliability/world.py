@@ -27,7 +27,6 @@ from tiny_graph import environment, make_clone
 from pipelines.fork_server import ForkServer
 
 LONGEST = 400  # seconds that a command may take
-QUIET = "filbert.tracking.mlflow_store"  # imported first, as in a stage: it turns off what MLflow would report
 BLOCK = 4096  # bytes
 CLOCKED = ("latency", "baselines", "report")  # stages whose outputs hold times: their files are compared by name
 TIMED = re.compile(
@@ -240,7 +239,7 @@ def open_world(folder: Path, env: dict[str, str]) -> Iterator[World]:
         tempfile.TemporaryDirectory(prefix="filbert-") as bin,
         ForkServer(
             clone,
-            (QUIET, *LIBRARIES, "mlflow.transformers", *modules),
+            ("filbert", *LIBRARIES, "mlflow.transformers", *modules),
             env | {"FAILPOINTS": "", "PYTHONPATH": str(SITE)},
         ) as forks,
         python_of(forks, Path(bin)),
