@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from filbert.export.pick import NAMES, Budget, load_candidates, pick
+from filbert.export.folder import NAMES
+from filbert.export.pick import Budget, load_candidates, pick
 from filbert.export.release import write_release
 from filbert.tracking.registry import register_release
 from stages import OutFolder, run

@@ -13,11 +13,11 @@ from filbert.data import arrow, batches, tasks
 from filbert.data.batches import TokenizedDataset
 from filbert.data.tasks import CLASSES, Task
 from filbert.evaluation import metrics
+from filbert.evaluation.latency import LatencyConfig
 from filbert.export import calibration, card, gate, onnx
 from filbert.export import folder as folders
 from filbert.export.folder import ModelCard
 from filbert.export.gate import Answers, ExportConfig
-from filbert.export.pick import NAMES
 from filbert.export.references import FOLDER as STORE
 from filbert.export.session import processor_flags
 from filbert.models import checkpoints
@@ -35,6 +35,7 @@ def export(
 
     What was measured of them goes to FIGURES, too."""
     task, settings = tasks.find(task_name), config.section("export", ExportConfig)
+    timing = config.section("latency", LatencyConfig)
     encoding, tokenizer = config.section("tokenizer", batches.TokenizerConfig), batches.load_tokenizer(folder)
     names = sorted(file.stem for file in prepared.glob("*.arrow") if file.stem.startswith(("test", "validation")))
     splits = {name: batches.load_split(prepared, name, task, tokenizer, encoding) for name in names}
@@ -44,7 +45,7 @@ def export(
     with (
         run_recorder.stage_run(
             "export",
-            params={"export": settings},
+            params={"export": settings, "latency": timing},
             tags={"task": task_name, "method": student_name, "seed": str(seed)},
             hashes={"rows": arrow.rows_digest(table), "model": files.weights_hash(folder)},
             scratch=scratch_of(out),
@@ -62,9 +63,8 @@ def export(
         if (folder / STORE).exists():
             shutil.copytree(folder / STORE, making / STORE)
         answers = Answers(making, settings.batch_size)
-        passed, variants = gate.choose_int8(
-            file, answers, Path(work), task, validation, batches.tokenize(few, task, tokenizer, encoding), settings
-        )
+        calibrating = batches.tokenize(few, task, tokenizer, encoding)
+        passed, variants = gate.choose_int8(file, answers, Path(work), task, validation, calibrating, settings, timing)
         if passed:
             shutil.copyfile(passed, making / folders.INT8)
         made = ({folders.INT8: passed} if passed else {}) | {folders.FLOAT32: file}
@@ -92,7 +92,7 @@ def export(
                 }
                 for name in made
             },
-            "threads": settings.latency.threads,
+            "threads": timing.threads,
             "logits": dataclasses.asdict(check) | {"rows_alone": min(settings.check_alone, len(validation))},
             "variants": [variant.to_json() for variant in variants],
             "max_drop": settings.max_drop,
@@ -105,7 +105,7 @@ def export(
         }
         files.write_json(making / folders.RECORD, record)
         files.write_text(making / "README.md", card.model_card(about, task, tasks.source_of(task), record))
-        recorder.metrics({NAMES[name]: measured for name, measured in record["files"].items()})
+        recorder.metrics({folders.NAMES[name]: measured for name, measured in record["files"].items()})
     files.write_json(figures, record)
     files.clear_scratch(scratch_of(out))
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from filbert.data import arrow, batches, tasks
-from filbert.data.tasks import Task
 from filbert.evaluation.latency import LatencyConfig, Times, measure_latencies, time_texts
 from filbert.export import folder as exports
 from filbert.export import inference
@@ -35,7 +34,7 @@ def latency(task_name: str, prepared: Path, students_folder: Path, teacher: Path
         found = measure_latencies(models, rows, settings)
         names = {config.TEACHER: 0} | dict.fromkeys(params["exports"], seed)
         files_of = {name: exported / name / str(number) for name, number in names.items()}
-        texts = _time_files(files_of, texts_of(arrow.read_table(prepared / f"{test}.arrow"), task), settings)
+        texts = _time_files(files_of, arrow.texts_of(arrow.read_table(prepared / f"{test}.arrow"), task), settings)
         for prefix, times in (("milliseconds", found), ("text_milliseconds", texts)):
             recorder.metrics({f"{prefix}_{n}": {a: t["median"] for a, t in arms.items()} for n, arms in times.items()})
         files.write_json(
@@ -53,7 +52,7 @@ def latency(task_name: str, prepared: Path, students_folder: Path, teacher: Path
 
 
 def _time_files(
-    folders: dict[str, Path], texts: list[inference.Text], settings: LatencyConfig
+    folders: dict[str, Path], rows: list[tuple[str, ...]], settings: LatencyConfig
 ) -> dict[str, dict[str, Times]]:
     """By batch size the times from text to answer of every exported file, as `name/file`."""
     models = {
@@ -62,14 +61,10 @@ def _time_files(
         for file in (exports.FLOAT32, exports.INT8)
         if (folder / file).exists()
     }
-    readable = [text for text in texts if not any(model.problem(text) for model in models.values())]
+    texts: Any = [row if len(row) > 1 else row[0] for row in rows]  # as a predictor takes them
+    asked = list(models.values())[:1]  # all models of a task can answer the same texts
+    readable = [text for text in texts if not any(model.problem(text) for model in asked)]
     return time_texts({name: model.predict for name, model in models.items()}, readable, settings)
-
-
-def texts_of(table: Any, task: Task) -> list[inference.Text]:
-    """The texts of rows, as a predictor takes them."""
-    columns = [table[name].to_pylist() for name in task.columns]
-    return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
 
 
 if __name__ == "__main__":

@@ -108,11 +108,11 @@ def export_folder(student: Path, out: Path, **more: object) -> Path:
 EXPORT = {
     "tolerance": 1e-3, "check_alone": 5, "max_drop": 0.5, "variants": ["per_channel", "per_tensor"], "score_alone": 5,
     "calibration_rows": 8, "batch_size": 8, "precisions": [0.5, 0.9],
-    "latency": {"batch_sizes": [1, 8], "warmup": 0, "rounds": 2, "threads": 1},
 }  # fmt: skip
+LATENCY = {"batch_sizes": [1, 8], "warmup": 0, "rounds": 2, "threads": 1}
 
 
 def write_params(file: Path, **export: object) -> None:
     """The project's settings, with those of exports for a tiny world."""
-    params = config.read_params(ROOT / "params.yaml") | {"export": EXPORT | export}
+    params = config.read_params(ROOT / "params.yaml") | {"export": EXPORT | export, "latency": LATENCY}
     YAML(typ="safe").dump(params, file)

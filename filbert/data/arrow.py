@@ -30,6 +30,11 @@ def row_schema(task: Task) -> pa.Schema:
     return pa.schema([("idx", pa.int32()), *texts, ("label", label), ("hash", pa.int64())])
 
 
+def texts_of(table: pa.Table, task: Task) -> list[tuple[str, ...]]:
+    """The texts of each row, one for each column of its task."""
+    return list(zip(*(table[name].to_pylist() for name in task.columns), strict=True))
+
+
 def fixed_lists(column: pa.FixedSizeListArray) -> np.ndarray:
     """Lists of one length, such as the labels of multilabel rows, as float32 [N, C]; NaN throughout a row that has none."""
     out = np.full((len(column), column.type.list_size), np.nan, np.float32)

@@ -37,7 +37,6 @@ class BaselinesConfig:
     min_rows: PositiveInt  # that a word must occur in
     dimensions: PositiveInt  # of static embeddings
     smoothing: Positive  # SIF's a: tokens more frequent than this weigh less than half
-    latency: LatencyConfig
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,9 @@ class Split:
 
     @classmethod
     def of(cls, table: Any, task: Task) -> "Split":
-        columns, label = [table[name].to_pylist() for name in task.columns], table["label"]
-        multilabel = task.kind is TaskKind.MULTILABEL
+        label, multilabel = table["label"], task.kind is TaskKind.MULTILABEL
         found = arrow.fixed_lists(label.combine_chunks()) if multilabel else label.to_numpy()
-        return cls(list(zip(*columns, strict=True)), found)
+        return cls(arrow.texts_of(table, task), found)
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Baseline:
 
 
 def measure_baselines(
-    task: Task, splits: dict[str, Split], checkpoint: Path, config: BaselinesConfig
+    task: Task, splits: dict[str, Split], checkpoint: Path, config: BaselinesConfig, timing: LatencyConfig
 ) -> dict[str, dict[str, Any]]:
     """By name each baseline's scores on the validation and test splits, size and milliseconds from text to answer; none of a task
     that tags words."""
@@ -77,7 +75,7 @@ def measure_baselines(
         "tfidf": tfidf(task, splits, config),
         "static_embeddings": static_embeddings(task, splits, checkpoint, config),
     }
-    times = time_texts({name: b.logits for name, b in made.items()}, splits["validation"].texts, config.latency)
+    times = time_texts({name: b.logits for name, b in made.items()}, splits["validation"].texts, timing)
     return {
         name: _figures(task, baseline, splits)
         | {"milliseconds": {f"batch_{size}": arms[name]["median"] for size, arms in times.items()}}

@@ -12,6 +12,7 @@ from filbert.runtime import config
 
 CONFIG = "config.json"
 FLOAT32, INT8 = "model.onnx", "model.int8.onnx"
+NAMES = {FLOAT32: "float32", INT8: "int8"}  # as tables show them
 TOKENIZER = "tokenizer.json"
 RECORD = "export.json"  # how it was made: the check on logits, the int8 gate, scores, sizes, latency
 FORMAT = "filbert-export-1"

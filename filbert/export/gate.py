@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """How models are exported, quantised and measured."""
+    """How models are exported, quantised and scored."""
 
     tolerance: Positive  # largest difference of a logit to Torch's
     check_alone: (
@@ -43,7 +43,6 @@ class ExportConfig:
     calibration_rows: PositiveInt  # training rows that static ranges come from
     batch_size: PositiveInt
     precisions: tuple[Fraction, ...]  # for which a threshold is found
-    latency: LatencyConfig
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.variants if name not in int8.VARIANTS]:
@@ -102,6 +101,7 @@ def choose_int8(
     rows: TokenizedDataset,
     calibration: TokenizedDataset,
     config: ExportConfig,
+    timing: LatencyConfig,
 ) -> tuple[Path | None, list[VariantRecord]]:
     """Quantise the graph `file` in every way that the settings name; the file that passes, and a record of each, fastest first.
 
@@ -121,9 +121,7 @@ def choose_int8(
             files[name] = work / f"{name}.onnx"
         except FilbertError as error:
             failed.append(VariantRecord(name, "failed", str(error).splitlines()[0], 0, {}))
-    times = time_models(
-        {name: OnnxModel(store, made, config.latency.threads) for name, made in files.items()}, rows, config.latency
-    )
+    times = time_models({name: OnnxModel(store, made, timing.threads) for name, made in files.items()}, rows, timing)
     speed = {
         name: np.prod([found["minimum"] for found in times[name].values()]) for name in files
     }  # the least disturbed rounds

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from filbert import FilbertError
-from filbert.export import folder as folders
+from filbert.evaluation.results import LATENCY
+from filbert.export.folder import NAMES
+from filbert.runtime.config import TEACHER
 
-TEACHER = "teacher"
-RECORDS, BASELINES, LATENCY = "exported", "baselines.json", "latency.json"  # beside the figures of a task's students
-NAMES = {folders.FLOAT32: "float32", folders.INT8: "int8"}
+RECORDS, BASELINES = "exported", "baselines.json"  # beside the figures of a task's students
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from filbert.runtime import config
 from filbert.runtime.files import read_json
 from stages.baselines import baselines as stage
 
-CONFIG = BaselinesConfig((1.0, 1e4), (1, 2), 1, 16, 1e-3, LatencyConfig((1, 4), 0, 2, 1))
-PARAMS = {"penalties": [1.0], "ngrams": [1], "min_rows": 1, "dimensions": 4, "smoothing": 0.001,
-          "latency": {"batch_sizes": [1], "warmup": 0, "rounds": 1, "threads": 1}}  # fmt: skip
+CONFIG = BaselinesConfig((1.0, 1e4), (1, 2), 1, 16, 1e-3)
+TIMING = LatencyConfig((1, 4), 0, 2, 1)
+PARAMS = {"penalties": [1.0], "ngrams": [1], "min_rows": 1, "dimensions": 4, "smoothing": 0.001}
 SST2, STSB = find_task("sst2"), find_task("stsb")
 
 
@@ -34,6 +34,7 @@ def test_words_tell_the_label_and_costs_are_counted(checkpoint: Path) -> None:
         {"train": split(rows[:100]), "validation": split(rows[100:130]), "test": split(rows[130:])},
         checkpoint,
         CONFIG,
+        TIMING,
     )
     assert found["majority"]["test"]["accuracy"] < 0.8 < found["tfidf"]["test"]["accuracy"]
     assert found["static_embeddings"]["test"]["accuracy"] > found["majority"]["test"]["accuracy"]
@@ -50,7 +51,7 @@ def test_pairs_and_numbers(checkpoint: Path) -> None:
     numbers = np.array([float(adjectives.index(a)) for a, _ in words])
     splits = {name: Split(words[at], numbers[at]) for name, at in
               {"train": slice(60), "validation": slice(60, 75), "test": slice(75, 90)}.items()}  # fmt: skip
-    found = measure_baselines(STSB, splits, checkpoint, CONFIG)
+    found = measure_baselines(STSB, splits, checkpoint, CONFIG, TIMING)
     assert found["static_embeddings"]["test"]["pearson"] > 0.9
     assert found["majority"]["test"]["score"] == 0
 
@@ -61,7 +62,7 @@ def test_a_class_that_is_never_seen_is_never_answered(checkpoint: Path) -> None:
     found = baselines.tfidf(task, {"train": rows, "validation": rows}, CONFIG)
     assert found.logits(rows.texts).shape == (40, 3)
     assert found.logits(rows.texts).argmax(-1).max() < 2
-    assert measure_baselines(find_task("wikiann"), {}, checkpoint, CONFIG) == {}
+    assert measure_baselines(find_task("wikiann"), {}, checkpoint, CONFIG, TIMING) == {}
 
 
 def test_the_stage_writes_figures_that_pick_reads(

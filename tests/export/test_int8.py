@@ -20,7 +20,8 @@ from filbert.export.onnx import export_onnx
 from filbert.models.checkpoints import predict_logits
 from filbert.runtime import config
 
-CONFIG = ExportConfig(1e-3, 20, 100.0, tuple(int8.VARIANTS), 10, 16, 8, (0.9,), LatencyConfig((1, 8), 0, 2, 1))
+CONFIG = ExportConfig(1e-3, 20, 100.0, tuple(int8.VARIANTS), 10, 16, 8, (0.9,))
+TIMING = LatencyConfig((1, 8), 0, 2, 1)
 TASK = find_task("sst2")
 
 
@@ -90,7 +91,7 @@ def answers(store: Path) -> gate.Answers:
 
 def test_the_fastest_that_passes_is_published(tmp_path: Path, encoded: batches.TokenizedDataset) -> None:
     file = exported(wide_bert(), tmp_path)
-    passed, records = gate.choose_int8(file, answers(tmp_path), tmp_path, TASK, encoded, encoded, CONFIG)
+    passed, records = gate.choose_int8(file, answers(tmp_path), tmp_path, TASK, encoded, encoded, CONFIG, TIMING)
     assert records[0].variant == "float32"
     assert {record.variant for record in records} == {"float32", *int8.VARIANTS}
     verdicts = [record.verdict for record in records[1:]]
@@ -109,12 +110,12 @@ def test_the_gate_refuses_what_costs_too_much(
     monkeypatch.setattr(gate, "time_models", lambda models, *_: {
         name: {"1": {"minimum": speed}} for name, speed in zip(models, (3.0, 2.0, 1.0), strict=True)})  # fmt: skip
     settings = replace(CONFIG, variants=("per_channel", "per_tensor"), max_drop=0.5)
-    passed, records = gate.choose_int8(file, answers(tmp_path), tmp_path, TASK, encoded, encoded, settings)
+    passed, records = gate.choose_int8(file, answers(tmp_path), tmp_path, TASK, encoded, encoded, settings, TIMING)
     assert passed is None
     assert [(r.variant, r.verdict) for r in records[1:]] == [("per_tensor", "refused"), ("per_channel", "refused")]
     assert records[1].why == "+10.00 points below float32, 0.5 allowed"
     passed, records = gate.choose_int8(
-        file, answers(tmp_path), tmp_path, TASK, encoded, encoded, replace(settings, max_drop=1.0)
+        file, answers(tmp_path), tmp_path, TASK, encoded, encoded, replace(settings, max_drop=1.0), TIMING
     )
     assert passed == tmp_path / "per_channel.onnx"
     assert [record.verdict for record in records] == ["published", "refused", "published"]
@@ -125,13 +126,15 @@ def test_references_pass_the_gate_too(tmp_path: Path, encoded: batches.Tokenized
     folder = reference_student(tmp_path / "model", encoded)
     export_onnx(folder, folder / "model.onnx")
     settings = replace(CONFIG, variants=("per_channel", "static"))
-    _, records = gate.choose_int8(folder / "model.onnx", answers(folder), tmp_path, TASK, encoded, encoded, settings)
+    _, records = gate.choose_int8(
+        folder / "model.onnx", answers(folder), tmp_path, TASK, encoded, encoded, settings, TIMING
+    )
     assert not [record for record in records if record.verdict == "failed"]
 
 
 def test_an_unknown_variant_is_refused(tmp_path: Path) -> None:
     text = "export: {tolerance: 0.001, check_alone: 0, max_drop: 0.5, variants: [best], score_alone: 0, calibration_rows: 1,\n"
-    text += "  batch_size: 1, precisions: [0.9], latency: {batch_sizes: [1], warmup: 0, rounds: 1, threads: 1}}\n"
+    text += "  batch_size: 1, precisions: [0.9]}\n"
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(FilbertError, match=r"export: variants: expected some of per_channel, .*, got best"):
         config.section("export", ExportConfig, tmp_path / "params.yaml")

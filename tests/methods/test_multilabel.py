@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from export_files import EXPORT
+from export_files import EXPORT, LATENCY
 from ruamel.yaml import YAML
 from tiny import BAD, CPU, GOOD, WORDS, tiny_tokenizer
 
@@ -351,11 +351,10 @@ def write_settings(file: Path) -> None:
     row = {"kind": "multilabel", "columns": ["sentence"], "labels": [*LABELS], "metrics": ["f1_micro"],
            "source": {"kind": "folder", "name": "raw"}}  # fmt: skip
     params["task_table"]["marks"] = row
-    params |= {"export": EXPORT | {"variants": ["per_channel"]}, "student": {"layers": [0]}}
+    params |= {"export": EXPORT | {"variants": ["per_channel"]}, "latency": LATENCY, "student": {"layers": [0]}}
     long = {"epochs": 30, "batch_size": 8, "learning_rate": 1e-2, "min_steps": 0}
     params["teacher"] = {"seeds": [0], "training": long}
     params["settings"]["kd"]["training"] = long
     params["prepare"] |= {"validation": 0.2, "test": 0.2}
     params["baselines"] |= {"penalties": [10.0], "ngrams": [1], "dimensions": 4, "min_rows": 1}
-    params["baselines"]["latency"] = EXPORT["latency"]
     YAML(typ="safe").dump(params, file)
