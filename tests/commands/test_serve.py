@@ -5,7 +5,8 @@ import json
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import uvicorn
 from export_files import export_folder
 from tiny import sentences
 
+from benchmarks.serving import load
 from filbert.export.inference import Predictor, open_model
 from filbert.export.server import Limits, new_app
 
@@ -191,39 +193,55 @@ RUBBISH = (b"\x00\xff\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"POST /predict HTTP/
            b"A" * 100_000 + b"\r\n\r\n", b"\x16\x03\x01\x02\x00")  # fmt: skip
 
 
-def test_slow_and_cut_connections_and_no_http_leave_the_others_alone(model: Predictor) -> None:
-    """A real server: forty clients hang in a request, forty leave in one, some speak no HTTP; good requests are answered."""
-    app = new_app(model, LIMITS)
+@contextmanager
+def running(model: Predictor) -> Iterator[tuple[str, int]]:
+    """A real server, and its address."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
+        app = new_app(model, LIMITS)
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
-        address = listening.getsockname()
+        try:
+            while not server.started:
+                time.sleep(0.01)
+            yield listening.getsockname()
+        finally:
+            server.should_exit = True
+            thread.join(timeout=10)
+    assert not thread.is_alive()
+
+
+def test_slow_and_cut_connections_and_no_http_leave_the_others_alone(model: Predictor) -> None:
+    """Forty clients hang in a request, forty leave in one, some speak no HTTP; good requests are answered."""
+    with running(model) as address:
 
         def connect(content: bytes) -> socket.socket:
             client = socket.create_connection(address, timeout=10)
             client.sendall(content)
             return client
 
-        try:
-            while not server.started:
-                time.sleep(0.01)
-            hanging = [connect(SLOW) for _ in range(40)] + [connect(b"POST /pre") for _ in range(40)]
-            for _ in range(40):
-                connect(SLOW).close()
-            for rubbish in RUBBISH:
-                with connect(rubbish) as client, suppress(ConnectionError):
-                    assert client.recv(1 << 16)[:10] in (b"HTTP/1.1 4", b"")
-            with httpx.Client(base_url=f"http://127.0.0.1:{address[1]}") as good:
-                assert [good.post("/predict", json={"text": text}).status_code for text in TEXTS[:5]] == [200] * 5
-                said = hanging[0].makefile("rb").read(1 << 16).decode()  # until the server closes
-                assert said.startswith("HTTP/1.1 408")
-                assert "expected the whole request within 0.5 s, got 1 bytes" in said
-                assert 'filbert_requests_total{status="500"}' not in good.get("/metrics").text
-        finally:
-            server.should_exit = True
-            thread.join(timeout=10)
-    assert not thread.is_alive()
+        hanging = [connect(SLOW) for _ in range(40)] + [connect(b"POST /pre") for _ in range(40)]
+        for _ in range(40):
+            connect(SLOW).close()
+        for rubbish in RUBBISH:
+            with connect(rubbish) as client, suppress(ConnectionError):
+                assert client.recv(1 << 16)[:10] in (b"HTTP/1.1 4", b"")
+        with httpx.Client(base_url=f"http://127.0.0.1:{address[1]}") as good:
+            assert [good.post("/predict", json={"text": text}).status_code for text in TEXTS[:5]] == [200] * 5
+            said = hanging[0].makefile("rb").read(1 << 16).decode()  # until the server closes
+            assert said.startswith("HTTP/1.1 408")
+            assert "expected the whole request within 0.5 s, got 1 bytes" in said
+            assert 'filbert_requests_total{status="500"}' not in good.get("/metrics").text
     for client in hanging:
         client.close()
+
+
+def test_the_load_test_counts_what_is_answered_and_what_fails(model: Predictor) -> None:
+    with running(model) as address:
+        url = f"http://127.0.0.1:{address[1]}/predict"
+        for texts, failed in ((TEXTS * 4, "0"), ([*TEXTS, "", "a" * 200], "2")):
+            service, clients, *_, lost, _ = load(url, texts, 64)
+            assert (service, clients, lost) == ("kd (model.onnx)", "64", failed)
+        page = httpx.get(url.replace("predict", "metrics")).text
+    assert f"filbert_texts_total {5 * len(TEXTS)}" in page
