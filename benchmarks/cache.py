@@ -29,7 +29,7 @@ from torch import Tensor
 
 from benchmarks.turns import in_turn, machine, ratio, ratios
 from filbert.cache import build, teacher_cache
-from filbert.data import arrow, batches, tasks
+from filbert.data import arrow, batch_order, batches, tasks
 from filbert.evaluation.tables import markdown_table
 from filbert.models import checkpoints
 from filbert.models.intermediate_outputs import ActivationRecorder
@@ -123,7 +123,7 @@ class Bench:
     def training(self, rounds: int) -> str:
         plain, words = self.rows, self.cache.on(self.rows, self.depth.columns())
         states, logits = self.rows.with_targets(words), self.rows.with_targets(self.cache.on(self.rows, ["logits"]))
-        order = batches.shuffled_batches(plain.lengths, BATCH, 0, 0)[:STEPS]
+        order = batch_order.shuffled_batches(plain.lengths, BATCH, 0, 0)[:STEPS]
         given = dict(zip(map(bytes, order), map(states.batch, order), strict=True))
         arms = {
             "no teacher": self._epoch(order, plain.batch, "hard"),
@@ -188,7 +188,7 @@ class Bench:
 
     def reading(self, rounds: int) -> str:
         words = self.cache.on(self.rows, self.depth.columns())
-        order = batches.shuffled_batches(self.rows.lengths, BATCH, 0, 0)
+        order = batch_order.shuffled_batches(self.rows.lengths, BATCH, 0, 0)
         taken = [words.take(at) for at in order]
         size = sum(tensor.nbytes for batch in taken for tensor in batch.values())
 

@@ -21,7 +21,7 @@ import typer
 
 from benchmarks.turns import in_turn, machine, ratios
 from filbert.cache import build, teacher_cache
-from filbert.data import arrow, batches, tasks
+from filbert.data import arrow, batch_order, batches, tasks
 from filbert.methods.xtremedistil import Config
 from filbert.models import checkpoints
 from filbert.models.bilstm import BiLstmConfig, BiLstmForSequenceClassification
@@ -90,7 +90,7 @@ def _epochs(task: tasks.Task, table, teacher_folder: Path, on: torch.device, rou
     shape = config.section("settings.xtremedistil", Config).shape
     plain = batches.tokenize(table, task, tokenizer, encoding)
     key = teacher_cache.cache_fingerprint(teacher_folder, encoding, asking, on)
-    order = batches.shuffled_batches(plain.lengths, 64, 0, 0)
+    order = batch_order.shuffled_batches(plain.lengths, 64, 0, 0)
 
     def arm(batch_of: Callable[[np.ndarray], batches.Batch]) -> Callable[[], None]:
         student = BiLstmForSequenceClassification(

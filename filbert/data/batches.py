@@ -1,4 +1,4 @@
-"""From Arrow rows to batches: tokenised once, grouped by length, padded to the longest row of a batch."""
+"""From Arrow rows to batches: tokenised once, padded to the longest row of a batch; batch_order.py says which rows make one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,6 @@ from filbert.data.tokenizers import unknown_share
 from filbert.runtime import progress
 from filbert.runtime.config import Range
 
-BUCKET = 50  # batches whose rows are sorted by length together
 MANY_UNKNOWN, MOST_UNKNOWN = 0.1, 0.5  # shares of a split's tokens that are told, and refused
 ROWS_AT_A_TIME = 16384  # rows whose tokens are Python lists at one time
 
@@ -135,7 +134,7 @@ class TokenizedDataset:
 
     def batch(self, rows: np.ndarray) -> Batch:
         """The rows at these positions, padded to the longest of them."""
-        lengths = self.lengths[rows]
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
         column = np.arange(lengths.max())
         mask = column < lengths[:, None]
         at = np.where(mask, self.offsets[rows][:, None] + column, 0)
@@ -276,17 +275,3 @@ def load_split(
     if share > MANY_UNKNOWN:
         progress.log(f"{file}: {share:.0%} of its tokens are unknown to the tokenizer")
     return table, rows
-
-
-def shuffled_batches(lengths: np.ndarray, size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The batches of one epoch as positions of rows: shuffled, then grouped by similar length.
-
-    Depends on its arguments alone, so that a resumed epoch continues where it stopped.
-    """
-    generator = np.random.default_rng((seed, epoch))
-    order = generator.permutation(len(lengths))
-    bucket = size * BUCKET
-    groups = (order[start : start + bucket] for start in range(0, len(order), bucket))
-    ordered = [group[np.argsort(lengths[group], kind="stable")] for group in groups]
-    batches = [group[start : start + size] for group in ordered for start in range(0, len(group), size)]
-    return [batches[i] for i in generator.permutation(len(batches))]

@@ -144,7 +144,8 @@ def _held_out(rows: int) -> np.ndarray:
 
 def _as_long_as_the_stages(context: MethodContext, rows: TokenizedDataset, config: Config) -> TrainingConfig:
     """One phase on `rows` that takes as many steps as the stages do on this context's rows."""
-    train = np.flatnonzero(~_held_out(len(context.with_transfer().train)))
+    everything = context.with_transfer().train
+    train = everything.select(np.flatnonzero(~_held_out(len(everything))))
     labels = total_steps(context.train, config.labels) if config.labels else 0
     steps = total_steps(train, config.representation) + len(PARTS) * (total_steps(train, config.logits) + labels)
     return of_steps(config.representation, steps)

@@ -4,10 +4,8 @@ Parameter names are Hugging Face's, so that checkpoints load and students save w
 filbert: it is saved with the students that plain `bert` cannot express, for `trust_remote_code=True`.
 """
 
-import math
 from dataclasses import field
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,36 +46,10 @@ class FilbertConfig(BertConfig):
         return self.is_even
 
 
-class Dropout(nn.Dropout):
-    """Dropout whose mask, on a CPU, comes from a generator ten times as fast as torch's own, seeded by it: like torch's
-    a function of the state of torch's generator."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not self.p or x.device.type != "cpu":
-            return super().forward(x)
-        return x * dropout_mask(x.shape, self.p, x.dtype)
-
-
-def dropout_mask(shape: torch.Size, probability: float, dtype: torch.dtype) -> Tensor:
-    """0 with the probability (to 1 / 65536), else 1 / (1 - probability), in a tensor of some shape."""
-    size, limit = math.prod(shape), round(65536 * probability)
-    generator = np.random.SFC64(int(torch.randint(2**62, ())))
-    bits = generator.random_raw((size + 3) // 4).view(np.int16)[:size]  # -32768 to 32767, evenly
-    keep = torch.from_numpy(bits) >= limit - 32768
-    return keep.to(dtype).mul_(65536 / (65536 - limit)).view(shape)
-
-
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
     """Softmax(q kᵀ / √d + mask) v, heads joined: [B, heads, T, d] -> [B, T, heads * d]. `mask` is bool or added to the scores;
     attention weights are dropped with the probability `dropout`."""
-    if not dropout or q.device.type != "cpu":
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    else:
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-        weights = scores.softmax(-1)
-        out = (weights * dropout_mask(weights.shape, dropout, weights.dtype)).to(v.dtype) @ v
-    return out.transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).transpose(1, 2).flatten(2)
 
 
 class Embeddings(nn.Module):
@@ -93,7 +65,7 @@ class Embeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, ids: Tensor, types: Tensor) -> Tensor:  # [B, T], [B, T] -> [B, T, D]
         positions = torch.arange(ids.shape[1], device=ids.device)
@@ -124,7 +96,7 @@ class Residual(nn.Module):
         super().__init__()
         self.dense = nn.Linear(width, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: Tensor, block_input: Tensor) -> Tensor:
         return self.LayerNorm(self.dropout(self.dense(x)) + block_input)
@@ -193,7 +165,7 @@ class FilbertForSequenceClassification(PreTrainedModel):
         super().__init__(config)
         dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
         self.bert = Bert(config, self.pooled)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels or 1)
         self.post_init()
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from filbert import FilbertError
-from filbert.data.batches import Batch, TokenizedDataset, shuffled_batches
+from filbert.data.batch_order import shuffled_batches, token_cuts
+from filbert.data.batches import Batch, TokenizedDataset
 from filbert.data.tasks import Task
 from filbert.evaluation.metrics import predictions, scores_on
 from filbert.models import checkpoints
@@ -28,6 +29,7 @@ from filbert.runtime.config import Fraction, NonNegative, NonNegativeInt, Positi
 from filbert.runtime.device import autocast
 from filbert.runtime.files import IS_MAIN_PROCESS, RANK
 from filbert.tracking.run_recorder import RunRecorder
+from filbert.training.dropout import fast_dropout
 from filbert.training.optimizer import Moments, RowAdamW, clip_gradients, moments_of, set_moments, sparse_embeddings
 from filbert.training.resume import TrainingState, training_fingerprint
 
@@ -60,6 +62,7 @@ class TrainingConfig:
     patience: PositiveInt  # validations without a better score after which the phase stops
     min_steps: NonNegativeInt = 0  # a floor: so few rows are gone through more often
     max_steps: PositiveInt | None = None  # a budget, also of the floor
+    batch_tokens: PositiveInt | None = None  # of a batch at most, padding included; instead of `batch_size` rows
 
     def stretched(self, factor: float) -> "TrainingConfig":
         """The same for `factor` times as many epochs, floor and budget alike."""
@@ -108,7 +111,8 @@ def fit(
     Raises:
         TrainingError: the loss is not finite.
     """
-    per_epoch = math.ceil(len(rows) / config.batch_size)
+    per_epoch = batches_per_epoch(rows, config)
+    rows_per_step = config.batch_size if config.batch_tokens is None else max(1, round(len(rows) / per_epoch))
     total = total_steps(rows, config)
     begin, end = step_range or (0, total)
     last_recorded = math.inf if end == total else end  # later steps of the history belong to other ranges
@@ -131,7 +135,7 @@ def fit(
 
     saved = time.monotonic()
     with (
-        progress.bar(phase, end * config.batch_size, state.step * config.batch_size) as bar,
+        progress.bar(phase, end * rows_per_step, state.step * rows_per_step) as bar,
         sparse_embeddings(model, device),
         signals.held(),
     ):
@@ -141,14 +145,14 @@ def fit(
         while not over:
             epoch, number = divmod(state.step, per_epoch)
             if number == 0 or not order:
-                order = shuffled_batches(rows.lengths, config.batch_size, seed, epoch)
+                order = shuffled_batches(rows.lengths, config.batch_size, seed, epoch, config.batch_tokens)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * _schedule(state.step, total, config)
             torch.manual_seed(seed * 1_000_003 + state.step + RANK_SEED_OFFSET * RANK)
             share, weight = distributed.shard_batch(order[number])
             value = _step(model, loss, rows.batch(share).to(device), weight, optimizer, config.gradient_clip, device)
             state.step += 1
-            bar.update(config.batch_size)
+            bar.update(rows_per_step)
             if state.step % LOG_STEPS == 0 or state.step == end:
                 mean = distributed.all_reduce_mean(value)
                 _record_loss(mean, phase, state.step, total, optimizer, bar, recorder, len(rows.ids) / len(rows))
@@ -205,12 +209,20 @@ def new_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW
     return RowAdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=True)
 
 
-def total_steps(rows: Sized, config: TrainingConfig) -> int:
+def total_steps(rows: TokenizedDataset | Sized, config: TrainingConfig) -> int:
     """The optimiser steps of a phase, unless it stops early: those of its epochs, not under its floor nor over its budget."""
     if not config.epochs:
         return 0
-    steps = max(round(math.ceil(len(rows) / config.batch_size) * config.epochs), config.min_steps)
+    steps = max(round(batches_per_epoch(rows, config) * config.epochs), config.min_steps)
     return steps if config.max_steps is None else min(steps, config.max_steps)
+
+
+def batches_per_epoch(rows: TokenizedDataset | Sized, config: TrainingConfig) -> int:
+    """The batches of an epoch: as many in each."""
+    if config.batch_tokens is None:
+        return math.ceil(len(rows) / config.batch_size)
+    assert isinstance(rows, TokenizedDataset)
+    return len(token_cuts(rows.lengths, config.batch_tokens)) + 1
 
 
 def of_steps(config: TrainingConfig, steps: int) -> TrainingConfig:
@@ -237,7 +249,7 @@ def _step(
     device: torch.device,
 ) -> Tensor:
     """One optimiser step; the loss, times the weight of this process's share of the batch."""
-    with autocast(device):
+    with autocast(device), fast_dropout(device):
         value = loss(batch) * weight
     optimizer.zero_grad(set_to_none=True)
     value.backward()

@@ -11,7 +11,7 @@ import torch
 from tiny import find_task, tiny_tokenizer
 
 from filbert import FilbertError
-from filbert.data import arrow, batches, splits
+from filbert.data import arrow, batch_order, batches, splits
 
 
 def test_a_batch_equals_the_tokenizers_own(prepared: splits.Prepared, encoded: batches.TokenizedDataset) -> None:
@@ -43,15 +43,28 @@ def test_long_rows_are_cut(prepared: splits.Prepared) -> None:
 
 def test_an_epoch_holds_every_row_once_and_batches_rows_of_like_length() -> None:
     lengths = np.random.default_rng(0).integers(3, 120, 5000)
-    epoch = batches.shuffled_batches(lengths, 32, seed=1, epoch=0)
+    epoch = batch_order.shuffled_batches(lengths, 32, seed=1, epoch=0)
     assert sorted(np.concatenate(epoch)) == list(range(5000))
     padded = sum(len(rows) * lengths[rows].max() for rows in epoch)
     assert padded < 1.1 * lengths.sum()  # in random order it is 1.9 times as much
 
 
+def test_batches_of_so_many_tokens_hold_every_row_once_and_are_as_many_in_each_epoch() -> None:
+    lengths = np.random.default_rng(0).integers(3, 120, 5000)
+    lengths[7] = 1500  # longer than a batch: alone
+    epochs = [batch_order.shuffled_batches(lengths, 32, seed=1, epoch=epoch, tokens=1000) for epoch in range(3)]
+    for epoch in epochs:
+        assert sorted(np.concatenate(epoch)) == list(range(5000))
+        padded = [len(rows) * lengths[rows].max() for rows in epoch]
+        assert sorted(padded)[-2:] == [1000, 1500]
+        assert sum(padded) < 1.01 * lengths.sum()
+        assert len(epoch) == len(batch_order.token_cuts(lengths, 1000)) + 1
+    assert [r.tolist() for r in epochs[0]] != [r.tolist() for r in epochs[1]]
+
+
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     lengths = np.arange(500) % 40
-    first = [batches.shuffled_batches(lengths, 8, seed, epoch) for seed, epoch in ((1, 0), (1, 0), (1, 1), (2, 0))]
+    first = [batch_order.shuffled_batches(lengths, 8, seed, epoch) for seed, epoch in ((1, 0), (1, 0), (1, 1), (2, 0))]
     same = [all(map(np.array_equal, first[0], other)) for other in first[1:]]
     assert same == [True, False, False]
 

@@ -5,7 +5,6 @@ import torch
 from tiny import tiny_config
 from transformers import BertForSequenceClassification
 
-from filbert.models import bert
 from filbert.models.bert import FilbertConfig, FilbertForSequenceClassification
 from filbert.models.checkpoints import ONLY_FILBERT
 
@@ -82,25 +81,3 @@ def test_shapes_have_the_papers_parameters(shape: dict, count: int) -> None:
     with torch.device("meta"):
         model = FilbertForSequenceClassification(FilbertConfig(**shape))
     assert sum(parameter.numel() for parameter in model.parameters()) == count
-
-
-def test_dropout_is_a_function_of_torchs_seed_and_keeps_the_mean() -> None:
-    dropout, x = bert.Dropout(0.1), torch.ones(400, 1001)
-    torch.manual_seed(3)
-    first = dropout(x)
-    torch.manual_seed(3)
-    assert torch.equal(first, dropout(x))
-    assert not torch.equal(first, dropout(x))
-    assert abs(float((first == 0).float().mean()) - 0.1) < 0.002
-    assert abs(float(first.mean()) - 1) < 0.002
-    assert torch.equal(dropout.eval()(x), x)
-
-
-@pytest.mark.parametrize("kind", ["bool", "added"])
-def test_attention_with_dropout_is_torchs_where_nothing_is_dropped(kind: str) -> None:
-    torch.manual_seed(0)
-    q, k, v = torch.randn(3, 2, 4, 6, 8)
-    mask = torch.rand(2, 1, 1, 6) < 0.7
-    mask[..., 0] = True
-    given = mask if kind == "bool" else torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
-    torch.testing.assert_close(bert.attend(q, k, v, given, 1e-9), bert.attend(q, k, v, given, 0.0))

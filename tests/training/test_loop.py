@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import find_task
@@ -60,19 +61,27 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(checkpoint, enco
     assert not same(runs[0][0], runs[2][0])
 
 
-def test_a_killed_run_ends_as_if_it_had_not_been(checkpoint, encoded, validation, recorder) -> None:  # type: ignore[no-untyped-def]
-    whole, fitted = train(checkpoint, encoded, validation, recorder)
+@pytest.mark.parametrize("tokens", [None, 60])
+def test_a_killed_run_ends_as_if_it_had_not_been(  # type: ignore[no-untyped-def]
+    checkpoint, encoded, validation, recorder, tokens: int | None
+) -> None:
+    config = replace(CONFIG, batch_tokens=tokens)
+    whole, fitted = train(checkpoint, encoded, validation, recorder, config)
     history = curve(recorder)
     for die_at in (2, 9, 12, 27):
         recorder.history.unlink()
         again = {"scratch": f"killed-{die_at}"}
         with pytest.raises(Killed):
-            train(checkpoint, encoded, validation, recorder, die_at=die_at, every=0, **again)
-        resumed, second = train(checkpoint, encoded, validation, recorder, die_at=fitted.steps - die_at + 3, **again)
+            train(checkpoint, encoded, validation, recorder, config, die_at=die_at, every=0, **again)
+        resumed, second = train(
+            checkpoint, encoded, validation, recorder, config, die_at=fitted.steps - die_at + 3, **again
+        )
         assert same(whole, resumed)
         assert second == fitted
         assert curve(recorder) == history
-        done, third = train(checkpoint, encoded, validation, recorder, die_at=1, **again)  # a finished phase is not run
+        done, third = train(
+            checkpoint, encoded, validation, recorder, config, die_at=1, **again
+        )  # a finished phase is not run
         assert same(done, whole)
         assert third == fitted
 
@@ -231,6 +240,26 @@ def test_a_phase_has_a_floor_and_a_budget(epochs: int, floor: int, budget: int |
     config = replace(CONFIG, epochs=epochs, min_steps=floor, max_steps=budget)
     assert total_steps(range(72), config) == steps
     assert total_steps(range(72), config.stretched(3.0)) == 3 * steps
+
+
+def test_batches_may_be_of_so_many_tokens(checkpoint, encoded, validation, recorder, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """As many of them in each epoch, so that floor, budget, learning rate and a resumed epoch are what they are of rows."""
+    seen: list[tuple[int, ...]] = []
+    batch = batches.TokenizedDataset.batch
+
+    def noted(rows: batches.TokenizedDataset, at: np.ndarray) -> batches.Batch:
+        seen.append(tuple(at.tolist())) if rows is encoded else None
+        return batch(rows, at)
+
+    monkeypatch.setattr(batches.TokenizedDataset, "batch", noted)
+    config = replace(CONFIG, batch_tokens=60, patience=99)
+    _, fitted = train(checkpoint, encoded, validation, recorder, config)
+    assert fitted.steps == len(seen) == total_steps(encoded, config)
+    size = fitted.steps // 3
+    for epoch in (seen[:size], seen[size : 2 * size], seen[2 * size :]):
+        assert sorted(i for rows in epoch for i in rows) == list(range(len(encoded)))
+        assert all(len(rows) * encoded.lengths[list(rows)].max() <= 60 for rows in epoch)
+    assert set(seen[:size]) != set(seen[size : 2 * size])
 
 
 def test_a_phase_under_its_floor_goes_through_its_rows_again(checkpoint, encoded, validation, recorder) -> None:  # type: ignore[no-untyped-def]
