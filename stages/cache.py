@@ -1,11 +1,12 @@
 """Cache the teacher's outputs on every training and transfer row. The only stage that runs the teacher over data."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pyarrow as pa
 import typer
 
+from filbert.cache import imported
 from filbert.cache.build import build_cache
 from filbert.cache.teacher_cache import CacheConfig, TeacherCache, cache_fingerprint, evenly_spaced
 from filbert.data import arrow, batches, tasks
@@ -34,13 +35,18 @@ def cache(
         partition.share(arrow.read_table(file), index)
         for file in (prepared / "train.arrow", transfer / "transfer.arrow")
     )
-    teacher, key = checkpoints.load_model(teacher_folder), cache_fingerprint(teacher_folder, encoding, settings, on)
+    teacher: Any = checkpoints.load_model(teacher_folder)
+    key = cache_fingerprint(teacher_folder, encoding, settings, on)
     layers = len(config.section("student", checkpoints.StudentConfig).layers)
     wanted = config.section("cache_columns", CacheColumnsConfig)
     columns, more = wanted.expand(LayerMap(layers, teacher.config.num_hidden_layers), task.kind)
+    if given := imported.ImportedLogits.of(prepared, task):
+        teacher, key, columns, more = imported.ImportedTeacher(), given.fingerprint(key), *[imported.COLUMNS] * 2
 
     def tokenize(rows: pa.Table) -> batches.TokenizedDataset:
-        return batches.tokenize(rows, task, tokenizer, encoding, words=any(c.startswith("words") for c in columns))
+        words = any(column.startswith("words") for column in columns)
+        found = batches.tokenize(rows, task, tokenizer, encoding, words)
+        return given.join(found) if given else found
 
     with run_recorder.stage_run(
         "cache",

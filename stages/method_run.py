@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
+from filbert.cache import imported
 from filbert.cache.teacher_cache import CacheConfig, CacheError, TeacherCache, cache_fingerprint, evenly_spaced
 from filbert.data import arrow, batches, sources, tasks
 from filbert.methods.context import MethodContext
@@ -52,7 +53,7 @@ def run_method(
     if folders.start:
         shape = checkpoints.all_layers(folders.start)
     tokenizer = batches.load_tokenizer(folders.start or folders.teacher)
-    teacher = checkpoints.load_model(folders.teacher)
+    teacher: Any = checkpoints.load_model(folders.teacher)
     layer_map = LayerMap(len(shape.layers), teacher.config.num_hidden_layers)
     wanted = [column_for_task(task.kind, column) for column in columns(layer_map)]
     words = any(column.startswith("words") for column in wanted)
@@ -65,10 +66,14 @@ def run_method(
     if folders.word_vectors:
         hashes = {"word_vectors": files.sha256(folders.word_vectors / sources.RECORD)[:12]} | hashes
     key = cache_fingerprint(folders.teacher, encoding, cache_config, on)
+    if given := imported.ImportedLogits.of(folders.prepared, task):
+        imported.check_columns(student_name, wanted)
+        teacher, key = imported.ImportedTeacher(), given.fingerprint(key)
     cache = TeacherCache(config.section("partitions", arrow.Partition).folders(folders.cache), key)
     if wanted:
         sample = table.take(evenly_spaced(len(table), cache_config.verify_rows))
         rows = batches.tokenize(sample, task, batches.load_tokenizer(folders.teacher), encoding, words)
+        rows = given.join(rows) if given else rows
         try:
             cache.verify(rows, wanted, teacher, cache_config, on)
         except CacheError as error:

@@ -16,18 +16,20 @@ from filbert.data.tasks import Task, TaskKind
 from filbert.runtime.files import atomic_file
 
 Row = dict[str, Any]  # idx, the text columns of the task, label (None where there is none), hash
+TEACHER = "teacher"  # the column of probabilities, of a task with teacher_columns
 ROWS_AT_A_TIME = 4096  # rows in memory while a file is written
 
 
 def row_schema(task: Task) -> pa.Schema:
-    """The columns of a prepared table: idx, the texts, label, hash."""
+    """The columns of a prepared table: idx, the texts, label, hash, and the probabilities of a task with teacher_columns."""
     label = {
         TaskKind.MULTILABEL: pa.list_(pa.int8(), len(task.labels)),  # 1 where a label applies
         TaskKind.REGRESSION: pa.float32(),
         TaskKind.TAGGING: pa.list_(pa.int32()),
     }.get(task.kind, pa.int32())
     texts = [(name, pa.string()) for name in task.columns]
-    return pa.schema([("idx", pa.int32()), *texts, ("label", label), ("hash", pa.int64())])
+    imported = [(TEACHER, pa.list_(pa.float32(), task.outputs))] if task.teacher_columns else []
+    return pa.schema([("idx", pa.int32()), *texts, ("label", label), ("hash", pa.int64()), *imported])
 
 
 def texts_of(table: pa.Table, task: Task) -> list[tuple[str, ...]]:

@@ -8,10 +8,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from filbert.data.arrow import Row
+from filbert.data.arrow import TEACHER, Row
 from filbert.data.formats import SUFFIXES, Located, Record, RowError, read_records
 from filbert.data.tasks import Task, TaskKind
 
+ROUNDING = 0.02  # by which the probabilities of a row may miss a sum of 1
 SHOWN = 8  # values of a column that an error lists
 
 
@@ -92,7 +93,23 @@ def _validate(idx: int, record: Record, task: Task, where: str) -> Row:
         label: Any = _multi_hot(given, task, where)
     else:
         label = given if task.kind is TaskKind.TAGGING else _label(given, task, where)
-    return {"idx": idx, **texts, "label": label, "hash": text_hash(*texts.values())}
+    imported = {TEACHER: _probabilities(record, task, where)} if task.teacher_columns else {}
+    return {"idx": idx, **texts, "label": label, "hash": text_hash(*texts.values()), **imported}
+
+
+def _probabilities(record: Record, task: Task, where: str) -> tuple[float, ...] | None:
+    """What a teacher elsewhere says of a row; None where its columns are missing or empty, as they may be of test rows."""
+    given = [record.get(name) for name in task.teacher_columns]
+    if all(value is None or not str(value).strip() for value in given):
+        return None
+    try:
+        found = tuple(float(str(value)) for value in given)
+    except ValueError:
+        found = (float("nan"),)
+    if not (min(found) >= 0 and abs(sum(found) - 1) <= ROUNDING):
+        columns = ", ".join(task.teacher_columns)
+        raise RowError(f"{where}: expected probabilities that sum to 1 in {columns}, got {', '.join(map(str, given))}")
+    return found
 
 
 def _is_visible(text: str) -> bool:

@@ -86,6 +86,7 @@ class Task:
     max_malformed: int = 0  # known malformed training rows of published files: dropped and counted, up to so many
     label_range: tuple[float, ...] = ()  # of a regression label: lowest, highest
     separator: str = SEPARATOR  # between the labels of a multilabel row that is written as text
+    teacher_columns: tuple[str, ...] = ()  # a probability for each label, from a teacher elsewhere
     languages: tuple[str, ...] = ()  # folders, one a language, that each hold the files; one model learns them all
     transfer: tuple[str, ...] = ()  # tasks of kind text whose sentences join its transfer set
     labels_per_class: int | None = (
@@ -204,7 +205,12 @@ def check(task: Task, where: str) -> None:
         raise _wrong(where, "max_malformed", "0 or more", task.max_malformed)
     if task.transfer and len(task.columns) > 1:
         raise _wrong(where, "transfer", "none, as rows are pairs, which single texts cannot be", task.transfer)
-    for key in ("columns", "labels", "metrics", "test", "header", "languages", "transfer"):
+    if task.teacher_columns and (task.kind not in CLASSES or len(task.teacher_columns) != task.outputs):
+        wanted = f"a column for each of {task.outputs} classes, of a task whose rows have a class"
+        raise _wrong(where, "teacher_columns", wanted, task.teacher_columns)
+    if task.teacher_columns and task.transfer:
+        raise _wrong(where, "transfer", "none, as teacher_columns say nothing of other texts", task.transfer)
+    for key in ("columns", "labels", "metrics", "test", "header", "languages", "transfer", "teacher_columns"):
         if len(set(getattr(task, key))) < len(getattr(task, key)):
             raise _wrong(where, key, "each once", getattr(task, key))
 

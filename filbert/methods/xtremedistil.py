@@ -29,6 +29,7 @@ from filbert.methods.context import Loss, MethodContext
 from filbert.models import checkpoints
 from filbert.models.bilstm import BiLstmConfig, BiLstmForSequenceClassification, BiLstmForTokenClassification
 from filbert.models.checkpoints import forward_batch
+from filbert.models.loading import load_config
 from filbert.models.svd import low_rank_factors
 from filbert.runtime.config import NonNegative, PositiveInt, Range
 from filbert.runtime.device import seed_everything
@@ -81,8 +82,9 @@ class Config:
 
 
 def columns(layer_map: LayerMap, config: Config) -> tuple[str, ...]:
-    """The teacher's logits and what its head reads (of which the control on labels takes the width alone)."""
-    return ("pooled",) if config.objective == "labels" else ("logits", "pooled")
+    """The teacher's logits and, where it is learnt, what its head reads."""
+    represented = config.objective == "joint" or (config.objective == "stages" and config.learn_representation)
+    return () if config.objective == "labels" else ("logits", "pooled") if represented else ("logits",)
 
 
 def compress(context: MethodContext, config: Config) -> BiLstmForSequenceClassification:
@@ -103,7 +105,7 @@ def _in_stages(
     context: MethodContext, texts: MethodContext, student: BiLstmForSequenceClassification, config: Config
 ) -> BiLstmForSequenceClassification:
     """Representation, then logits, then labels (algorithm 1)."""
-    rows, held_out = texts.with_targets(["logits", "pooled"]), _held_out(len(texts.train))
+    rows, held_out = texts.with_targets(list(columns(context.layer_map, config))), _held_out(len(texts.train))
     train, judge = rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
     times = 1.0 if config.unfreeze else len(PARTS)
     logits = config.logits.stretched(times)
@@ -222,7 +224,7 @@ def new_bilstm(context: MethodContext, shape: ShapeConfig) -> BiLstmForSequenceC
         kept_vocab_size=len(seen) + 1,
         embedding_size=shape.embedding,
         lstm_size=shape.lstm,
-        hidden_size=context.width("pooled"),
+        hidden_size=load_config(context.teacher).hidden_size,
         pooling=shape.pooling,
         dropout=shape.dropout,
         activation=shape.activation,
