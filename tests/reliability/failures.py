@@ -146,8 +146,7 @@ def _as_before(world: World, step: Step, done: Done) -> Iterator[str]:
     if done.code:
         yield f"the last run ended with {done.code}: {' / '.join(done.lines[-3:])}"
         return
-    if (found := world.hashes(step)) != (expected := world.reference[step.name]):
-        other = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if other := world.differing(step):
         yield f"other outputs: {other[:3]}"
     if left := world.orphans():
         yield f"left behind: {left[:3]}"
@@ -191,8 +190,8 @@ def _found(world: World, reader: Step, file: str, done: Done) -> tuple[str, str]
     """The outcome of reading a damaged file, and what is wrong with it."""
     told = done.lines[-1] if done.lines else ""
     if done.code == 0:
-        same = world.hashes(reader) == world.reference[reader.name]
-        return ("no harm", "") if same else ("used", "what was made of it is another, and nothing was said")
+        other = world.differing(reader)
+        return ("no harm", "") if not other else ("used", "what was made of it is another, and nothing was said")
     if "Traceback" in done.said:
         return "refused", f"a traceback: {told}"
     folder = str(Path(file).parent)
@@ -242,7 +241,7 @@ def damaged_settings(world: World, kind: str, draw: random.Random) -> Case:
     done = world.run(step)
     told = done.lines[-1] if done.lines else ""
     if done.code == 0:
-        wrong = "" if world.hashes(step) == world.reference[step.name] else "what was made is another"
+        wrong = "what was made is another" if world.differing(step) else ""
     else:
         wrong = "" if "params.yaml" in told and "Traceback" not in done.said else f"not named: {told}"
     file.write_bytes(content)

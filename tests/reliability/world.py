@@ -30,8 +30,9 @@ LONGEST = 400  # seconds that a command may take
 BLOCK = 4096  # bytes
 CLOCKED = ("latency", "baselines", "report")  # stages whose outputs hold times: their files are compared by name
 TIMED = re.compile(
-    r".*/HASHES.json|data/exported/.*/(export.json|README.md)|data/metrics/.*/exported/.*"
+    r".*/HASHES.json|data/exported/.*/(config.json|export.json|README.md)|data/metrics/.*/exported/.*"
 )  # likewise: files
+INT8 = "model.int8.onnx"  # which variant is published, or none, is chosen by time
 TIMES = ("time", "rows_per_second", "tokens_per_second")  # fields of a line of a history
 GRAPH = """
 import json
@@ -194,6 +195,12 @@ class World:
                 name = str(file.relative_to(self.folder))
                 found[name] = "" if step.clocked or TIMED.fullmatch(name) else _hash(file)
         return found
+
+    def differing(self, step: Step) -> list[str]:
+        """The files of a step that are other than in the reference."""
+        found, expected = self.hashes(step), self.reference[step.name]
+        differ = [name for name in sorted(found | expected) if found.get(name) != expected.get(name)]
+        return [name for name in differ if not (name.endswith(INT8) and (name in found) != (name in expected))]
 
     def orphans(self) -> list[str]:
         """What should not be there when no stage runs: unfinished files, and state of stages that are done."""
