@@ -18,8 +18,8 @@ SEED = 0
 def masked_lm(task_name: str, prepared: Path, checkpoint: Path, out: OutFolder) -> None:
     """Put the masked language model of the settings `augment` into the folder OUT: another checkpoint that they name, or CHECKPOINT
     with a head trained on the training rows in PREPARED; none where nothing is augmented or no head is to be trained."""
-    task, settings, scratch = tasks.find(task_name), config.section("augment", AugmentConfig), scratch_of(out)
-    table = arrow.read_table(prepared / "train.arrow")
+    task, scratch, table = tasks.find(task_name), scratch_of(out), arrow.read_table(prepared / "train.arrow")
+    settings = config.section("augment", AugmentConfig).for_rows(len(table))
     with (
         run_recorder.stage_run(
             "masked_lm",
@@ -39,7 +39,11 @@ def masked_lm(task_name: str, prepared: Path, checkpoint: Path, out: OutFolder) 
             model.train_head(rows, settings.training, SEED, scratch, recorder)
             checkpoints.save_with_provenance(model.model, model.tokenizer, making, recorder)
         else:
-            why = "word vectors alone propose words" if settings.variants else "augment.variants is 0"
+            why = (
+                "word vectors alone propose words"
+                if settings.variants
+                else "augment.variants is 0, or augment.max_rows exceeded"
+            )
             progress.log(f"{task_name}: no masked language model: {why}")
             files.write_text(making / "NONE", f"{why}\n")
     files.clear_scratch(scratch)

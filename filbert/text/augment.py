@@ -11,7 +11,7 @@ teacher predicts it.
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -35,6 +35,7 @@ class AugmentConfig:
     """How many variants are made, and how."""
 
     variants: NonNegativeInt  # of each training row; 0: none are made
+    max_rows: PositiveInt | None  # a task of more training rows is not augmented; null: any is
     probability: Fraction  # of replacing a word, in each variant
     candidates: PositiveInt  # words that may replace a word
     spacing: (
@@ -43,6 +44,10 @@ class AugmentConfig:
     batch_size: PositiveInt  # masked copies in one forward pass
     masked_lm: Source | None  # null: the checkpoint, its head trained on the task's own text
     training: TrainingConfig | None  # of that head; null without a masked_lm: word vectors give all candidates
+
+    def for_rows(self, count: int) -> "AugmentConfig":
+        """The same for a task of so many training rows: no variants of too many."""
+        return replace(self, variants=0) if self.max_rows is not None and count > self.max_rows else self
 
 
 class Place(NamedTuple):

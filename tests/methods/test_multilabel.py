@@ -252,7 +252,7 @@ def test_the_soft_loss_is_hintons_for_two_classes_label_by_label() -> None:
     ("method", "settings"),
     [
         (finetune, finetune.Config(FIT)),
-        (kd, kd.Config(2.0, 0.5, True, FIT)),
+        (kd, kd.Config(2.0, 0.5, True, 0.5, FIT)),
         (pkd, pkd.Config(2.0, 0.5, 1.0, FIT)),
         (tinybert, tinybert.Config(0.0, FIT, 2.0, 0.5, FIT)),
         (refbert, REFBERT),

@@ -221,7 +221,7 @@ def test_part_and_joined_keep_tags_with_their_rows(context: MethodContext) -> No
     ("method", "config"),
     [
         (finetune, finetune.Config(FIT)),
-        (kd, kd.Config(1.0, 0.5, False, FIT)),
+        (kd, kd.Config(1.0, 0.5, False, 0.0, FIT)),
         (theseus, theseus.Config("curriculum", 0.5, 0.5, "bottom", False, FIT)),
         (xtremedistil, XTREMEDISTIL),
         (xtremedistil, replace(XTREMEDISTIL, objective="hard")),

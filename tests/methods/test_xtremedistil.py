@@ -217,7 +217,10 @@ def test_a_control_without_a_teacher_starts_without_it(with_transfer: MethodCont
     assert torch.equal(ours, new_bilstm(other, SHAPE).embedding.weight)
 
 
-def test_kd_gains_the_transfer_rows(with_transfer: MethodContext) -> None:
-    kd.compress(with_transfer, kd.Config(2.0, 0.7, True, FIT))
+@pytest.mark.parametrize("labelled", [0.0, 0.8])
+def test_kd_gains_the_transfer_rows(with_transfer: MethodContext, labelled: float) -> None:
+    kd.compress(with_transfer, kd.Config(2.0, 0.7, True, labelled, FIT))
     steps = [line["step"] for line in read_history(with_transfer.recorder.history) if "best" in line]
-    assert steps == [FIT.epochs * -(-len(with_transfer.with_transfer().train) // FIT.batch_size)]
+    rows = with_transfer.with_transfer(labelled).train
+    assert steps == [FIT.epochs * -(-len(rows) // FIT.batch_size)]
+    assert (rows.label >= 0).mean() >= labelled

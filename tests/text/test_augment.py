@@ -22,7 +22,7 @@ from filbert.tracking.run_recorder import RunRecorder
 from filbert.training.loop import TrainingConfig
 
 CONFIG = AugmentConfig(
-    variants=3, probability=0.4, candidates=4, spacing=0, batch_size=5, masked_lm=None, training=None
+    variants=3, max_rows=None, probability=0.4, candidates=4, spacing=0, batch_size=5, masked_lm=None, training=None
 )
 TEXTS = ["The film was great and long", "cats dogs", "a dull Movie, not warm here", "the"]
 
@@ -191,3 +191,9 @@ def test_byte_level_pieces_are_read_as_text() -> None:
     assert [word for word, is_word in zip(made.token_texts, made.is_word.tolist(), strict=True) if is_word] == [
         "film", "plot", "voilà", "good"
     ]  # fmt: skip
+
+
+def test_a_large_task_is_not_augmented() -> None:
+    limited = replace(CONFIG, max_rows=10)
+    assert [limited.for_rows(count).variants for count in (10, 11)] == [3, 0]
+    assert CONFIG.for_rows(11).variants == 3
