@@ -1,9 +1,9 @@
 """Running a method on files: what `distill` and `prune` share. Open its context, verify the cache, train, save the student."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -17,7 +17,10 @@ from filbert.models.intermediate_outputs import column_for_task
 from filbert.runtime import config, device, files
 from filbert.tracking import history, run_recorder
 from filbert.training.layerwise import LayerMap
+from filbert.training.loop import stretched_phases
 from stages import scratch_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,11 @@ class Folders:
     transfer: Path | None = None  # rows without labels, where the method learns from them
     word_vectors: Path | None = None
     start: Path | None = None  # a pretrained student that is trained whole, with its own tokenizer
+
+
+def read_settings(names: str | Sequence[str], shape: type[T], task_name: str) -> T:
+    """The settings of a student, its phases of training as long as its task has them."""
+    return stretched_phases(config.section(names, shape), tasks.find(task_name).training_fraction)
 
 
 def run_method(

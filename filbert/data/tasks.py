@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from filbert import FilbertError
 from filbert.runtime import config
+from filbert.runtime.config import Range
 
 NAME = re.compile(
     r"[A-Za-z][A-Za-z0-9_]*"
@@ -92,6 +93,7 @@ class Task:
     labels_per_class: int | None = (
         None  # labelled rows kept of each class, validation rows included; others lose their label
     )
+    training_fraction: Annotated[float, Range(0, 1, above=True)] = 1.0  # of the length of every phase: a first look
 
     @property
     def files(self) -> dict[str, tuple[str, str]]:

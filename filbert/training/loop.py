@@ -9,9 +9,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Sized
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ LOG_STEPS = 10
 VALIDATION_BATCH = 64
 RANK_SEED_OFFSET = 1 << 40  # between the seeds of two processes
 
+T = TypeVar("T", bound=Any)
 Loss = Callable[[Batch], Tensor]  # a batch on the device -> a scalar
 
 
@@ -68,6 +69,16 @@ class TrainingConfig:
         """The same for `factor` times as many epochs, floor and budget alike."""
         most = None if self.max_steps is None else max(1, round(self.max_steps * factor))
         return replace(self, epochs=self.epochs * factor, min_steps=round(self.min_steps * factor), max_steps=most)
+
+
+def stretched_phases(settings: T, factor: float) -> T:
+    """The same settings with every phase of training in them, at any depth, `factor` times as long."""
+    if isinstance(settings, TrainingConfig):
+        return settings.stretched(factor)
+    if not is_dataclass(settings):
+        return settings
+    parts = {part.name: stretched_phases(getattr(settings, part.name), factor) for part in fields(settings)}
+    return replace(settings, **parts)
 
 
 @dataclass(frozen=True)

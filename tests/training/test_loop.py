@@ -11,11 +11,21 @@ from tiny import find_task
 from torch import Tensor, nn
 
 from filbert.data import batches
+from filbert.methods import rosita
 from filbert.models import checkpoints
 from filbert.tracking.history import count_steps, read_history
 from filbert.tracking.run_recorder import RunRecorder
 from filbert.training import losses
-from filbert.training.loop import TrainingConfig, TrainingError, TrainingResult, fit, total_steps, validate
+from filbert.training.loop import (
+    TrainingConfig,
+    TrainingError,
+    TrainingResult,
+    fit,
+    stretched_phases,
+    total_steps,
+    validate,
+)
+from stages.teach import TeacherConfig
 
 SST2, CPU = find_task("sst2"), torch.device("cpu")
 CONFIG = TrainingConfig(epochs=3, batch_size=8, learning_rate=1e-3, warmup=0.1, decay="linear", weight_decay=0.01,
@@ -240,6 +250,13 @@ def test_a_phase_has_a_floor_and_a_budget(epochs: int, floor: int, budget: int |
     config = replace(CONFIG, epochs=epochs, min_steps=floor, max_steps=budget)
     assert total_steps(range(72), config) == steps
     assert total_steps(range(72), config.stretched(3.0)) == 3 * steps
+
+
+def test_a_first_look_shortens_every_phase_of_a_method() -> None:
+    settings = TeacherConfig((1,), replace(CONFIG, min_steps=100))
+    phases = rosita.IterativeConfig(0.5, None, 0, True, CONFIG)
+    assert stretched_phases(settings, 0.25).training == replace(CONFIG, epochs=0.75, min_steps=25)
+    assert stretched_phases(phases, 0.5) == replace(phases, training=replace(CONFIG, epochs=1.5))
 
 
 def test_batches_may_be_of_so_many_tokens(checkpoint, encoded, validation, recorder, monkeypatch) -> None:  # type: ignore[no-untyped-def]
