@@ -39,7 +39,8 @@ class Folders:
 
 def read_settings(names: str | Sequence[str], shape: type[T], task_name: str) -> T:
     """The settings of a student, its phases of training as long as its task has them."""
-    return stretched_phases(config.section(names, shape), tasks.find(task_name).training_fraction)
+    settings: T = stretched_phases(config.section(names, shape), tasks.find(task_name).training_fraction)
+    return settings
 
 
 def run_method(

@@ -39,7 +39,7 @@ class TeacherConfig:
 def teach(task_name: str, prepared: Path, checkpoint: Path, out: OutFolder) -> None:
     """Fine-tune CHECKPOINT on the task TASK_NAME with the rows in PREPARED; write the teacher to the folder OUT."""
     task = tasks.find(task_name)
-    settings = stretched_phases(config.section("teacher", TeacherConfig), task.training_fraction)
+    settings: TeacherConfig = stretched_phases(config.section("teacher", TeacherConfig), task.training_fraction)
     encoding = config.section("tokenizer", batches.TokenizerConfig)
     scratch, on = scratch_of(out), device.select_device()
     tokenizer = batches.load_tokenizer(checkpoint)

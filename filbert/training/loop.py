@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sized
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -38,7 +38,6 @@ LOG_STEPS = 10
 VALIDATION_BATCH = 64
 RANK_SEED_OFFSET = 1 << 40  # between the seeds of two processes
 
-T = TypeVar("T", bound=Any)
 Loss = Callable[[Batch], Tensor]  # a batch on the device -> a scalar
 
 
@@ -71,11 +70,11 @@ class TrainingConfig:
         return replace(self, epochs=self.epochs * factor, min_steps=round(self.min_steps * factor), max_steps=most)
 
 
-def stretched_phases(settings: T, factor: float) -> T:
+def stretched_phases(settings: Any, factor: float) -> Any:
     """The same settings with every phase of training in them, at any depth, `factor` times as long."""
     if isinstance(settings, TrainingConfig):
         return settings.stretched(factor)
-    if not is_dataclass(settings):
+    if not is_dataclass(settings) or isinstance(settings, type):
         return settings
     parts = {part.name: stretched_phases(getattr(settings, part.name), factor) for part in fields(settings)}
     return replace(settings, **parts)
