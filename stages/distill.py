@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from filbert.methods import load_method
+from filbert.runtime import config
 from stages import OutFolder, run
-from stages.method_run import Folders, read_settings, run_method
+from stages.method_run import Folders, as_long_as_asked, run_method
 
 
 def distill(
@@ -30,7 +31,8 @@ def distill(
     """Train a student of the task TASK_NAME by METHOD_NAME in the folder OUT: from layers of CHECKPOINT or WORD_VECTORS, with
     the rows in PREPARED and TRANSFER, the CACHE of the TEACHER's outputs on them and their REFERENCES."""
     method, name = load_method(method_name), variant or method_name
-    settings = read_settings([f"settings.{method_name}", f"settings.{name}"], method.Config, task_name)
+    given = config.section([f"settings.{method_name}", f"settings.{name}"], method.Config)
+    settings = as_long_as_asked(given, task_name)
     learns_from_transfer = getattr(settings, "transfer", False)
     folders = Folders(
         prepared,

@@ -1,6 +1,6 @@
 """Running a method on files: what `distill` and `prune` share. Open its context, verify the cache, train, save the student."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,10 +37,10 @@ class Folders:
     start: Path | None = None  # a pretrained student that is trained whole, with its own tokenizer
 
 
-def read_settings(names: str | Sequence[str], shape: type[T], task_name: str) -> T:
-    """The settings of a student, its phases of training as long as its task has them."""
-    settings: T = stretched_phases(config.section(names, shape), tasks.find(task_name).training_fraction)
-    return settings
+def as_long_as_asked(settings: T, task_name: str) -> T:
+    """The settings of a student with phases of training as long as its task asks for."""
+    stretched: T = stretched_phases(settings, tasks.find(task_name).training_fraction)
+    return stretched
 
 
 def run_method(

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from filbert.methods.rosita import ChainConfig, chain_columns, prune_further
-from filbert.runtime import files
+from filbert.runtime import config, files
 from stages import OutFolder, run
-from stages.method_run import Folders, read_settings, run_method
+from stages.method_run import Folders, as_long_as_asked, run_method
 
 
 def prune(
@@ -24,7 +24,7 @@ def prune(
     """Prune the student in START by the settings of the chain CHAIN_NAME: with the rows in PREPARED and TRANSFER, the CACHE of the
     TEACHER's outputs on them and their REFERENCES, make a smaller student of the task TASK_NAME in the folder OUT. CHECKPOINT is
     what all students start from."""
-    settings = read_settings(f"settings.{chain_name}", ChainConfig, task_name)
+    settings = as_long_as_asked(config.section(f"settings.{chain_name}", ChainConfig), task_name)
     run_method(
         "prune",
         task_name,
