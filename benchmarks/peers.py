@@ -7,25 +7,40 @@
 | Trainer | `transformers.Trainer` with the teacher run beside the student, rows shuffled, padded to the longest of a batch |
 | Trainer, grouped | the same, `train_sampling_strategy="group_by_length"`: a careful user |
 | TextBrewer | its GeneralDistiller, the same loss (T² folded into the weight: it leaves it out), where it is installed |
+| torchdistill | its DistillationBox with KDLoss, where it is installed |
 
-All start from the same student, with the same rows, batch size, learning rate and loss, w T² KL + (1 - w) CE. Filbert trains in
-bfloat16 where the processor has it. Arms run in turn; a ratio is of medians; scores are of the validation rows after the epoch.
+The last two are no dependency of this project. In an environment of their own beside it:
+`pip install --no-deps textbrewer==0.2.1.post1 torchdistill==1.1.5 tensorboard absl-py grpcio markdown werkzeug`. torchdistill
+imports torchvision for image models; where that is missing, empty classes stand for it.
+
+All start from the same student, with the same rows, batch size, learning rate and its schedule, and the same loss, w T² KL +
+(1 - w) CE. Filbert trains in bfloat16 where the processor has it. Arms run in turn; a ratio is of medians; scores are of the
+validation rows after the epoch.
 """
 
 import importlib.util
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
-from torch import Tensor
-from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+    get_linear_schedule_with_warmup,
+)
 
 from benchmarks.turns import machine
 from filbert.cache import build, teacher_cache
@@ -42,6 +57,7 @@ from filbert.training.loop import TrainingConfig, fit
 
 T, W = 2.0, 0.7  # temperature, weight of the teacher's logits
 BATCH, RATE = 32, 1e-4
+EMPTY = [f"torchvision{name}" for name in ("", ".datasets", ".models", ".models.densenet", ".models.resnet")]
 
 
 class Bench:
@@ -53,6 +69,7 @@ class Bench:
         self.encoding = config.section("tokenizer", batches.TokenizerConfig)
         self.table = arrow.read_table(prepared / "train.arrow").slice(0, count)
         self.rows = batches.tokenize(self.table, self.task, self.tokenizer, self.encoding)
+        self.steps = -(-len(self.rows) // BATCH)
         self.validation = batches.load_split(prepared, "validation", self.task, self.tokenizer, self.encoding)[1]
         torch.manual_seed(0)
         start = checkpoints.new_student(checkpoint, self.task, config.section("student", checkpoints.StudentConfig))
@@ -107,13 +124,17 @@ class Bench:
             )
         return student
 
-    def trainer(self, grouped: bool, bf16: bool) -> Any:
-        """By transformers.Trainer, with the teacher beside."""
+    def pair(self) -> tuple[Any, Any]:
+        """A student at its start and the teacher, as transformers loads them."""
         student, teacher = (
             AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             for folder in (self.work / "start", self.teacher)
         )
-        teacher.eval()
+        return student, teacher.eval()
+
+    def trainer(self, grouped: bool, bf16: bool) -> Any:
+        """By transformers.Trainer, with the teacher beside."""
+        student, teacher = self.pair()
 
         class Distiller(Trainer):
             def compute_loss(self, model: Any, inputs: Any, *_: Any, **more: Any) -> Tensor:
@@ -124,7 +145,7 @@ class Bench:
 
         arguments = TrainingArguments(
             output_dir=tempfile.mkdtemp(dir=self.work), num_train_epochs=1, per_device_train_batch_size=BATCH,
-            learning_rate=RATE, warmup_steps=round(0.1 * len(self.rows) / BATCH), weight_decay=0.01, bf16=bf16,
+            learning_rate=RATE, warmup_steps=round(0.1 * self.steps), weight_decay=0.01, bf16=bf16,
             train_sampling_strategy="group_by_length" if grouped else "random", use_cpu=self.on.type == "cpu",
             report_to=[], disable_tqdm=True, save_strategy="no", logging_strategy="no", remove_unused_columns=False,
         )  # fmt: skip
@@ -136,11 +157,7 @@ class Bench:
         from textbrewer import DistillationConfig, GeneralDistiller
         from textbrewer import TrainingConfig as Training
 
-        student, teacher = (
-            AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            for folder in (self.work / "start", self.teacher)
-        )
-        teacher.eval()
+        student, teacher = self.pair()
         collate = DataCollatorWithPadding(self.tokenizer)
         loader: Any = torch.utils.data.DataLoader(
             self.examples(),  # type: ignore[arg-type]
@@ -159,8 +176,54 @@ class Bench:
         distiller = GeneralDistiller(training, DistillationConfig(**weights), teacher, student, adapt, adapt)
         optimizer = torch.optim.AdamW(student.parameters(), lr=RATE, weight_decay=0.01)
         with distiller, torch.autocast(self.on.type, torch.bfloat16, enabled=bf16):
-            distiller.train(optimizer, loader, num_epochs=1, callback=None)
+            distiller.train(optimizer, loader, num_epochs=1, callback=None, scheduler_class=get_linear_schedule_with_warmup,
+                            scheduler_args=self.schedule())  # fmt: skip
         return student
+
+    def torchdistill(self, bf16: bool) -> Any:
+        """By torchdistill's DistillationBox, driven as its example of text classification drives it."""
+        with torchvision_or_empty():
+            from torchdistill.core.distillation import DistillationBox
+            from torchdistill.datasets.registry import register_collate_func
+
+        student, teacher = self.pair()
+        collate = DataCollatorWithPadding(self.tokenizer)
+
+        @register_collate_func(key="padded")
+        def padded(rows: list[dict[str, Any]]) -> tuple[dict[str, Tensor], Tensor]:
+            batch = dict(collate(rows))
+            return batch, batch.pop("labels")
+
+        model = {"forward_proc": "forward_batch_only_as_kwargs", "forward_hook": {"output": ["classifier"]}}
+        logits = {f"{who}_module_{part}": value for who in ("student", "teacher")
+                  for part, value in (("path", "classifier"), ("io", "output"))}  # fmt: skip
+        kd = {"key": "KDLoss", "kwargs": {**logits, "temperature": T, "alpha": 1 - W}}
+        loader = {
+            "dataset_id": "train", "requires_supp": False, "collate_fn": "padded",
+            "sampler": {"class_or_func": torch.utils.data.RandomSampler}, "kwargs": {"batch_size": BATCH},
+        }  # fmt: skip
+        settings = {
+            "num_epochs": 1, "train_data_loader": loader, "teacher": {**model, "requires_grad": False}, "student": model,
+            "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": {"criterion": kd, "weight": 1.0}}}},
+            "optimizer": {"key": "AdamW", "kwargs": {"lr": RATE, "weight_decay": 0.01}},
+        }  # fmt: skip
+        box = DistillationBox(teacher, student, {"train": self.examples()}, settings, self.on, None, False, 1.0)
+        box.lr_scheduler = get_linear_schedule_with_warmup(box.optimizer, **self.schedule())
+        box.scheduling_step = 1  # the schedule goes on after each step
+        student.train()
+        box.pre_epoch_process(epoch=0)
+        for batch, label in box.train_data_loader:
+            box.pre_forward_process()
+            with torch.autocast(self.on.type, torch.bfloat16, enabled=bf16):
+                loss = box.forward_process(batch, label)
+            box.post_forward_process(loss)
+        box.post_epoch_process()
+        box.clean_modules()
+        return student
+
+    def schedule(self) -> dict[str, int]:
+        """Warm-up and decay as Filbert's, for get_linear_schedule_with_warmup."""
+        return {"num_warmup_steps": round(0.1 * self.steps), "num_training_steps": self.steps}
 
     def examples(self) -> list[dict[str, Any]]:
         """The rows as Hugging Face's collators take them."""
@@ -178,6 +241,19 @@ class Bench:
 def kd_loss(logits: Tensor, theirs: Tensor, label: Tensor) -> Tensor:
     """w T² KL(teacher ‖ student) + (1 - w) CE."""
     return W * losses.softened_kl(logits, theirs, T) + (1 - W) * losses.cross_entropy(logits, label)
+
+
+@contextmanager
+def torchvision_or_empty() -> Iterator[None]:
+    """Where torchvision is not installed, empty classes under the names that torchdistill's image models import."""
+    missing = importlib.util.find_spec("torchvision") is None
+    for name in EMPTY if missing else ():
+        module: Any = ModuleType(name)
+        module.__getattr__ = lambda attribute: type(attribute, (nn.Module,), {})
+        sys.modules[name] = module
+    yield
+    for name in EMPTY if missing else ():
+        del sys.modules[name]
 
 
 def main(
@@ -201,8 +277,9 @@ def main(
         for bf16, precision in ((False, "float32"), (True, "bfloat16")):
             arms[f"Trainer, {precision}"] = partial(bench.trainer, False, bf16)
             arms[f"Trainer, grouped, {precision}"] = partial(bench.trainer, True, bf16)
-            if importlib.util.find_spec("textbrewer"):
-                arms[f"TextBrewer, {precision}"] = partial(bench.textbrewer, bf16)
+            for name, arm in {"TextBrewer": bench.textbrewer, "torchdistill": bench.torchdistill}.items():
+                if importlib.util.find_spec(name.lower()):
+                    arms[f"{name}, {precision}"] = partial(arm, bf16)
         seconds, scores = run_in_turn(arms, rounds, bench.score)
     building = float(np.median(seconds.pop("Filbert, building the cache")))
     first = float(np.median(seconds["Filbert, from its cache"]))
