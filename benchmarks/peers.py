@@ -57,6 +57,7 @@ from filbert.training.loop import TrainingConfig, fit
 
 T, W = 2.0, 0.7  # temperature, weight of the teacher's logits
 BATCH, RATE = 32, 1e-4
+TOKENS = 900  # of a batch: of rotten_tomatoes about as many batches as of 32 rows
 EMPTY = [f"torchvision{name}" for name in ("", ".datasets", ".models", ".models.densenet", ".models.resnet")]
 
 
@@ -69,6 +70,7 @@ class Bench:
         self.encoding = config.section("tokenizer", batches.TokenizerConfig)
         self.table = arrow.read_table(prepared / "train.arrow").slice(0, count)
         self.rows = batches.tokenize(self.table, self.task, self.tokenizer, self.encoding)
+        work.mkdir()
         self.steps = -(-len(self.rows) // BATCH)
         self.validation = batches.load_split(prepared, "validation", self.task, self.tokenizer, self.encoding)[1]
         torch.manual_seed(0)
@@ -94,7 +96,7 @@ class Bench:
     def build_only(self) -> None:
         self.build()
 
-    def from_cache(self, cache: teacher_cache.TeacherCache) -> Any:
+    def from_cache(self, cache: teacher_cache.TeacherCache, tokens: int | None = None) -> Any:
         student, rows = self.student(), self.rows.with_targets(cache.on(self.rows, ["logits"]))
 
         def loss(batch: batches.Batch) -> Tensor:
@@ -107,6 +109,7 @@ class Bench:
             learning_rate=RATE,
             validations=0,
             min_steps=0,
+            batch_tokens=tokens,
         )
         scratch = Path(tempfile.mkdtemp(dir=self.work))
         with stage_run("peers", params={}, tags={}, hashes={}, scratch=scratch) as recorder:
@@ -268,19 +271,9 @@ def main(
 ) -> None:
     """Train a student for one epoch by each library, in turn, on the first rows of PREPARED, and write the table to OUT."""
     with tempfile.TemporaryDirectory(prefix="filbert-peers-") as folder:
-        bench = Bench(task_name, prepared, teacher, checkpoint, count, Path(folder))
-        cache = bench.build()
-        arms: dict[str, Callable[[], Any]] = {
-            "Filbert, building the cache": bench.build_only,
-            "Filbert, from its cache": partial(bench.from_cache, cache),
-        }
-        for bf16, precision in ((False, "float32"), (True, "bfloat16")):
-            arms[f"Trainer, {precision}"] = partial(bench.trainer, False, bf16)
-            arms[f"Trainer, grouped, {precision}"] = partial(bench.trainer, True, bf16)
-            for name, arm in {"TextBrewer": bench.textbrewer, "torchdistill": bench.torchdistill}.items():
-                if importlib.util.find_spec(name.lower()):
-                    arms[f"{name}, {precision}"] = partial(arm, bf16)
-        seconds, scores = run_in_turn(arms, rounds, bench.score)
+        for name, rows in (("few", 2 * BATCH), ("all", count)):  # with few all is imported that an arm imports
+            bench = Bench(task_name, prepared, teacher, checkpoint, rows, Path(folder) / name)
+            seconds, scores = run_in_turn(arms_of(bench), 1 if name == "few" else rounds, bench.score)
     building = float(np.median(seconds.pop("Filbert, building the cache")))
     first = float(np.median(seconds["Filbert, from its cache"]))
     lines = [["arm", "seconds an epoch (least)", "score", "1 student", f"{students} students"]]
@@ -297,6 +290,23 @@ def main(
     )
     write_text(out, "\n\n".join(["# Beside other libraries", head, markdown_table(lines)]) + "\n")
     print(out.read_text())
+
+
+def arms_of(bench: Bench) -> dict[str, Callable[[], Any]]:
+    """What is timed, by name."""
+    cache = bench.build()
+    arms: dict[str, Callable[[], Any]] = {
+        "Filbert, building the cache": bench.build_only,
+        "Filbert, from its cache": partial(bench.from_cache, cache),
+        f"Filbert, from its cache, batches of {TOKENS} tokens": partial(bench.from_cache, cache, TOKENS),
+    }
+    for bf16, precision in ((True, "bfloat16"), (False, "float32")):
+        arms[f"Trainer, {precision}"] = partial(bench.trainer, False, bf16)
+        arms[f"Trainer, grouped, {precision}"] = partial(bench.trainer, True, bf16)
+        for name, arm in {"TextBrewer": bench.textbrewer, "torchdistill": bench.torchdistill}.items():
+            if importlib.util.find_spec(name.lower()):
+                arms[f"{name}, {precision}"] = partial(arm, bf16)
+    return arms
 
 
 def run_in_turn(
