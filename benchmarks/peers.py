@@ -49,7 +49,7 @@ from filbert.data.batches import TokenizedDataset
 from filbert.evaluation import metrics
 from filbert.evaluation.tables import markdown_table
 from filbert.models import checkpoints
-from filbert.runtime import config, device
+from filbert.runtime import config, device, progress
 from filbert.runtime.files import write_text
 from filbert.tracking.run_recorder import stage_run
 from filbert.training import losses
@@ -78,7 +78,8 @@ class Bench:
         checkpoints.save(start, self.tokenizer, work / "start")
 
     def student(self) -> Any:
-        return checkpoints.load_model(self.work / "start")
+        """A student at its start, as Filbert trains it: its own encoder."""
+        return checkpoints.load_prunable(self.work / "start", self.task)
 
     def build(self) -> teacher_cache.TeacherCache:
         """The teacher's logits on the rows, in a cache of their own."""
@@ -100,7 +101,11 @@ class Bench:
         student, rows = self.student(), self.rows.with_targets(cache.on(self.rows, ["logits"]))
 
         def loss(batch: batches.Batch) -> Tensor:
-            return kd_loss(checkpoints.forward_batch(student, batch).logits, batch.targets["logits"], batch.label)
+            return kd_loss(
+                checkpoints.forward_batch(student, batch, logits_alone=True).logits,
+                batch.targets["logits"],
+                batch.label,
+            )
 
         phase = replace(
             config.section("training", TrainingConfig),
@@ -178,9 +183,15 @@ class Bench:
         )
         distiller = GeneralDistiller(training, DistillationConfig(**weights), teacher, student, adapt, adapt)
         optimizer = torch.optim.AdamW(student.parameters(), lr=RATE, weight_decay=0.01)
-        with distiller, torch.autocast(self.on.type, torch.bfloat16, enabled=bf16):
+        for model in (
+            student,
+            teacher,
+        ):  # one autocast around all steps would keep the casts of the first step's weights
+            model.forward = torch.autocast(self.on.type, torch.bfloat16, enabled=bf16)(model.forward)
+        with distiller:
             distiller.train(optimizer, loader, num_epochs=1, callback=None, scheduler_class=get_linear_schedule_with_warmup,
                             scheduler_args=self.schedule())  # fmt: skip
+        del student.forward  # the model's own again
         return student
 
     def torchdistill(self, bf16: bool) -> Any:
@@ -322,6 +333,7 @@ def run_in_turn(
             seconds[name].append(time.perf_counter() - start)
             if student is not None:
                 scores[name].append(score(student))
+            progress.log(f"{name}: {seconds[name][-1]:.1f} s, score {scores[name][-1:]}")
     return seconds, scores
 
 

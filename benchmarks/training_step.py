@@ -126,7 +126,7 @@ def new_step(
     )
 
     def loss(taken: Any) -> Tensor:
-        return losses.cross_entropy(forward_batch(forward or model, taken).logits, taken.label)
+        return losses.cross_entropy(forward_batch(forward or model, taken, logits_alone=True).logits, taken.label)
 
     def step() -> None:
         start = next(number) % 64 * batch

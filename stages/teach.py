@@ -74,7 +74,9 @@ def _train(
     teacher = checkpoints.new_teacher(checkpoint, task)
 
     def loss(batch: batches.Batch) -> Tensor:
-        return losses.task_loss(task.kind, checkpoints.forward_batch(teacher, batch).logits, batch.label)
+        return losses.task_loss(
+            task.kind, checkpoints.forward_batch(teacher, batch, logits_alone=True).logits, batch.label
+        )
 
     phase = "train" if len(settings.seeds) == 1 else f"train-{seed}"
     fitted = fit(teacher, loss, train, lambda: validate(teacher, task, validation, on), settings.training, phase=phase,

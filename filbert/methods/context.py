@@ -126,7 +126,7 @@ class MethodContext:
 
     def label_loss(self, student: nn.Module) -> Loss:
         """The loss of a student against the labels, as `fit` takes it."""
-        return lambda batch: self.hard_loss(checkpoints.forward_batch(student, batch).logits, batch)
+        return lambda batch: self.hard_loss(checkpoints.forward_batch(student, batch, logits_alone=True).logits, batch)
 
     def drop_padding(self, values: Tensor, batch: Batch) -> Tensor:
         """Outputs per row [B, …] as they are; of a tagging task [B, T, …] only those of real tokens: [tokens, …]."""

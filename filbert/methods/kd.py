@@ -41,7 +41,7 @@ def compress(context: MethodContext, config: Config) -> FilbertForSequenceClassi
     student = context.new_student()
 
     def loss(batch: Batch) -> Tensor:
-        logits = forward_batch(student, batch).logits
+        logits = forward_batch(student, batch, logits_alone=True).logits
         return context.kd_loss(logits, batch, config.temperature, config.teacher_weight)
 
     context.fit(student, loss, context.with_targets(["logits"]), config.training, "train")

@@ -72,7 +72,7 @@ def compress(context: MethodContext, config: Config) -> ReferenceForSequenceClas
         context.fit(student, layerwise.loss, rows, config.intermediate, "intermediate", layerwise, validation)
 
     def prediction_loss(batch: Batch) -> Tensor:
-        logits = forward_batch(student, batch).logits
+        logits = forward_batch(student, batch, logits_alone=True).logits
         return context.kd_loss(logits, batch, config.temperature, config.teacher_weight)
 
     rows = context.with_targets(["logits"], references)

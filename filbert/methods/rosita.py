@@ -250,7 +250,7 @@ def _prune_iteratively(
 
 def prediction_loss(context: MethodContext, student: Student, config: PredictionConfig) -> Loss:
     """The prediction loss of `config` as `fit` takes it."""
-    return lambda batch: _prediction(context, forward_batch(student, batch).logits, batch, config)
+    return lambda batch: _prediction(context, forward_batch(student, batch, logits_alone=True).logits, batch, config)
 
 
 def state_loss(context: MethodContext, student: Student, teacher_layers: int, config: PredictionConfig) -> Loss:

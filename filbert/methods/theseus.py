@@ -95,16 +95,16 @@ class TheseusEncoder(nn.Module):
         self.step: Tensor
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))  # in the state, so that a killed phase resumes
 
-    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        """As `Encoder`: the state before and after each module, n + 1 of [B, T, D]."""
+    def forward(self, x: Tensor, mask: Tensor, first: bool = False) -> tuple[Tensor, ...]:
+        """As `Encoder`: the state before and after each module, n + 1 of [B, T, D]; with `first` the last is the first token's."""
         if not self.training:
-            return self.successor(x, mask)
+            return self.successor(x, mask, first)
         drawn = torch.rand(len(self.successor.layer)) < self.rate(int(self.step))
         self.step += 1
         states = [x]
         for module, new in enumerate(self.successor.layer):
-            old = self.predecessor.layer[module * self.span : (module + 1) * self.span]
-            for layer in [new] if drawn[module] else old:
-                x = layer(x, mask)
+            layers = [new] if drawn[module] else self.predecessor.layer[module * self.span : (module + 1) * self.span]
+            for number, layer in enumerate(layers, start=1):
+                x = layer(x, mask, first and module + 1 == len(drawn) and number == len(layers))
             states.append(x)
         return tuple(states)

@@ -84,8 +84,10 @@ class SelfAttention(nn.Module):
         self.query, self.key, self.value = (nn.Linear(config.hidden_size, heads * config.head_size) for _ in range(3))
         self.dropout = config.attention_probs_dropout_prob
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # [B, T, D], [B, 1, 1, T] bool -> [B, T, heads * head_size]
-        q, k, v = (p(x).unflatten(-1, (-1, self.head_size)).transpose(1, 2) for p in (self.query, self.key, self.value))
+    def forward(self, x: Tensor, mask: Tensor, first: bool = False) -> Tensor:
+        """[B, T, D], [B, 1, 1, T] bool -> [B, T, heads * head_size]; or of the `first` token alone, [B, 1, …]."""
+        parts = (self.query(x[:, :1] if first else x), self.key(x), self.value(x))
+        q, k, v = (part.unflatten(-1, (-1, self.head_size)).transpose(1, 2) for part in parts)
         return attend(q, k, v, mask, self.dropout if self.training else 0.0)
 
 
@@ -114,8 +116,9 @@ class Layer(nn.Module):
         self.output = Residual(config, width)
         self.activation = ACT2FN[config.hidden_act]
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = self.attention["output"](self.attention["self"](x, mask), x)
+    def forward(self, x: Tensor, mask: Tensor, first: bool = False) -> Tensor:
+        """The next states [B, T, D]; or those of the `first` token alone, [B, 1, D]."""
+        x = self.attention["output"](self.attention["self"](x, mask, first), x[:, :1] if first else x)
         return self.output(self.activation(self.intermediate["dense"](x)), x)
 
 
@@ -127,10 +130,11 @@ class Encoder(nn.Module):
         shapes = zip(config.layer_heads, config.layer_intermediate, strict=True)
         self.layer = nn.ModuleList(Layer(config, heads, width) for heads, width in shapes)
 
-    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, ...]:  # -> L + 1 states of [B, T, D], x the first
+    def forward(self, x: Tensor, mask: Tensor, first: bool = False) -> tuple[Tensor, ...]:
+        """L + 1 states of [B, T, D], x the first; with `first` the last are of the first token alone, [B, 1, D]."""
         states = [x]
-        for layer in self.layer:
-            states.append(layer(states[-1], mask))
+        for number, layer in enumerate(self.layer, start=1):
+            states.append(layer(states[-1], mask, first and number == len(self.layer)))
         return tuple(states)
 
 
@@ -144,11 +148,13 @@ class Bert(nn.Module):
         self.pooler = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.hidden_size)}) if pooled else None
 
     def forward(
-        self, ids: Tensor, types: Tensor, mask: Tensor, *reference: Tensor
+        self, ids: Tensor, types: Tensor, mask: Tensor, *reference: Tensor, first: bool = False
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The pooled vector [B, D], or without a pooler the last states [B, T, D]; and the states after the embeddings and after
-        each layer, L + 1 of [B, T, D]. `reference` is passed to encoders that read one."""
-        states = self.encoder(self.embeddings(ids, types), mask[:, None, None, :], *reference)
+        each layer, L + 1 of [B, T, D]. `reference` is passed to encoders that read one. With `first` a last layer that is pooled
+        is computed for the first token alone."""
+        first = first and self.pooler is not None
+        states = self.encoder(self.embeddings(ids, types), mask[:, None, None, :], *reference, first=first)
         if self.pooler is None:
             return states[-1], states
         return torch.tanh(self.pooler["dense"](states[-1][:, 0])), states
@@ -170,13 +176,16 @@ class FilbertForSequenceClassification(PreTrainedModel):
         self.post_init()
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, **_: object
-    ) -> SequenceClassifierOutput:
-        """Logits [B, C] and all hidden states, from token ids, mask and token types [B, T]."""
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None,
+        logits_alone: bool = False, **_: object,
+    ) -> SequenceClassifierOutput:  # fmt: skip
+        """Logits [B, C] and all hidden states, from token ids, mask and token types [B, T]; or `logits_alone`, for which the last
+        layer is computed for the first token alone."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        pooled, states = self.bert(input_ids, types, mask.bool())
-        return SequenceClassifierOutput(logits=self.classifier(self.dropout(pooled)), hidden_states=states)
+        pooled, states = self.bert(input_ids, types, mask.bool(), first=logits_alone)
+        logits = self.classifier(self.dropout(pooled))
+        return SequenceClassifierOutput(logits=logits, hidden_states=None if logits_alone else states)
 
 
 class FilbertForTokenClassification(FilbertForSequenceClassification):

@@ -116,7 +116,7 @@ class ReferenceLayer(Layer):
         super().__init__(config, heads, width)
         self.attention["self"] = ReferenceSelfAttention(config, heads)
 
-    def forward(self, x: Tensor, mask: Tensor, *reference: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, *reference: Tensor) -> Tensor:  # type: ignore[override]
         x = self.attention["output"](self.attention["self"](x, mask, *reference), x)
         return self.output(self.activation(self.intermediate["dense"](x)), x)
 
@@ -128,10 +128,10 @@ class ReferenceEncoder(Encoder):
         super().__init__(config)
         self.layer[0] = ReferenceLayer(config, config.layer_heads[0], config.layer_intermediate[0])
 
-    def forward(self, x: Tensor, mask: Tensor, *reference: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, mask: Tensor, *reference: Tensor, first: bool = False) -> tuple[Tensor, ...]:  # type: ignore[override]
         states = [x, self.layer[0](x, mask, *reference)]
-        for layer in self.layer[1:]:
-            states.append(layer(states[-1], mask))
+        for number, layer in enumerate(self.layer[1:], start=2):
+            states.append(layer(states[-1], mask, first and number == len(self.layer)))
         return tuple(states)
 
 
@@ -158,6 +158,7 @@ class ReferenceForSequenceClassification(FilbertForSequenceClassification):
         reference_keys: Tensor | None = None,
         reference_values: Tensor | None = None,
         reference_mask: Tensor | None = None,
+        logits_alone: bool = False,
         **_: object,
     ) -> SequenceClassifierOutput:
         """Logits [B, C] and all hidden states, from token ids, mask and token types [B, T], and the teacher's outputs on the
@@ -167,8 +168,9 @@ class ReferenceForSequenceClassification(FilbertForSequenceClassification):
         if reference_keys is None or reference_values is None or reference_mask is None:
             reference_keys, reference_values, reference_mask = self.references(input_ids, mask)
         reference = (reference_keys, reference_values, reference_mask)
-        pooled, states = self.bert(input_ids, types, mask.bool(), *reference)
-        return SequenceClassifierOutput(logits=self.classifier(self.dropout(pooled)), hidden_states=states)
+        pooled, states = self.bert(input_ids, types, mask.bool(), *reference, first=logits_alone)
+        logits = self.classifier(self.dropout(pooled))
+        return SequenceClassifierOutput(logits=logits, hidden_states=None if logits_alone else states)
 
     @property
     def projections(self) -> list[nn.Linear]:

@@ -237,3 +237,11 @@ def test_what_the_reference_tells_is_recorded(context: MethodContext) -> None:
     train(context)
     said = next(line for line in context.recorder.history.read_text().splitlines() if '"information"' in line)
     assert all(name in said for name in ("without", "gain_nearest", "gain_random"))
+
+
+def test_logits_alone_are_the_same(context: MethodContext) -> None:
+    student = train(context).eval()
+    batch = context.train.batch(np.arange(6))
+    with torch.no_grad():
+        whole, alone = (checkpoints.forward_batch(student, batch, logits_alone=alone).logits for alone in (False, True))
+    torch.testing.assert_close(alone, whole)

@@ -19,6 +19,7 @@ from filbert.methods import finetune, kd, rosita, theseus, xtremedistil
 from filbert.methods.context import MethodContext
 from filbert.methods.xtremedistil import WeightsConfig
 from filbert.models import checkpoints
+from filbert.models.bert import FilbertForTokenClassification
 from filbert.models.width_allocation import TargetConfig
 from filbert.tracking.history import read_history
 from filbert.tracking.run_recorder import RunRecorder
@@ -253,7 +254,7 @@ def test_a_student_learns_to_tag(context: MethodContext) -> None:
 
 
 def test_the_teacher_is_any_tagger_and_references_are_refused(checkpoint: Path, context: MethodContext) -> None:
-    assert isinstance(checkpoints.new_teacher(checkpoint, TASK), BertForTokenClassification)
+    assert isinstance(checkpoints.new_teacher(checkpoint, TASK), FilbertForTokenClassification)
     assert isinstance(BertModel.from_pretrained(checkpoint), BertModel)
     from filbert.models.reference_bert import ReferenceForSequenceClassification
 

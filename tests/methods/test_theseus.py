@@ -44,6 +44,7 @@ def test_never_replaced_is_the_teacher_and_always_replaced_is_the_successor(
     with torch.no_grad():
         found = checkpoints.forward_batch(student.train(), batch).logits
         assert torch.equal(found, checkpoints.forward_batch(wanted.eval(), batch).logits)
+        torch.testing.assert_close(checkpoints.forward_batch(student, batch, logits_alone=True).logits, found)
         assert torch.equal(
             checkpoints.forward_batch(student.eval(), batch).logits,
             checkpoints.forward_batch(context.cut_from_teacher([1]).eval(), batch).logits,

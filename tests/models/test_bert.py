@@ -5,7 +5,7 @@ import torch
 from tiny import tiny_config
 from transformers import BertForSequenceClassification
 
-from filbert.models.bert import FilbertConfig, FilbertForSequenceClassification
+from filbert.models.bert import FilbertConfig, FilbertForSequenceClassification, FilbertForTokenClassification
 from filbert.models.checkpoints import ONLY_FILBERT
 
 MASK = torch.arange(9)[None] < torch.tensor([9, 5, 3, 1])[:, None]  # ragged
@@ -40,6 +40,31 @@ def test_gradients_equal_hugging_faces() -> None:
     wanted = dict(theirs.named_parameters())
     for name, parameter in ours.named_parameters():
         torch.testing.assert_close(parameter.grad, wanted[name].grad, msg=name)
+
+
+def test_logits_alone_have_the_same_values_and_gradients() -> None:
+    """The last layer is then computed for the first token alone: the others reach the head by its keys and values."""
+    fields = tiny_config(num_hidden_layers=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).to_dict()
+    model = FilbertForSequenceClassification(FilbertConfig(**fields | {"model_type": "filbert"})).train()
+    widths: list[int] = []
+    for layer in model.bert.encoder.layer:
+        layer.intermediate["dense"].register_forward_hook(lambda _, inputs, __: widths.append(inputs[0].shape[1]))
+    ids, label, found = torch.randint(5, 35, (4, 9)), torch.tensor([0, 1, 1, 0]), []
+    for alone in (False, True):
+        model.zero_grad()
+        output = model(ids, MASK, logits_alone=alone)
+        torch.nn.functional.cross_entropy(output.logits, label).backward()
+        found.append([output.logits, *(parameter.grad for parameter in model.parameters())])
+        assert (output.hidden_states is None) == alone
+    assert widths == [9, 9, 9, 9, 9, 1]
+    for whole, first in zip(*found, strict=True):
+        torch.testing.assert_close(first, whole)
+
+
+def test_a_token_classifier_needs_all_tokens() -> None:
+    fields = tiny_config().to_dict() | {"model_type": "filbert"}
+    model, ids = FilbertForTokenClassification(FilbertConfig(**fields)).eval(), torch.randint(5, 35, (4, 9))
+    assert torch.equal(model(ids, MASK, logits_alone=True).logits, model(ids, MASK).logits)
 
 
 def test_padding_changes_nothing() -> None:

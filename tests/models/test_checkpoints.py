@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import ROOT, find_task, load_without_filbert, student_logits, tiny_tokenizer
-from transformers import BertConfig, DistilBertConfig, DistilBertModel
+from transformers import BertConfig, BertForSequenceClassification, DistilBertConfig, DistilBertModel
 
 from filbert.models import checkpoints
 from filbert.models.bert import FilbertConfig, FilbertForSequenceClassification
@@ -42,6 +42,16 @@ def test_any_other_student_carries_its_code(tmp_path: Path, python: Path) -> Non
         torch.tensor(student_logits(checkpoints.load_model(tmp_path / "student"))),
         torch.tensor(student_logits(student)),
     )
+
+
+def test_a_bert_shaped_teacher_is_our_encoder_and_is_saved_as_bert(checkpoint: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    teacher = checkpoints.new_teacher(checkpoint, SST2).eval()
+    assert isinstance(teacher, FilbertForSequenceClassification)
+    checkpoints.save(teacher, tiny_tokenizer(), tmp_path)
+    loaded = checkpoints.load_model(tmp_path)
+    assert type(loaded) is BertForSequenceClassification
+    torch.testing.assert_close(torch.tensor(student_logits(loaded)), torch.tensor(student_logits(teacher)))
 
 
 def test_a_student_has_the_checkpoints_layers(checkpoint: Path) -> None:
