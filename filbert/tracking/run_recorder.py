@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from filbert.runtime import signals
 from filbert.runtime.files import IS_MAIN_PROCESS, write_text
-from filbert.runtime.signals import Stopped
 from filbert.tracking import run_fields
 from filbert.tracking.history import history_points, read_history, to_text
 from filbert.tracking.mlflow_run import MlflowRun
@@ -99,15 +99,19 @@ def stage_run(
     provenance = inputs | settings
     key = run_fields.run_key(provenance) if measures is None else run_fields.run_key(stage, tags, measures)
     shown = settings | tags | run_fields.training_fields(measures or provenance)
-    view = MlflowRun("/".join([stage, *tags.values()]), key, inputs, shown, provenance, scratch / "mlflow_run.json")
-    if measures is not None:
-        view.link_model(run_fields.run_key(measures))
+    with signals.held():  # a run that is half begun would stay RUNNING
+        view = MlflowRun("/".join([stage, *tags.values()]), key, inputs, shown, provenance, scratch / "mlflow_run.json")
     try:
+        signals.raise_received()
+        if measures is not None:
+            view.link_model(run_fields.run_key(measures))
         yield RunRecorder(scratch / "history.jsonl" if IS_MAIN_PROCESS else Path(os.devnull), view, provenance)
     except BaseException as error:
-        view.end("KILLED" if isinstance(error, Stopped | KeyboardInterrupt) else "FAILED")
+        view.end("KILLED" if isinstance(error, signals.Stopped | KeyboardInterrupt) else "FAILED")
         raise
-    view.end("FINISHED")
+    with signals.held():
+        view.end("FINISHED")
+    signals.raise_received()
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

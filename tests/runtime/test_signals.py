@@ -4,7 +4,9 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import mlflow
 import pytest
 import torch
 from tiny import CPU, find_task
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from filbert.data.batches import Batch, TokenizedDataset
 from filbert.models import checkpoints
 from filbert.runtime import signals
-from filbert.tracking.run_recorder import RunRecorder
+from filbert.tracking.run_recorder import RunRecorder, stage_run
 from filbert.training import losses
 from filbert.training.loop import TrainingConfig, fit
 
@@ -62,3 +64,28 @@ def test_the_step_is_finished_and_saved(
     assert left[0] == steps[0] - SIGNALLED
     for one, other in zip(resumed.state_dict().values(), whole.state_dict().values(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("call", "status"), [("create_run", "KILLED"), ("set_terminated", "FINISHED")])
+def test_no_run_of_mlflow_stays_running(
+    call: str, status: str, store: Path, installed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM comes when the run is in the store and the stage does not know it yet, or just before it is ended there."""
+    answer = getattr(mlflow.MlflowClient, call)
+
+    def signalled(*words: Any, **more: Any) -> Any:
+        if call == "set_terminated":
+            os.kill(os.getpid(), signal.SIGTERM)
+        found = answer(*words, **more)
+        if more.get("tags", {}).get("stage") == "teach":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    monkeypatch.setattr(mlflow.MlflowClient, call, signalled)
+    with (
+        pytest.raises(signals.Stopped),
+        stage_run("teach", params={}, tags={"task": "t"}, hashes={}, scratch=Path(".scratch/x")),
+    ):
+        pass
+    found = mlflow.search_runs(experiment_names=["filbert"], output_format="list")
+    assert [run.info.status for run in found if run.data.tags["stage"] == "teach"] == [status]
