@@ -83,7 +83,7 @@ def test_a_methods_setting_makes_stale_what_that_method_makes_and_what_stands_on
 
 
 def test_shared_training_settings_make_stale_what_trains(clone: Path, reproduced: str) -> None:
-    found = stale(clone, {}, training__patience=3)
+    found = stale(clone, {}, training__patience=7)
     assert {f"distill@sst2-{method}-1" for method in METHODS} <= found
     assert found.isdisjoint({"prepare@sst2", "references@sst2", "fetch@sst2", "corpus"})
 
