@@ -27,6 +27,7 @@ from benchmarks.turns import machine
 from filbert.cache import build, teacher_cache
 from filbert.data import arrow, batch_order, batches, splits, tasks
 from filbert.evaluation.tables import markdown_table
+from filbert.runtime import progress
 from filbert.runtime.files import write_text
 
 CPU = torch.device("cpu")
@@ -185,7 +186,9 @@ def main(
 
     def in_folder(call: Callable[..., list[float]], *arguments: Any) -> list[float]:
         with tempfile.TemporaryDirectory(prefix="filbert-growth-") as folder:
-            return call(*arguments, Path(folder))
+            found = call(*arguments, Path(folder))
+        progress.log(f"{call.__name__} {arguments[0]:,}: {', '.join(f'{value:.3g}' for value in found)}")
+        return found
 
     by_rows = {count: in_folder(grow_rows, count, checkpoint) for count in rows}
     by_students = {count: in_folder(grow_students, count) for count in students}
