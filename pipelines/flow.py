@@ -6,6 +6,8 @@ fails stops what depends on it; the others finish.
 
 import json
 import os
+import signal
+import sys
 import uuid
 from collections.abc import Callable
 from itertools import product
@@ -197,6 +199,7 @@ def main(
     cluster: Annotated[str | None, typer.Option(help="address of a Dask scheduler")] = None,
 ) -> None:
     """Run DVC's graph as a Prefect flow; without --experiment, settings are written to params.yaml here."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # else Prefect's server outlives it
     if set_param and not experiment:
         apply_overrides("params.yaml", set_param)
     state = repro(

@@ -28,6 +28,7 @@ from pipelines.fork_server import ForkServer
 LOCKED = "acquire lock", "is busy, it is being blocked by"  # the failures of `dvc` that are worth another try
 LAST_LINES = 15
 BAR = re.compile(r"(?P<what>\S.*?):\s+(?P<percent>\d+)%\|")  # tqdm's
+PREFECT_SERVER = "prefect.server.api.server:create_app"  # ends after its flow, which would wait for it for minutes
 OnLine = Callable[[str], None]
 
 logging.getLogger("dvc").setLevel(logging.CRITICAL)  # no bars and warnings between the stages' own lines
@@ -104,7 +105,8 @@ def stopping() -> Iterator[None]:
 def _terminate_all() -> None:
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            process.terminate()
+            if PREFECT_SERVER not in process.cmdline():
+                process.terminate()
 
 
 class _Lock(Lock):

@@ -1,6 +1,7 @@
 """The flows over a throwaway DVC graph whose stages are shell commands: parameters, experiments, artifacts, two machines."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from tiny import ROOT
 from pipelines import clones, deployments
 from pipelines.dvc_graph import StageError, graph
 from pipelines.flow import refresh, repro, sweep
+from pipelines.run_stage import PREFECT_SERVER, stopping
 
 GRAPH = """
 stages:
@@ -236,6 +238,20 @@ def test_without_its_package_dask_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "prefect_dask", None)
     with pytest.raises(StageError, match=r"pip install -e '\.\[spread\]'"):
         clones.task_runner("dask", 2, None)
+
+
+def test_what_is_stopped_is_the_stages_and_not_prefects_server() -> None:
+    """Without its server an interrupted flow would try to reach it for minutes before it ends."""
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    stage, server = subprocess.Popen(sleep), subprocess.Popen([*sleep, PREFECT_SERVER])
+    try:
+        with pytest.raises(KeyboardInterrupt), stopping():
+            raise KeyboardInterrupt
+        assert stage.wait(10) == -signal.SIGTERM
+        assert server.poll() is None
+    finally:
+        server.kill()
+        server.wait()
 
 
 @pytest.mark.slow
