@@ -9,7 +9,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import filbert  # noqa: I001, F401  # before the libraries: turns off what they report
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -58,10 +60,16 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory, python: Path) -> Path:
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Path:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Iterator[Path]:
     """An MLflow store in the test's own folder, which is the working folder."""
     monkeypatch.chdir(tmp_path)
-    return shutil.copyfile(empty_store, tmp_path / STORE)
+    yield shutil.copyfile(empty_store, tmp_path / STORE)
+    if (
+        mlflow := sys.modules.get("mlflow")
+    ) and mlflow.active_run():  # of a test whose store was lost: not the next one's
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / STORE}")
+        with suppress(Exception):
+            mlflow.end_run()
 
 
 @pytest.fixture(scope="session")
