@@ -123,10 +123,12 @@ def _guarded(stage: Callable[..., None]) -> Callable[..., None]:
                 check_seals(folder)
             try:
                 stage(**arguments)
-            except (OSError, SafetensorError) as error:
+            except Exception as error:
                 error.add_note(
                     " or ".join(str(paths[name]) for name in kinds)
                 )  # for libraries that do not say which file
+                if type(error) is Exception and (number := _errno(error)):  # tokenizers, in Rust
+                    raise OSError(number, os.strerror(number), error.__notes__[0]) from error
                 raise
 
     return guarded

@@ -6,7 +6,7 @@ from pathlib import Path
 from filbert.data import arrow, batches, tasks
 from filbert.evaluation import metrics, predictions
 from filbert.models import checkpoints, size
-from filbert.runtime import config, device, files
+from filbert.runtime import config, device, files, seals
 from filbert.runtime.config import PositiveInt
 from filbert.tracking import run_fields, run_recorder
 from filbert.tracking.history import count_steps, last_values, still_rising, validation_curve
@@ -56,7 +56,10 @@ def evaluate(
         figures = {**scores, **sizes, "steps": count_steps(history), "still_rising": still_rising(history)}
         shape = size.model_shape(model.config)
         recorder.student(shape, {"score": run_fields.test_score(figures), **run_fields.cost_fields(figures), **scores})
+    tests = {name: (logits[name], rows) for name, (_, rows) in splits.items() if name.startswith("test")}
+    predictions.write_predictions(test_rows, task, tests)
     more = {
+        "test_rows": seals.xxh3(test_rows),
         "shape": shape,
         "machine": device.machine_facts(),
         "curve": validation_curve(history),
@@ -64,8 +67,6 @@ def evaluate(
         "provenance": provenance,
         "teacher": files.weights_hash(teacher)[:12],
     }
-    tests = {name: (logits[name], rows) for name, (_, rows) in splits.items() if name.startswith("test")}
-    predictions.write_predictions(test_rows, task, tests)
     files.write_json(details, {"task": task_name, "student": student_name, "seed": seed, **more})
     files.write_json(out, figures)
     files.clear_scratch(scratch_of(out))

@@ -14,7 +14,7 @@ import numpy as np
 from filbert import FilbertError
 from filbert.data import tasks
 from filbert.evaluation.bootstrap import resample_rows
-from filbert.runtime import progress
+from filbert.runtime import progress, seals
 from filbert.runtime.config import TEACHER, student_names
 from filbert.runtime.files import read_json
 from filbert.tracking import run_fields
@@ -48,8 +48,13 @@ class StudentResults:
         """[S, 1 + DRAWS] points, the scores and those of resampled test rows: bootstrap.resample_rows.
 
         Raises:
-            FilbertError: they are of other rows than the figures.
+            FilbertError: they are damaged, or of other rows than the figures.
         """
+        for file, made in zip(self.predictions, self.details, strict=True):
+            if (written := made.get("test_rows")) not in (None, here := seals.xxh3(file)):
+                raise FilbertError(
+                    f"{file}: expected the rows that `evaluate` wrote, XXH3 {written}, found {here}; run `dvc repro`"
+                )
         found = resample_rows(tasks.find(self.task), self.predictions)
         for file, ours, told in zip(self.predictions, found[:, 0], self.scores, strict=True):
             if abs(ours - told) > SAME_SCORE:
@@ -95,6 +100,14 @@ def load_results(metrics: Path, details: Path, only: set[Key] | None = None) -> 
         else:
             kept.append(result)
     return sorted(kept, key=lambda result: (order.index(result.task), result.student != TEACHER, result.student))
+
+
+def require_rows(found: list[StudentResults], details: Path) -> None:
+    """Raises FilbertError where test rows are missing, without which a student has no interval."""
+    for each in found:
+        if not each.predictions:
+            folder = details / each.task / each.student
+            raise FilbertError(f"{folder}: expected test rows (.parquet) of the seeds {each.seeds}; run `dvc repro`")
 
 
 def _folders(metrics: Path) -> list[Path]:

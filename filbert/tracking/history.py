@@ -1,6 +1,7 @@
-"""history.jsonl, the record of a training: one JSON line per logged step, with its phase, step, time and values."""
+"""history.jsonl, the record of a training: one JSON line per logged step, with its phase, step, time, values and checksum."""
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ Point = tuple[str, float, int, int]  # name, value, milliseconds since 1970, ste
 
 
 def read_history(file: Path) -> list[dict[str, Any]]:
-    """The lines of a history.jsonl, without a last line that a kill cut off.
+    """The lines of a history.jsonl, without their checksums and without a last line that a kill cut off.
 
     Raises:
-        FilbertError: another line is no JSON object.
+        FilbertError: another line is not as it was written.
     """
     lines = file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
     return [_parse(file, number, line) for number, line in enumerate(lines, 1)]
@@ -23,17 +24,23 @@ def read_history(file: Path) -> list[dict[str, Any]]:
 def _parse(file: Path, number: int, line: str) -> dict[str, Any]:
     try:
         found = json.loads(line)
-        return {"phase": found["phase"], "step": found["step"], "time": found["time"], **found}
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        if found.pop("crc") != _crc(found):
+            raise ValueError("another checksum")
+        return found
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise FilbertError(
-            f"{file}, line {number}: expected a JSON object with phase, step and time, got {line[:60]!r}; the file is damaged: "
-            "remove its folder and run `dvc repro`"
+            f"{file}, line {number}: expected a JSON object with the checksum of its values, got {line[:60]!r}; the file is "
+            "damaged: remove its folder and run `dvc repro`"
         ) from error
 
 
 def to_text(lines: list[dict[str, Any]]) -> str:
-    """The content of a history.jsonl."""
-    return "".join(json.dumps(line) + "\n" for line in lines)
+    """The content of a history.jsonl: a flipped bit in a digit is noticed by `crc`, of the line without it."""
+    return "".join(json.dumps(line | {"crc": _crc(line)}) + "\n" for line in lines)
+
+
+def _crc(line: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(line).encode())
 
 
 def history_points(line: dict[str, Any]) -> list[Point]:

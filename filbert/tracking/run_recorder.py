@@ -31,7 +31,7 @@ class RunRecorder:
         """Append a line to the history; MLflow gets a point per value, in batches."""
         line = {"phase": phase, "step": step, "time": round(time.time(), 3), **values}
         with self.history.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+            stream.write(to_text([line]))
         self.view.points(history_points(line))
 
     def rewind(self, phase: str, step: int, end: float = math.inf, first: bool = False) -> None:

@@ -15,6 +15,7 @@ from tiny import find_task
 from filbert import FilbertError
 from filbert.evaluation import comparisons, pareto, statistics, tables
 from filbert.evaluation import results as figures_of
+from filbert.runtime import seals
 from filbert.runtime.files import read_json, write_json
 
 
@@ -120,6 +121,22 @@ def test_rows_of_another_run_are_refused(lines: list[figures_of.StudentResults],
     found = figures_of.load_results(tmp_path / "m", tmp_path / "d")
     with pytest.raises(FilbertError, match=r"2\.parquet: its rows score 70\.00, the figures say 86\.00"):
         comparisons.compare(found, CONFIG)
+
+
+def test_damaged_or_missing_rows_are_refused(lines: list[figures_of.StudentResults], tmp_path: Path) -> None:
+    """A flipped bit of a logit may leave the score as it was; a report without rows has no intervals."""
+    file = lines[1].predictions[0]
+    write_json(file.with_suffix(".json"), details(test_rows=seals.xxh3(file)))
+    first = figures_of.load_results(tmp_path / "m", tmp_path / "d")[1]
+    assert first.resampled[0, 0] == pytest.approx(80.0)
+    file.write_bytes(file.read_bytes() + b"\0")
+    again = figures_of.load_results(tmp_path / "m", tmp_path / "d")
+    with pytest.raises(FilbertError, match=r"finetune/1.parquet: expected the rows that `evaluate` wrote, XXH3 "):
+        _ = again[1].resampled
+    file.unlink()
+    figures_of.require_rows(again[:1], tmp_path / "d")
+    with pytest.raises(FilbertError, match=r"sst2/finetune: expected test rows \(.parquet\) of the seeds \(1, 2, 3\)"):
+        figures_of.require_rows(figures_of.load_results(tmp_path / "m", tmp_path / "d"), tmp_path / "d")
 
 
 def test_many_comparisons_are_corrected_and_the_mean_over_tasks_is_one(

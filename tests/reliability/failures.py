@@ -209,8 +209,6 @@ def damaged_state(world: World, step: Step, kind: str, draw: random.Random) -> l
     names = sorted(
         str(path.relative_to(state)) for path in state.rglob("*") if path.is_file() and path.suffix != ".lock"
     )
-    if kind == "a flipped bit":  # in a digit of the history it is not noticed: docs/reliability.md
-        names = [name for name in names if Path(name).name != "history.jsonl"]
     for name in names:
         shutil.rmtree(state)
         shutil.copytree(kept, state)

@@ -33,7 +33,7 @@ TIMED = re.compile(
     r".*/HASHES.json|data/exported/.*/(config.json|export.json|README.md)|data/metrics/.*/exported/.*"
 )  # likewise: files
 INT8 = "model.int8.onnx"  # which variant is published, or none, is chosen by time
-TIMES = ("time", "rows_per_second", "tokens_per_second")  # fields of a line of a history
+TIMES = ("time", "rows_per_second", "tokens_per_second", "crc")  # fields of a line of a history
 GRAPH = """
 import json
 from pathlib import Path

@@ -41,6 +41,8 @@ def stage(
         raise OSError(errno.EFBIG, "Error writing bytes to file. Detail: [errno 27]")
     elif what == "rust":
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    elif what == "tokenizers":
+        raise Exception("No space left on device (os error 28)")
     elif what == "named":
         raise FileNotFoundError("students/1/references: no reference store")
     elif what == "fault":
@@ -169,6 +171,10 @@ def test_what_is_wrong_is_found_before_any_work(
         ("text", "stage: UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff"),
         ("full", "stage: x.arrow: No space left on device; free some space and run it again"),
         ("rust", "stage: out or figures.json or cache: No space left on device; free some space and run it again"),
+        (
+            "tokenizers",
+            "stage: out or figures.json or cache: No space left on device; free some space and run it again",
+        ),
         ("cut", "stage: out or figures.json or cache: File too large; raise the limit of a file's size (ulimit -f)"),
         ("named", "stage: students/1/references: no reference store"),
     ],

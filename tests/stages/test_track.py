@@ -13,6 +13,7 @@ from filbert.evaluation import mlflow_export
 from filbert.evaluation.results import load_results
 from filbert.runtime.files import write_json
 from filbert.tracking import run_fields
+from filbert.tracking.history import to_text
 from filbert.tracking.mlflow_store import MlflowStore
 from filbert.tracking.run_recorder import stage_run
 
@@ -33,8 +34,8 @@ def folder(tmp_path: Path, store: Path) -> Path:
             write_rows(tmp_path / f"d/sst2/{student}/{seed}.parquet", score, seed)
             if student == "kd":
                 write_json(tmp_path / f"s/kd/{seed}/provenance.json", provenance)
-                line = f'{{"phase": "last", "step": 10, "time": {1.7e9 + seed}, "loss": {seed / 2}}}\n'
-                (tmp_path / f"s/kd/{seed}/history.jsonl").write_text(line)
+                line = {"phase": "last", "step": 10, "time": 1.7e9 + seed, "loss": seed / 2}
+                (tmp_path / f"s/kd/{seed}/history.jsonl").write_text(to_text([line]))
     shutil.copy(ROOT / "params.yaml", tmp_path)
     return tmp_path
 

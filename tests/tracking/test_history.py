@@ -1,10 +1,11 @@
-"""What is read of a history."""
+"""What is read of a history, and that damage to it is refused."""
 
 from pathlib import Path
 
 import pytest
 
-from filbert.tracking.history import still_rising, to_text
+from filbert import FilbertError
+from filbert.tracking.history import read_history, still_rising, to_text
 
 LOSS = {"phase": "train", "step": 4, "time": 0.0, "loss": 0.5}
 
@@ -28,3 +29,33 @@ def test_training_that_ended_while_validation_rose(lines: list[dict], rises: boo
     file = tmp_path / "history.jsonl"
     file.write_text(to_text([*lines, LOSS]))
     assert still_rising(file) is rises
+
+
+def test_a_history_torn_in_the_middle_is_refused(tmp_path: Path) -> None:
+    file, whole = tmp_path / "history.jsonl", to_text([LOSS])
+    for torn in ('{"phase": "tr\n', "[1]\n", "1\n", '{"phase": "train", "step": 1, "time": 1.0}\n', "\n"):
+        file.write_text(whole + torn + whole)
+        with pytest.raises(FilbertError, match=r"history.jsonl, line 2: expected a JSON object with the checksum"):
+            read_history(file)
+    file.write_text(whole + '{"phase": "tr')
+    assert read_history(file) == [LOSS]
+
+
+def test_no_flipped_bit_tells_another_history(tmp_path: Path) -> None:
+    """It is refused, or tells the same: a bit of the 17th digit of a loss can do that."""
+    file, lines = (
+        tmp_path / "history.jsonl",
+        [LOSS, {"phase": "train", "step": 8, "time": 1.25, "loss": 0.1 + 0.2}, LOSS],
+    )
+    content = to_text(lines).encode()
+    first, middle = (content.index(b"\n") + 1, content.rindex(b"\n", 0, -1) + 1)
+    refused = 0
+    for bit in range(8 * first, 8 * middle):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(flipped)
+        try:
+            assert read_history(file) == lines
+        except FilbertError as error:
+            refused += "history.jsonl, line 2: " in str(error)
+    assert refused > 8 * (middle - first) - 20
