@@ -35,7 +35,7 @@ def cache(
         partition.share(arrow.read_table(file), index)
         for file in (prepared / "train.arrow", transfer / "transfer.arrow")
     )
-    teacher: Any = checkpoints.load_model(teacher_folder)
+    teacher: Any = checkpoints.as_filbert(checkpoints.load_model(teacher_folder))
     key = cache_fingerprint(teacher_folder, encoding, settings, on)
     layers = len(config.section("student", checkpoints.StudentConfig).layers)
     wanted = config.section("cache_columns", CacheColumnsConfig)

@@ -18,13 +18,13 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
-from transformers import BertForSequenceClassification, BertForTokenClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from filbert import FilbertError
 from filbert.data.batches import Batch, TokenizedDataset
 from filbert.export.session import new_session
 from filbert.models import checkpoints
-from filbert.models.bert import FilbertConfig, FilbertForSequenceClassification, FilbertForTokenClassification
+from filbert.models.bert import FilbertForSequenceClassification
 from filbert.models.bilstm import BiLstmForSequenceClassification, BiLstmForTokenClassification
 from filbert.models.reference_bert import REFERENCE, ReferenceForSequenceClassification
 
@@ -43,7 +43,7 @@ def export_onnx(folder: Path, file: Path) -> None:
     Raises:
         ExportError: torch cannot trace it.
     """
-    model = as_filbert(checkpoints.load_model(folder))
+    model = checkpoints.as_filbert(checkpoints.load_model(folder))
     if isinstance(model, BiLstmForSequenceClassification):
         onnx.save(bilstm_graph(model), file)
         return
@@ -60,21 +60,6 @@ def export_onnx(folder: Path, file: Path) -> None:
             ) from error
     wrapper.eval()  # the exporter puts the wrapper, and with it the model, into its training mode
     _drop_unused_inputs(file)
-
-
-def as_filbert(model: PreTrainedModel) -> PreTrainedModel:
-    """A plain BERT as our own encoder, which answers alike and traces to a smaller graph; any other model as it is."""
-    kinds: dict[type[PreTrainedModel], type[FilbertForSequenceClassification]] = {
-        BertForSequenceClassification: FilbertForSequenceClassification,
-        BertForTokenClassification: FilbertForTokenClassification,
-    }
-    kind = kinds.get(type(model))
-    if kind is None:
-        return model
-    fields = {name: value for name, value in model.config.to_dict().items() if name not in checkpoints.ONLY_FILBERT}
-    ours = kind(FilbertConfig(**fields))
-    ours.load_state_dict(model.state_dict())
-    return ours.eval()
 
 
 class Positional(nn.Module):

@@ -21,6 +21,9 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -77,14 +80,27 @@ def new_teacher(checkpoint: Path, task: Task) -> PreTrainedModel:
     """Any encoder that transformers supports, with a fresh head for `task`; a BERT as our own encoder, which is faster to train."""
     tagging = task.kind is TaskKind.TAGGING
     auto_class = AutoModelForTokenClassification if tagging else AutoModelForSequenceClassification
-    model = load_pretrained(auto_class, checkpoint, fresh_head=True, **label_fields(task))
-    if model.config.model_type != "bert":
+    return as_filbert(load_pretrained(auto_class, checkpoint, fresh_head=True, **label_fields(task)))
+
+
+def as_filbert(model: PreTrainedModel) -> PreTrainedModel:
+    """A plain BERT as our own encoder, which answers alike, is faster where logits alone are needed, and traces to a smaller graph;
+    any other model as it is."""
+    kinds: dict[type[PreTrainedModel], type[FilbertForSequenceClassification]] = {
+        BertForSequenceClassification: FilbertForSequenceClassification,
+        BertForTokenClassification: FilbertForTokenClassification,
+    }
+    kind = kinds.get(type(model))
+    if kind is None:
         return model
-    own = encoder_class(task)(
-        FilbertConfig(**{k: v for k, v in model.config.to_dict().items() if k not in ONLY_FILBERT})
-    )
-    own.load_state_dict(model.state_dict())
-    return own
+    ours = kind(FilbertConfig(**encoder_fields(model.config)))
+    ours.load_state_dict(model.state_dict())
+    return ours.train(model.training)
+
+
+def encoder_fields(config: PreTrainedConfig) -> dict[str, Any]:
+    """The fields that plain `bert` knows of a BERT's configuration."""
+    return {name: value for name, value in config.to_dict().items() if name not in ONLY_FILBERT}
 
 
 def encoder_class(task: Task) -> type[FilbertForSequenceClassification]:
@@ -117,8 +133,7 @@ def new_student_of_class(
         raise ShapeError(
             f"student.layers: expected numbers from 0 to {source.num_hidden_layers - 1}, got {config.layers}"
         )
-    kept = {k: v for k, v in source.to_dict().items() if k not in ONLY_FILBERT and k != "dtype"}
-    shape = kept | {"num_hidden_layers": len(config.layers)} | label_fields(task)
+    shape = encoder_fields(source) | {"dtype": None, "num_hidden_layers": len(config.layers)} | label_fields(task)
     if not issubclass(kind, encoder_class(task)):
         raise ShapeError(f"{task.name}: {kind.__name__} has no head for rows of kind {task.kind}")
     fresh = encoder_class(task)(FilbertConfig(**shape)).state_dict()
@@ -165,9 +180,8 @@ def label_fields(task: Task) -> dict[str, Any]:
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write config.json, model.safetensors and the tokenizer to `folder`: an ordinary Hugging Face folder."""
     if isinstance(model, FilbertForSequenceClassification) and model.config.is_plain:
-        fields = {k: v for k, v in model.config.to_dict().items() if k not in ONLY_FILBERT}
         architecture = type(model).__name__.replace("Filbert", "Bert")
-        BertConfig(**fields, architectures=[architecture]).save_pretrained(folder)
+        BertConfig(**encoder_fields(model.config), architectures=[architecture]).save_pretrained(folder)
         weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     else:
@@ -243,7 +257,7 @@ def predict_logits(model: nn.Module, rows: TokenizedDataset, size: int, device: 
     with torch.inference_mode():
         for start in range(0, len(rows), size):
             batch = rows.batch(order[start : start + size]).to(device)
-            logits = forward_batch(model, batch).logits.float()
+            logits = forward_batch(model, batch, logits_alone=True).logits.float()
             parts.append((logits if rows.tags is None else logits[batch.mask]).cpu().numpy())
     model.train(training)
     by_length = np.concatenate(parts)

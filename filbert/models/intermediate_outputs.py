@@ -55,7 +55,8 @@ PER_WORD = Layout("word", lambda n, width: (n, width), 1)
 PER_TOKEN_PAIR = Layout("token", lambda n, heads: (heads, n, n), 0)
 LAYOUTS = dict.fromkeys(("logits", "pooled"), PER_ROW) | dict.fromkeys(("tags", "tagged", "hidden"), PER_TOKEN)
 LAYOUTS |= {"words": PER_WORD} | dict.fromkeys(("attention", "values"), PER_TOKEN_PAIR)
-LAYERED = ("hidden", "words", "attention", "values")
+STATES = ("hidden", "words")
+LAYERED = (*STATES, "attention", "values")
 TOKEN_COLUMNS = {"logits": "tags", "pooled": "tagged"}
 FLOAT32_COLUMNS = ("logits", "tags")  # always stored as float32
 
@@ -115,9 +116,9 @@ class ActivationRecorder:
 
     def __call__(self, batch: Batch) -> tuple[Any, dict[str, Tensor]]:
         """The model's output for a batch, and each column: logits, pooled [B, width]; hidden [B, T, D]; words [B, W, D];
-        attention, values [B, heads, T, T]."""
-        states = any(parse_column(column)[0] in ("hidden", "words") for column in self.columns)
-        output = checkpoints.forward_batch(self.model, batch, states)
+        attention, values [B, heads, T, T]. Where no column has a layer, the last one is computed for the first token alone."""
+        kinds = {parse_column(column)[0] for column in self.columns}
+        output = checkpoints.forward_batch(self.model, batch, not kinds.isdisjoint(STATES), kinds.isdisjoint(LAYERED))
         values = {column: self._column(*parse_column(column), output, batch) for column in self.columns}
         self.recorded.clear()
         return output, values

@@ -95,6 +95,26 @@ def test_cached_words_equal_transformers_own(
     torch.testing.assert_close(said["values.1"].float(), relations, **close)
 
 
+def test_without_states_the_last_layer_is_that_of_the_first_token(
+    tmp_path: Path, teacher: Path, table: pa.Table, rows: batches.TokenizedDataset
+) -> None:
+    model, widths = checkpoints.as_filbert(checkpoints.load_model(teacher)), []
+    model.bert.encoder.layer[-1].intermediate["dense"].register_forward_hook(
+        lambda _, given, __: widths.append(given[0].shape[1])
+    )
+    for folder, columns in (("whole", ("logits", "pooled", "hidden.2")), ("first", ("logits", "pooled"))):
+        build.build_cache(tmp_path / folder, model, table, encode, columns, key(teacher), CONFIG, CPU)
+    half = len(widths) // 2
+    assert min(widths[:half]) > 1
+    assert set(widths[half:]) == {1}
+    whole, first = (
+        teacher_cache.TeacherCache([tmp_path / folder], key(teacher)).on(rows, ["logits", "pooled"]).take(np.arange(20))
+        for folder in ("whole", "first")
+    )
+    for column, values in whole.items():
+        assert (values - first[column]).norm() <= CONFIG.tolerance * values.norm(), column
+
+
 def test_int8_keeps_a_scale_per_vector(
     tmp_path: Path, teacher: Path, table: pa.Table, rows: batches.TokenizedDataset
 ) -> None:
@@ -183,11 +203,11 @@ def test_a_killed_run_goes_on(
 ) -> None:
     calls, ask = [], checkpoints.forward_batch
 
-    def dies(model, batch, states=False):  # type: ignore[no-untyped-def]
+    def dies(model, batch, *more):  # type: ignore[no-untyped-def]
         calls.append(len(batch))
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return ask(model, batch, states)
+        return ask(model, batch, *more)
 
     monkeypatch.setattr(checkpoints, "forward_batch", dies)
     with pytest.raises(KeyboardInterrupt):
