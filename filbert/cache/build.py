@@ -38,7 +38,7 @@ from filbert.runtime import progress
 from filbert.runtime.device import autocast
 
 CHUNK = (
-    1024  # rows that are sorted by length together: batches, so the last bits, do not depend on shards or other columns with a layer
+    1024  # rows that are sorted by length together: batches, so the last bits, do not depend on shards or other states
 )
 SAMPLE = 512  # most rows (or a twentieth of all) from whose lengths the size of the cache is estimated
 
