@@ -25,7 +25,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ from filbert.models.pruning import ImportanceRecorder, KeptUnits, PruningError, 
 from filbert.models.reference_bert import ReferenceForSequenceClassification
 from filbert.models.reference_store import FOLDER, ReferenceStore
 from filbert.models.width_allocation import TargetConfig, check_target, widths_towards
-from filbert.runtime.config import Fraction, NonNegativeInt, Positive, PositiveInt
+from filbert.runtime.config import Fraction, NonNegativeInt, Positive, PositiveInt, Range
 from filbert.training import losses
 from filbert.training.layerwise import LayerMap
 from filbert.training.loop import TrainingConfig, total_steps
@@ -76,6 +76,7 @@ class Config:
     setting: Literal[1, 2, 3, 4]  # of the official code
     distill: bool  # false, in setting 1: the pruned student learns from labels alone
     transfer: Literal["recovery", "all"] | None  # which phases learn from transfer rows, too; never `importance`
+    labelled: Annotated[float, Range(0, 0.9)]  # least share of labelled rows in `recovery`, with transfer rows
     prediction: PredictionConfig
     target: TargetConfig
     second_teacher: TrainingConfig | None  # none: the teacher itself is the second teacher
@@ -93,6 +94,7 @@ class ChainConfig:
     """How a student of another method is pruned further."""
 
     transfer: Literal["recovery", "all"] | None
+    labelled: Annotated[float, Range(0, 0.9)]
     prediction: PredictionConfig
     target: TargetConfig
     depth: IterativeConfig | None  # none: layers are removed at once
@@ -174,11 +176,11 @@ def _prune_at_once(
 
 
 def recover(context: MethodContext, student: Student, config: Config | ChainConfig) -> Student:
-    """Train the final shape on the first teacher's logits and on labels; with transfer rows half of the rows are labelled."""
+    """Train the final shape on the first teacher's logits and on labels; on transfer rows, too, where they are learnt from."""
     if config.recovery is None:
         return student
     if config.transfer:
-        context = context.with_transfer(labelled=0.5)
+        context = context.with_transfer(config.labelled)
     loss, rows = prediction_loss(context, student, config.prediction), context.with_targets(["logits"])
     context.fit(student, loss, rows, config.recovery, "recovery")
     return student

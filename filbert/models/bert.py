@@ -4,7 +4,7 @@ Parameter names are Hugging Face's, so that checkpoints load and students save w
 filbert: it is saved with the students that plain `bert` cannot express, for `trust_remote_code=True`.
 """
 
-from dataclasses import field
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -160,6 +160,13 @@ class Bert(nn.Module):
         return torch.tanh(self.pooler["dense"](states[-1][:, 0])), states
 
 
+@dataclass
+class PooledClassifierOutput(SequenceClassifierOutput):
+    """The output of a classifier, and the vector that its head reads."""
+
+    pooled: Tensor | None = None  # [B, D]; of a token classifier [B, T, D]
+
+
 class FilbertForSequenceClassification(PreTrainedModel):
     """The encoder with a head for classification (with one label: regression) on the pooled first token."""
 
@@ -178,14 +185,14 @@ class FilbertForSequenceClassification(PreTrainedModel):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None,
         logits_alone: bool = False, **_: object,
-    ) -> SequenceClassifierOutput:  # fmt: skip
-        """Logits [B, C] and all hidden states, from token ids, mask and token types [B, T]; or `logits_alone`, for which the last
-        layer is computed for the first token alone."""
+    ) -> PooledClassifierOutput:  # fmt: skip
+        """Logits [B, C], what they were computed of, and all hidden states, from token ids, mask and token types [B, T]; with
+        `logits_alone` no states: the last layer is computed for the first token alone."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         pooled, states = self.bert(input_ids, types, mask.bool(), first=logits_alone)
         logits = self.classifier(self.dropout(pooled))
-        return SequenceClassifierOutput(logits=logits, hidden_states=None if logits_alone else states)
+        return PooledClassifierOutput(logits=logits, hidden_states=None if logits_alone else states, pooled=pooled)
 
 
 class FilbertForTokenClassification(FilbertForSequenceClassification):

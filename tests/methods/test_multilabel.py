@@ -62,7 +62,7 @@ REFBERT = refbert.Config(
 )
 PRUNING = rosita.IterativeConfig(0.5, None, 0, True, FIT)
 ROSITA = rosita.Config(
-    4, True, None, rosita.PredictionConfig("teacher", 2.0, 0.7, "label"), TargetConfig(1, 4, 2, 8, None, None), FIT, FIT, FIT,
+    4, True, None, 0.5, rosita.PredictionConfig("teacher", 2.0, 0.7, "label"), TargetConfig(1, 4, 2, 8, None, None), FIT, FIT, FIT,
     PRUNING, PRUNING, FIT,
 )  # fmt: skip
 
@@ -252,7 +252,7 @@ def test_the_soft_loss_is_hintons_for_two_classes_label_by_label() -> None:
     ("method", "settings"),
     [
         (finetune, finetune.Config(FIT)),
-        (kd, kd.Config(2.0, 0.5, True, 0.5, FIT)),
+        (kd, kd.Config(2.0, 0.5, 1.0, True, 0.5, FIT)),
         (pkd, pkd.Config(2.0, 0.5, 1.0, FIT)),
         (tinybert, tinybert.Config(0.0, FIT, 2.0, 0.5, FIT)),
         (refbert, REFBERT),

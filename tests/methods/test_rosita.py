@@ -226,7 +226,7 @@ def test_the_states_that_fewer_layers_follow() -> None:
 
 
 CONFIG = Config(
-    4, True, None, PREDICTION, TARGET, second_teacher=FIT, importance=FIT, final=None,
+    4, True, None, 0.5, PREDICTION, TARGET, second_teacher=FIT, importance=FIT, final=None,
     depth=replace(PRUNING, training=replace(FIT, epochs=2)), width=PRUNING, recovery=None,
 )  # fmt: skip
 OURS = replace(
@@ -307,7 +307,7 @@ def test_rounds_that_do_not_fit_are_refused(context: MethodContext) -> None:
 REFBERT = refbert.Config(
     "nearest", ReferenceSettings(2, "float16"), "reference", -1.0, 1.0, FIT, 1.0, 0.7, FIT, InformationConfig(64, 8, 2)
 )
-CHAIN = ChainConfig(None, PREDICTION, replace(TARGET, layers=None), None, PRUNING, None, None)
+CHAIN = ChainConfig(None, 0.5, PREDICTION, replace(TARGET, layers=None), None, PRUNING, None, None)
 
 
 @pytest.mark.parametrize("start", ["theseus", "refbert", "rosita"])
@@ -337,7 +337,7 @@ def test_any_student_can_be_cut_further(context: MethodContext, tmp_path: Path, 
 
 
 def test_the_final_shape_of_a_chain_is_trained_as_rositas_is(context: MethodContext, tmp_path: Path) -> None:
-    ours = ChainConfig("recovery", OURS.prediction, CHAIN.target, None, OURS.width, FIT, FIT)
+    ours = ChainConfig("recovery", 0.5, OURS.prediction, CHAIN.target, None, OURS.width, FIT, FIT)
     given = replace(context, transfer=replace(context.train.select(np.arange(16)), label=np.full(16, -1)))
     checkpoints.save(context.cut_from_teacher([0]), tiny_tokenizer(), tmp_path / "start")
     (tmp_path / "start" / checkpoints.HISTORY).touch()

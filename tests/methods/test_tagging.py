@@ -43,7 +43,7 @@ XTREMEDISTIL = xtremedistil.Config(
 PRUNING = rosita.IterativeConfig(0.5, None, 0, True, FIT)
 PREDICTION = rosita.PredictionConfig("teacher", 2.0, 0.7, "label")
 ROSITA = rosita.Config(
-    4, True, None, PREDICTION, TargetConfig(1, 4, 2, 8, None, None), FIT, FIT, FIT, PRUNING, PRUNING, FIT
+    4, True, None, 0.5, PREDICTION, TargetConfig(1, 4, 2, 8, None, None), FIT, FIT, FIT, PRUNING, PRUNING, FIT
 )
 
 
@@ -222,7 +222,7 @@ def test_part_and_joined_keep_tags_with_their_rows(context: MethodContext) -> No
     ("method", "config"),
     [
         (finetune, finetune.Config(FIT)),
-        (kd, kd.Config(1.0, 0.5, False, 0.0, FIT)),
+        (kd, kd.Config(1.0, 0.5, 1.0, False, 0.0, FIT)),
         (theseus, theseus.Config("curriculum", 0.5, 0.5, "bottom", False, FIT)),
         (xtremedistil, XTREMEDISTIL),
         (xtremedistil, replace(XTREMEDISTIL, objective="hard")),

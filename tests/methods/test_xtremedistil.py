@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tiny import find_task, load_without_filbert, sentences, student_logits, tiny_tokenizer
+from tiny import find_task, load_without_filbert, sentences, student_logits, tiny_config, tiny_tokenizer
+from transformers import BertModel
 
 from filbert import FilbertError
 from filbert.data import arrow, batches, splits
@@ -219,8 +220,27 @@ def test_a_control_without_a_teacher_starts_without_it(with_transfer: MethodCont
 
 @pytest.mark.parametrize("labelled", [0.0, 0.8])
 def test_kd_gains_the_transfer_rows(with_transfer: MethodContext, labelled: float) -> None:
-    kd.compress(with_transfer, kd.Config(2.0, 0.7, True, labelled, FIT))
+    kd.compress(with_transfer, kd.Config(2.0, 0.7, 0.0, True, labelled, FIT))
     steps = [line["step"] for line in read_history(with_transfer.recorder.history) if "best" in line]
     rows = with_transfer.with_transfer(labelled).train
     assert steps == [FIT.epochs * -(-len(rows) // FIT.batch_size)]
     assert (rows.label >= 0).mean() >= labelled
+
+
+@pytest.mark.parametrize("width", [16, 8])
+def test_kd_learns_what_the_teachers_head_reads(with_transfer: MethodContext, tmp_path: Path, width: int) -> None:
+    """Of a student of another width a linear map of it: as near to the teacher's, where that is learnt, as its mean is not."""
+    checkpoints.save(BertModel(tiny_config(hidden_size=width)), tiny_tokenizer(), tmp_path / "narrow")
+    given = replace(with_transfer, checkpoint=tmp_path / "narrow", shape=checkpoints.StudentConfig((0, 1)))
+    rows = given.with_transfer().with_targets(["pooled"])
+    batch = rows.batch(np.arange(len(rows)))
+    teachers, unexplained = batch.targets["pooled"].float(), []
+    for weight in (0.0, 100.0):
+        student = kd.compress(
+            given, kd.Config(2.0, 0.7, weight, True, 0.0, replace(FIT, epochs=30, validations=0))
+        ).eval()
+        with torch.no_grad():
+            ours = checkpoints.forward_batch(student, batch).pooled
+        ours = torch.cat([ours, torch.ones(len(ours), 1)], 1)
+        unexplained.append(float((ours @ torch.linalg.lstsq(ours, teachers).solution - teachers).square().mean()))
+    assert unexplained[1] < 0.9 * unexplained[0]

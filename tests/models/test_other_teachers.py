@@ -76,7 +76,7 @@ def taught(
 
 def test_a_teacher_of_another_family_teaches_by_its_logits(taught: MethodContext) -> None:
     """A BERT student with a tokenizer of its own learns the logits that are cached."""
-    settings = kd.Config(1.0, 1.0, False, 0.0, replace(FIT, epochs=20, learning_rate=1e-2, validations=0))
+    settings = kd.Config(1.0, 1.0, 0.0, False, 0.0, replace(FIT, epochs=20, learning_rate=1e-2, validations=0))
     student = kd.compress(taught, settings).eval()
     batch = taught.with_targets(["logits"]).batch(np.arange(len(taught.train)))
     with torch.no_grad():
