@@ -45,7 +45,7 @@ test-long: $(TESTED) ## the long tests alone
 	@python -m pytest -m slow
 
 # In a quiet hour; killed and started again it goes on. As root, full disks are tried too.
-campaign: $(TESTED) ## kills, damage, full disks on a tiny graph, about two hours: KILLS (100), DAMAGES (400); writes docs/reliability.md
+campaign: $(TESTED) ## kills, damage, full disks on a tiny graph, about an hour: KILLS (100), DAMAGES (400); writes docs/reliability.md
 	@python -m tests.reliability.campaign --kills $(or $(KILLS),100) --damages $(or $(DAMAGES),400) --folder .scratch/campaign --write docs/reliability.md
 
 lint: $(TESTED)

@@ -22,13 +22,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from reliability import damages as damaging  # noqa: E402
 from reliability import failures, network  # noqa: E402
-from reliability.failures import DAMAGES, Case  # noqa: E402
+from reliability.damages import DAMAGES  # noqa: E402
+from reliability.failures import Case  # noqa: E402
 from reliability.world import Step, World, open_world, reads  # noqa: E402
 from tiny_graph import environment  # noqa: E402
 
 COMMAND = "python -m tests.reliability.campaign"
-FILES_OF_A_STAGE = 2  # that are damaged where --damages is not 0: drawn for each kind
+FILES_OF_A_STAGE = 3  # that are damaged where --damages is not 0: drawn for each kind
+AT_ONCE = 8  # damaged files of one `dvc repro`
 TITLE = "## The campaign"
 HEAD = """{title}
 
@@ -41,8 +44,12 @@ tiny size, {steps} stages. A pass is:
   for bit (of a history all but its times; of timings the names of the files), nothing unfinished stays; a stage that gets TERM or
   INT ends with one line, exit code 143 or 130, and no run of MLflow's left running. *Alone* is a stage's own command, *two workers*
   `make repro` with two stages at once, *the flow* Prefect's; after these a second `dvc repro` has nothing to do;
-- **damage**: a file that a stage wrote is damaged; the stage that reads it ends with one line that names it, or makes what it made
-  before;
+- **damage**: a file that a stage wrote is damaged, or has the content of another one of its name; the stage that reads it ends with
+  one line that names it, or makes what it made before;
+- **dvc repro**: such files, and figures in git, eight at once; `dvc repro` makes everything as it was, from DVC's cache, or anew
+  where its records of former runs are gone (a teacher's cache in other shards, if what is made of it is the same); a second one
+  has nothing to do;
+- **dvc.lock**, **settings**, **mlflow.db**: damaged; named in one line, or what is made is as before;
 - **state**: likewise for what a killed stage resumes from; it may begin anew;
 - **disk full**: a disk (tmpfs) has room for a drawn part of what a stage writes, at most twice; one line that names a file, nothing
   half-written; with room again the stage ends as before. Only root can try this: others leave it out;
@@ -95,16 +102,30 @@ def kills(journal: Journal, world: World, count: int) -> Iterator[Case]:
 
 
 def damages(journal: Journal, world: World, count: int) -> Iterator[Case]:
-    """Damage files of all stages in each way, `count` in all at most."""
+    """Damage files of all stages in each way, `count` in all at most: what the stage that reads them says, then what `dvc repro`
+    does, which is given figures in git and outputs that nothing reads as well."""
     draw = random.Random(f"{journal.seed} damages")
-    chosen: list[tuple[Step, str, str]] = []
-    for step, kind in itertools.product(world.steps, DAMAGES):
-        names = [name for name in world.reference[step.name] if name not in step.plain and _is_read(world, name)]
-        chosen += [(step, name, kind) for name in draw.sample(names, min(FILES_OF_A_STAGE, len(names)))]
-    for step, name, kind in draw.sample(chosen, min(count, len(chosen))):
-        yield from journal.run(
-            f"{kind}: {name}", lambda d, s=step, n=name, k=kind: [failures.damage(world, s, n, k, d)]
-        )  # type: ignore[misc]
+    sealed = [(step, name) for step, name in _files(world) if name not in step.plain and _is_read(world, name)]
+    for step, name, kind in _drawn(world, sealed, count, draw):
+        yield from journal.run(f"{kind}: {name}", partial(_alone, damaging.damage, world, step, name, kind))
+    chosen = _drawn(world, _files(world), count, draw)
+    for group in (chosen[start : start + AT_ONCE] for start in range(0, len(chosen), AT_ONCE)):
+        key = ", ".join(f"{kind} of {name}" for _, name, kind in group)
+        yield from journal.run(f"dvc repro: {key}", partial(damaging.repaired, world, group))
+
+
+def _drawn(world: World, files: list[tuple[Step, str]], count: int, draw: random.Random) -> list[tuple[Step, str, str]]:
+    """Up to `count` damages, of each stage and kind no more than FILES_OF_A_STAGE."""
+    by_kind: dict[tuple[str, str], list[tuple[Step, str, str]]] = {}
+    for step, name in files:
+        for kind in damaging.kinds_of(world, name):
+            by_kind.setdefault((step.name, kind), []).append((step, name, kind))
+    chosen = [each for all in by_kind.values() for each in draw.sample(all, min(FILES_OF_A_STAGE, len(all)))]
+    return draw.sample(chosen, min(count, len(chosen)))
+
+
+def _files(world: World) -> list[tuple[Step, str]]:
+    return [(step, name) for step in world.steps for name in world.reference[step.name]]
 
 
 def _is_read(world: World, name: str) -> bool:
@@ -112,13 +133,14 @@ def _is_read(world: World, name: str) -> bool:
 
 
 def others(journal: Journal, world: World, count: int) -> Iterator[Case]:
-    """State and settings in each damage, full disks, and two processes at once."""
+    """State, settings, dvc.lock and MLflow's store in each damage, full disks, and two processes at once."""
     draw = random.Random(f"{journal.seed} others")
     trained = [world.step("teach@sst2"), world.step("cache@sst2-0"), world.step("distill@sst2-kd-1")]
     for step, kind in list(itertools.product(trained, DAMAGES))[: 3 * count]:
-        yield from journal.run(f"state of {step.name}: {kind}", partial(failures.damaged_state, world, step, kind))
+        yield from journal.run(f"state of {step.name}: {kind}", partial(damaging.damaged_state, world, step, kind))
     for kind in list(DAMAGES)[:count]:
-        yield from journal.run(f"settings: {kind}", partial(_alone, failures.damaged_settings, world, kind))
+        for call in (damaging.damaged_settings, damaging.damaged_lock, damaging.damaged_store):
+            yield from journal.run(f"{call.__name__}: {kind}", partial(_alone, call, world, kind))
     plain = [step for step in world.steps if not step.clocked]
     for step in draw.sample(plain, min(3 * count, len(plain))) if os.geteuid() == 0 else ():
         yield from journal.run(f"disk full: {step.name}", partial(_alone, failures.disk_full, world, step))
@@ -168,9 +190,9 @@ def main() -> None:
         log.touch()
         with open_world(folder, network.watched_environment(environment(), log)) as world:
             parts = (
-                kills(journal, world, chosen.kills),
                 damages(journal, world, chosen.damages),
                 others(journal, world, chosen.others),
+                kills(journal, world, chosen.kills),
             )
             cases = list(itertools.chain(*parts))
         requests = network.attempts(log)

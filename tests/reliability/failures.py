@@ -1,14 +1,12 @@
-"""What befalls a stage: it is killed at a moment or at a failpoint, its inputs are damaged, the disk is full, it is not alone."""
+"""What befalls a stage: it is killed at a moment or at a failpoint, the disk is full, it is not alone."""
 
 import random
-import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
-from reliability.world import Done, Step, World, reads
+from reliability.world import Done, Step, World
 from tiny_graph import ran
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -33,18 +31,6 @@ WAYS = {
     "two workers": Way(("-m", "pipelines.repro", "--jobs", "2"), 2, 2, 10.0),
     "the flow": Way(("-m", "pipelines.flow", "--workers", "2"), 1.5, 2, 15.0),
 }
-DAMAGES: dict[str, Callable[[bytes, random.Random], bytes | None]] = {
-    "a flipped bit": lambda content, draw: _flip(content, draw.randrange(8 * len(content))) if content else b"\1",
-    "cut in half": lambda content, draw: content[: len(content) // 2],
-    "zeros": lambda content, draw: bytes(len(content)) if any(content) else b"\1",
-    "empty": lambda content, draw: b"" if content else b"\1",
-    "deleted": lambda content, draw: None,
-}
-
-
-def _flip(content: bytes, bit: int) -> bytes:
-    at = bit // 8
-    return content[:at] + bytes([content[at] ^ 1 << bit % 8]) + content[at + 1 :]
 
 
 @dataclass(frozen=True)
@@ -81,7 +67,7 @@ def kill(world: World, draw: random.Random, most: int) -> Case:
                 problems.append(f"{told}: MLflow takes it to be running")
     done = _run(world, name, steps, None)
     for step in steps:
-        problems += _as_before(world, step, done)
+        problems += as_before(world, step, done)
     if name != "alone" and not problems and (again := ran(_run(world, "dvc repro", steps, None).said)):
         problems.append(f"a second `dvc repro` has run {again}")
     world.restore(*(out for step in steps for out in step.outs), "dvc.lock", ".scratch", "mlflow.db")
@@ -142,7 +128,7 @@ def _ended_well(done: Done, number: signal.Signals) -> Iterator[str]:
         yield f"it said: {' / '.join(done.lines[-3:])}"
 
 
-def _as_before(world: World, step: Step, done: Done) -> Iterator[str]:
+def as_before(world: World, step: Step, done: Done) -> Iterator[str]:
     if done.code:
         yield f"the last run ended with {done.code}: {' / '.join(done.lines[-3:])}"
         return
@@ -158,93 +144,11 @@ def two_at_once(world: World, step: Step) -> Case:
     with ThreadPoolExecutor(2) as pool:
         ended = list(pool.map(lambda _: world.run(step), range(2)))
     said = "\n".join(done.said for done in ended)
-    problems = list(_as_before(world, step, Done(max(done.code for done in ended), said, 0.0)))
+    problems = list(as_before(world, step, Done(max(done.code for done in ended), said, 0.0)))
     if "another process is making it" not in said:
         problems.append("neither waited")
     world.restore(*step.outs, "mlflow.db", ".scratch")
     return Case("two at once", step.name, "one waited" if not problems else "wrong", "; ".join(problems))
-
-
-# ------------------------------------------------------------------------------------------------------------------ damage
-
-
-def damage(world: World, step: Step, file: str, kind: str, draw: random.Random) -> Case:
-    """Damage a file that `step` wrote; the stage that reads it names the file, or what it makes is as without the damage."""
-    reader = min((each for each in world.steps if reads(each, file)), key=lambda each: world.seconds[each.name])
-    before = (world.folder / file).read_bytes()
-    after = DAMAGES[kind](before, draw)
-    _write(world.folder / file, after)
-    done = world.run(reader)
-    outcome, wrong = _found(world, reader, file, done)
-    world.restore(file, *(reader.outs if done.code == 0 else ()), *([".scratch"] if world.orphans() else []))
-    return Case(f"damage: {kind}", f"{file}, read by {reader.name}", outcome, wrong)
-
-
-def _write(file: Path, content: bytes | None) -> None:
-    file.unlink()
-    if content is not None:
-        file.write_bytes(content)
-
-
-def _found(world: World, reader: Step, file: str, done: Done) -> tuple[str, str]:
-    """The outcome of reading a damaged file, and what is wrong with it."""
-    told = done.lines[-1] if done.lines else ""
-    if done.code == 0:
-        other = world.differing(reader)
-        return ("no harm", "") if not other else ("used", "what was made of it is another, and nothing was said")
-    if "Traceback" in done.said:
-        return "refused", f"a traceback: {told}"
-    folder = str(Path(file).parent)
-    return ("named", "") if file in told or folder in told else ("refused", f"the file is not named: {told}")
-
-
-def damaged_state(world: World, step: Step, kind: str, draw: random.Random) -> list[Case]:
-    """Kill a step late, damage each file of its state in turn, and let it go on: it ends as if nothing had been."""
-    world.remove(step)
-    point = max(1, world.points[step.name] - 4)
-
-    world.run(step, point=point, after=False, signal=signal.SIGKILL)
-    state, kept, cases = world.folder / ".scratch", world.folder.parent / "state", []
-    shutil.copytree(state, kept, dirs_exist_ok=True)
-    names = sorted(
-        str(path.relative_to(state)) for path in state.rglob("*") if path.is_file() and path.suffix != ".lock"
-    )
-    for name in names:
-        shutil.rmtree(state)
-        shutil.copytree(kept, state)
-        world.remove(step)
-        _write(state / name, DAMAGES[kind]((state / name).read_bytes(), draw))
-        done = world.run(step)
-        named = done.code == 1 and done.lines and Path(name).name in done.lines[-1] and "Traceback" not in done.said
-        problems = [] if named else [each for each in _as_before(world, step, done) if ".damaged" not in each]
-        outcome = "named" if named else "repaired"
-        cases.append(
-            Case(
-                f"state: {kind}",
-                f".scratch/{name} of {step.name}",
-                "wrong" if problems else outcome,
-                "; ".join(problems),
-            )
-        )
-    shutil.rmtree(kept)
-    world.restore(".scratch", *step.outs)
-    return cases
-
-
-def damaged_settings(world: World, kind: str, draw: random.Random) -> Case:
-    """Damage params.yaml: a stage refuses it and names it, or reads the same from it."""
-    step, file = world.step("prepare@sst2"), world.folder / "params.yaml"
-    content = file.read_bytes()
-    file.write_bytes(DAMAGES[kind](content, draw) or b"") if kind != "deleted" else file.unlink()
-    done = world.run(step)
-    told = done.lines[-1] if done.lines else ""
-    if done.code == 0:
-        wrong = "what was made is another" if world.differing(step) else ""
-    else:
-        wrong = "" if "params.yaml" in told and "Traceback" not in done.said else f"not named: {told}"
-    file.write_bytes(content)
-    world.restore(*step.outs)
-    return Case(f"settings: {kind}", "params.yaml", "no harm" if done.code == 0 else "named", wrong)
 
 
 # ---------------------------------------------------------------------------------------------------------------- disk full
@@ -264,6 +168,6 @@ def disk_full(world: World, step: Step, draw: random.Random) -> Case:
             problems.append(f"it said: {done.lines[-1]}")
         if done.code and not step.appends and (left := [out for out in step.outs if (world.folder / out).is_dir()]):
             problems.append(f"half-written: {left}")
-        problems += _as_before(world, step, world.run(step))
+        problems += as_before(world, step, world.run(step))
     outcome = "wrong" if problems else "went on with room again" if done.code else "had room enough"
     return Case("disk full", f"{step.name}, {room} bytes of {written}", outcome, "; ".join(problems))

@@ -202,6 +202,14 @@ class World:
         differ = [name for name in sorted(found | expected) if found.get(name) != expected.get(name)]
         return [name for name in differ if not (name.endswith(INT8) and (name in found) != (name in expected))]
 
+    def altered(self, step: Step) -> list[str]:
+        """The files of a step that differ in any byte: of one that tells the times of what it reads."""
+        files = [self.folder / name for name in self.hashes(step)]
+        files = [
+            file for file in files if file.read_bytes() != (self.pristine / file.relative_to(self.folder)).read_bytes()
+        ]
+        return [str(file.relative_to(self.folder)) for file in files]
+
     def orphans(self) -> list[str]:
         """What should not be there when no stage runs: unfinished files, and state of stages that are done."""
         unfinished = [path for top in ("data", "docs") for path in (self.folder / top).rglob(".filbert-*")]
