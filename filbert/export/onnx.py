@@ -63,7 +63,8 @@ def export_onnx(folder: Path, file: Path) -> None:
 
 
 class Positional(nn.Module):
-    """A model whose inputs are given in order and whose one output is its logits: what the exporter takes."""
+    """A model whose inputs are given in order and whose one output is its logits: what the exporter takes. The graph has
+    of our own encoder's last layer the first token alone."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
@@ -71,6 +72,7 @@ class Positional(nn.Module):
         known = inspect.signature(type(model).forward).parameters
         names = (*TOKENS, *REFERENCE) if isinstance(model, ReferenceForSequenceClassification) else TOKENS
         self.inputs = tuple(name for name in names if name in known)
+        self.more = {"logits_alone": True} if "logits_alone" in known else {}
         if not isinstance(model, FilbertForSequenceClassification):
             model.set_attn_implementation("eager")
         self.eval()
@@ -79,7 +81,7 @@ class Positional(nn.Module):
         given = dict(zip(self.inputs, inputs, strict=True))
         if "reference_mask" in given:
             given["reference_mask"] = given["reference_mask"].bool()
-        return self.model(**given).logits
+        return self.model(**given, **self.more).logits
 
     def example(self) -> tuple[Tensor, ...]:
         """Two rows of unequal length, with references of unequal length."""

@@ -10,7 +10,8 @@ import torch
 from export_files import MODELS, reference_student, saved, varied
 
 from filbert.data import batches
-from filbert.export.onnx import ExportError, check_logits, export_onnx
+from filbert.export.onnx import ExportError, Positional, check_logits, export_onnx
+from filbert.models import checkpoints
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -28,6 +29,15 @@ def test_a_teacher_answers_alike_and_its_segments_count(
     export_onnx(teacher, tmp_path / "model.onnx")
     pairs = replace(varied(validation), types=(np.arange(len(varied(validation).types)) % 2).astype(np.uint8))
     check_logits(teacher, tmp_path / "model.onnx", pairs, 1e-4)
+
+
+def test_the_last_layer_of_a_graph_is_that_of_the_first_token(teacher: Path) -> None:
+    model, widths = checkpoints.as_filbert(checkpoints.load_model(teacher)), []
+    for layer in model.bert.encoder.layer:
+        layer.intermediate["dense"].register_forward_hook(lambda _, given, __: widths.append(given[0].shape[1]))
+    traced = Positional(model)
+    traced(*traced.example())
+    assert widths == [7, 1]
 
 
 @pytest.mark.parametrize("norm", ["none", "reference", "joint", "statistics"])
