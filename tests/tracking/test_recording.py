@@ -10,7 +10,8 @@ import sys
 import time
 import urllib.request
 import warnings
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -186,28 +187,19 @@ def test_a_server_killed_while_a_stage_runs_loses_nothing(
 ) -> None:
     at_once(monkeypatch)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    uri = f"sqlite:///{store}"
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", port, "--workers", "1"]
-    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as server:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-        try:
-            wait_for(f"http://127.0.0.1:{port}/health")
-            tags = {"task": "sst2", "method": "kd", "seed": "1"}
-            with (
-                pytest.warns(UserWarning, match="MLflow lacks a part of this run"),
-                stage_run(
-                    "distill", params={"a": 1}, tags=tags, hashes={"rows": "r"}, scratch=Path(".scratch/x")
-                ) as recorder,
-            ):
-                recorder.log("train", 1, {"loss": 1.0})
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait()
-                recorder.log("train", 2, {"loss": 0.5})
-        finally:
-            if server.poll() is None:
-                os.killpg(server.pid, signal.SIGKILL)
+    uri, port = f"sqlite:///{store}", free_port()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    with served(uri, port) as server:
+        tags = {"task": "sst2", "method": "kd", "seed": "1"}
+        with (
+            pytest.warns(UserWarning, match="MLflow lacks a part of this run"),
+            stage_run(
+                "distill", params={"a": 1}, tags=tags, hashes={"rows": "r"}, scratch=Path(".scratch/x")
+            ) as recorder,
+        ):
+            recorder.log("train", 1, {"loss": 1.0})
+            kill(server)
+            recorder.log("train", 2, {"loss": 0.5})
     assert [line["step"] for line in read_history(recorder.history)] == [1, 2]
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -222,6 +214,58 @@ def test_a_server_killed_while_a_stage_runs_loses_nothing(
     run = runs()["distill/sst2/kd/1"]
     assert (run.info.status, len(runs())) == ("FINISHED", 2)
     assert points(run.info.run_id, "train/loss") == said(student / "history.jsonl", "loss")
+
+
+@pytest.mark.slow
+def test_a_server_that_is_restarted_lacks_nothing(monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
+    """What is logged while it is down is kept and written when it is back, with the run's end, of which nobody is warned."""
+    at_once(monkeypatch)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # a machine may be busy
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    uri, port = f"sqlite:///{store}", free_port()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    with (
+        pytest.warns(UserWarning, match="MLflow") as warned,
+        ExitStack() as servers,
+        stage_run("teach", params={"a": 1}, tags={}, hashes={}, scratch=Path(".scratch/x")) as recorder,
+    ):
+        recorder.log("teach", 1, {"loss": 1.0})  # nothing listens there yet
+        server = servers.enter_context(served(uri, port))
+        recorder.log("teach", 2, {"loss": 0.5})
+        kill(server)
+        recorder.log("teach", 3, {"loss": 0.25})
+        servers.enter_context(served(uri, port))
+    told = [str(warning.message).split(",")[0] for warning in warned]
+    assert told == 2 * ["MLflow cannot be reached"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.set_tracking_uri(uri)
+    run = runs()["teach"]
+    assert (run.info.status, run.data.params) == ("FINISHED", {"a": "1"})
+    assert points(run.info.run_id, "teach/loss") == said(recorder.history, "loss")
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return str(free.getsockname()[1])
+
+
+@contextmanager
+def served(uri: str, port: str) -> Iterator[subprocess.Popen]:
+    """A store, served until the block ends or the server is killed."""
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", port, "--workers", "1"]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as server:
+        try:
+            wait_for(f"http://127.0.0.1:{port}/health")
+            yield server
+        finally:
+            kill(server)
+
+
+def kill(server: subprocess.Popen) -> None:
+    """It and its workers."""
+    if server.poll() is None:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 def wait_for(url: str) -> None:
