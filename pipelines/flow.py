@@ -26,7 +26,7 @@ from prefect.runtime import flow_run
 from prefect.states import State
 
 from filbert.tracking.mlflow_store import STORE
-from pipelines import clones, dvc_experiments, prefect_artifacts
+from pipelines import clones, dvc_experiments, prefect_artifacts, prefect_server
 from pipelines.dvc_graph import Stage, graph
 from pipelines.run_stage import dvc_command, reproduce, stopping, thread_environment
 
@@ -200,6 +200,7 @@ def main(
 ) -> None:
     """Run DVC's graph as a Prefect flow; without --experiment, settings are written to params.yaml here."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # else Prefect's server outlives it
+    prefect_server.start()
     if set_param and not experiment:
         apply_overrides("params.yaml", set_param)
     state = repro(

@@ -26,8 +26,8 @@ def install() -> None:
 
 def _receive(number: int, frame: FrameType | None) -> None:
     global _received
-    for each in SIGNALS:
-        signal.signal(each, signal.SIG_IGN)  # what cleans up is not stopped by a second one
+    if _received is not None:
+        return  # what cleans up is not stopped by a second one, as Ctrl-C and then a flow's SIGTERM are
     _received = signal.Signals(number)
     if not _held:
         raise Stopped(_received)

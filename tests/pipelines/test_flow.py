@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -252,6 +253,29 @@ def test_what_is_stopped_is_the_stages_and_not_prefects_server() -> None:
     finally:
         server.kill()
         server.wait()
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_ends_a_flow_in_seconds(tmp_path: Path) -> None:
+    """It reaches all processes of the terminal's job, but not Prefect's server, which the flow tells its end and then stops."""
+    (tmp_path / "dvc.yaml").write_text("stages: {slow: {cmd: echo begins && sleep 300 && touch out, outs: [out]}}\n")
+    for command in ("git init -q", "dvc init -q"):
+        shell(command, cwd=tmp_path)
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PREFECT_HOME": str(tmp_path / "prefect"), "DVC_NO_ANALYTICS": "1"}
+    command = [sys.executable, "-m", "pipelines.flow"]
+    with subprocess.Popen(command, cwd=tmp_path, env=env, start_new_session=True, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as flow:  # fmt: skip
+        try:
+            assert any("begins" in line for line in flow.stdout or ())
+            os.killpg(flow.pid, signal.SIGINT)
+            said = flow.communicate(timeout=60)[0]  # without its server it would take more than 200 s
+            with pytest.raises(ProcessLookupError):  # nothing is left
+                os.killpg(flow.pid, 0)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(flow.pid, signal.SIGKILL)
+    assert flow.returncode == 130
+    assert "Stopping temporary server" in said
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import mlflow
 import pytest
 import torch
-from tiny import CPU, find_task
+from tiny import CPU, ROOT, find_task
 from torch import Tensor, nn
 
 from filbert.data.batches import Batch, TokenizedDataset
@@ -64,6 +66,26 @@ def test_the_step_is_finished_and_saved(
     assert left[0] == steps[0] - SIGNALLED
     for one, other in zip(resumed.state_dict().values(), whole.state_dict().values(), strict=True):
         assert torch.equal(one, other)
+
+
+TWO_AT_ONCE = """
+import os, signal
+from filbert.runtime import signals
+signals.install()
+signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
+for number in signals.SIGNALS:
+    os.kill(os.getpid(), number)
+try:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.SIGNALS)
+except signals.Stopped as stopped:
+    print(stopped, sum(range(9)))
+"""
+
+
+def test_two_signals_at_once_stop_once_and_say_nothing_else() -> None:
+    """Ctrl-C reaches a stage from the terminal, and the flow that runs it sends SIGTERM."""
+    done = subprocess.run([sys.executable, "-c", TWO_AT_ONCE], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("130 36\n", "")
 
 
 @pytest.mark.parametrize(("call", "status"), [("create_run", "KILLED"), ("set_terminated", "FINISHED")])
