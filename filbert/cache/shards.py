@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 
 import pyarrow as pa
@@ -76,9 +77,12 @@ class ShardFolder:
         return sum(entry.bytes for entry in self.entries.values())
 
     def append(self, columns: tuple[str, ...], schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
-        """Write the batches to a new shard, with one at a time in memory, and list it."""
-        number = max((int(name.split("-")[1].split(".")[0]) for name in self.entries), default=-1) + 1
-        file, rows = self.folder / f"shard-{number:05d}.arrow", 0
+        """Write the batches to a new shard, with one at a time in memory, and list it; in place of a dropped one if there is any,
+        so that what is made again is the same folder."""
+        file, rows = (
+            self.folder / next(name for name in map("shard-{:05d}.arrow".format, count()) if name not in self.entries),
+            0,
+        )
         with open_writer(file, schema) as out:
             for batch in batches:
                 out.write_batch(batch)
@@ -98,20 +102,33 @@ class ShardFolder:
             if file.name not in self.entries:
                 file.unlink()
 
+    def check_sizes(self) -> None:
+        """Compare the files with the manifest, without reading them.
+
+        Raises:
+            ShardError: one is missing, or of another size.
+        """
+        for name in self.entries:
+            self._check_size(name)
+
     def open(self, name: str) -> pa.RecordBatchFileReader:
         """Map a shard after checking its size and checksum.
 
         Raises:
             ShardError: it is missing, truncated, or changed.
         """
+        file, entry = self._check_size(name), self.entries[name]
+        if (found := _checksum(file)) != entry.xxh3:
+            raise ShardError(f"{file}: damaged: expected checksum {entry.xxh3}, found {found}")
+        return pa.ipc.open_file(pa.memory_map(str(file)))
+
+    def _check_size(self, name: str) -> Path:
         file, entry = self.folder / name, self.entries[name]
         if not file.exists():
             raise ShardError(f"{file}: missing; {MANIFEST} lists it with {entry.rows} rows")
         if file.stat().st_size != entry.bytes:
             raise ShardError(f"{file}: damaged: expected {entry.bytes} bytes, found {file.stat().st_size}")
-        if (found := _checksum(file)) != entry.xxh3:
-            raise ShardError(f"{file}: damaged: expected checksum {entry.xxh3}, found {found}")
-        return pa.ipc.open_file(pa.memory_map(str(file)))
+        return file
 
     def write(self) -> None:
         """Write the manifest."""

@@ -78,10 +78,12 @@ class TeacherCache:
         """Read the manifests of all partitions; shards are mapped when one of their columns is read.
 
         Raises:
-            CacheError: there is no cache, a partition is missing, or a manifest is damaged.
+            CacheError: there is no cache, a partition is missing, or a manifest is damaged or another's.
         """
         try:
             self.parts = [ShardFolder(folder) for folder in folders]
+            for part in self.parts:
+                part.check_sizes()
         except ShardError as error:
             raise CacheError(f"{error}; run `dvc repro`") from error
         self.expected = expected

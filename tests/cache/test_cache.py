@@ -1,5 +1,6 @@
 """The cache equals a live forward, appends only what is missing, and refuses whatever does not fit."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -308,7 +309,7 @@ def test_a_damaged_shard_is_refused_and_made_again(
     tmp_path: Path, teacher: Path, table: pa.Table, rows: batches.TokenizedDataset, small_shards: None, how: str
 ) -> None:
     filled(tmp_path, teacher, table)
-    shard = tmp_path / "shard-00001.arrow"
+    shard, manifest = tmp_path / "shard-00001.arrow", (tmp_path / "manifest.json").read_text()
     whole = shard.read_bytes()
     changed = {"cut": whole[:-200], "changed": whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:]}
     shard.unlink() if how == "gone" else shard.write_bytes(changed[how])
@@ -317,7 +318,20 @@ def test_a_damaged_shard_is_refused_and_made_again(
     ):
         teacher_cache.TeacherCache([tmp_path], key(teacher)).on(rows, SOME)
     assert filled(tmp_path, teacher, table) == 20
-    assert len(teacher_cache.TeacherCache([tmp_path], key(teacher)).on(rows, SOME).numbers["logits"]) == len(table)
+    assert (shard.read_bytes(), (tmp_path / "manifest.json").read_text()) == (whole, manifest)
+
+
+def test_the_manifest_of_another_partition_is_refused_even_where_no_column_is_read(
+    tmp_path: Path, teacher: Path, table: pa.Table
+) -> None:
+    folders = [tmp_path / "0", tmp_path / "1"]
+    filled(folders[0], teacher, table.slice(0, 30))
+    filled(folders[1], teacher, table.slice(30))
+    shutil.copyfile(folders[1] / "manifest.json", folders[0] / "manifest.json")
+    with pytest.raises(
+        teacher_cache.CacheError, match=r"0/shard-00000.arrow: damaged: expected \d+ bytes, found \d+; run `dvc"
+    ):
+        teacher_cache.TeacherCache(folders, key(teacher))
 
 
 def test_any_encoder_may_teach(tmp_path: Path, table: pa.Table, rows: batches.TokenizedDataset) -> None:

@@ -47,8 +47,7 @@ tiny size, {steps} stages. A pass is:
 - **damage**: a file that a stage wrote is damaged, or has the content of another one of its name; the stage that reads it ends with
   one line that names it, or makes what it made before;
 - **dvc repro**: such files, and figures in git, eight at once; `dvc repro` makes everything as it was, from DVC's cache, or anew
-  where its records of former runs are gone (a teacher's cache in other shards, if what is made of it is the same); a second one
-  has nothing to do;
+  where its records of former runs are gone, and a second one has nothing to do;
 - **dvc.lock**, **settings**, **mlflow.db**: damaged; named in one line, or what is made is as before;
 - **state**: likewise for what a killed stage resumes from; it may begin anew;
 - **disk full**: a disk (tmpfs) has room for a drawn part of what a stage writes, at most twice; one line that names a file, nothing

@@ -75,15 +75,13 @@ def _found(world: World, reader: Step, file: str, done: Done) -> tuple[str, str]
 
 
 def repaired(world: World, damaged: list[tuple[Step, str, str]], draw: random.Random) -> list[Case]:
-    """Damage files of some stages; `dvc repro` makes all as it was, from DVC's cache or anew, and another has nothing to do. A
-    teacher's cache may lay its rows into other shards: what is made of it is the same."""
+    """Damage files of some stages; `dvc repro` makes all as it was, from DVC's cache or anew, and another has nothing to do."""
     if anew := draw.random() < 0.5:
         shutil.rmtree(world.folder / ".dvc" / "cache" / "runs", ignore_errors=True)
     after = {file: _do(world, file, kind, draw) for _, file, kind in damaged}
     done = world.command("-m", "dvc", "repro")
     wrong = [f"`dvc repro` ended with {done.code}: {' / '.join(done.lines[-3:])}"] if done.code else []
-    grown = {step.name for step, _, _ in damaged if step.appends}
-    wrong += [f"another {name}" for step in world.steps if step.name not in grown for name in world.differing(step)]
+    wrong += [f"another {name}" for step in world.steps for name in world.differing(step)]
     wrong += [
         f"still damaged: {file}"
         for file, content in after.items()
