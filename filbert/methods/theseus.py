@@ -64,11 +64,11 @@ def compress(context: MethodContext, config: Config) -> FilbertForSequenceClassi
     total = total_steps(context.train, config.training)
     encoder = TheseusEncoder(predecessor, successor, lambda step: replacing_rate(config, step, total))
     student.bert.encoder = encoder  # type: ignore[assignment]
-    label_loss, trained = context.label_loss(student), [p for p in student.parameters() if p.requires_grad]
+    label_loss = context.label_loss(student)
 
     def loss(batch: Batch) -> Tensor:
-        zero = 0 * torch.stack([parameter.sum() for parameter in trained]).sum()  # a gradient of zero, not none
-        return label_loss(batch) + zero
+        found, idle = label_loss(batch), [p.sum() for layer in encoder.left_out for p in layer.parameters()]
+        return found + 0 * torch.stack(idle).sum() if idle else found  # a gradient of zero, not none
 
     context.fit(student, loss, context.train, config.training, "replace")
     student.bert.encoder = successor
@@ -92,6 +92,7 @@ class TheseusEncoder(nn.Module):
         super().__init__()
         self.predecessor, self.successor, self.rate = predecessor.requires_grad_(False), successor, rate
         self.span = len(predecessor.layer) // len(successor.layer)
+        self.left_out: list[nn.Module] = []  # the successors that were not drawn for the last batch
         self.step: Tensor
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))  # in the state, so that a killed phase resumes
 
@@ -101,6 +102,7 @@ class TheseusEncoder(nn.Module):
             return self.successor(x, mask, first)
         drawn = torch.rand(len(self.successor.layer)) < self.rate(int(self.step))
         self.step += 1
+        self.left_out = [new for new, chosen in zip(self.successor.layer, drawn, strict=True) if not chosen]
         states = [x]
         for module, new in enumerate(self.successor.layer):
             layers = [new] if drawn[module] else self.predecessor.layer[module * self.span : (module + 1) * self.span]

@@ -41,12 +41,14 @@ class RowAdamW(torch.optim.AdamW):
         rows, values, (beta1, beta2) = gradient.indices()[0], gradient.values(), group["betas"]
         state["step"] += 1
         step, rate = float(state["step"]), group["lr"]
-        first = state["exp_avg"][rows].lerp_(values, 1 - beta1)
-        second = state["exp_avg_sq"][rows].mul_(beta2).addcmul_(values, values, value=1 - beta2)
-        state["exp_avg"][rows], state["exp_avg_sq"][rows] = first, second
+        first, second, weights = (t.index_select(0, rows) for t in (state["exp_avg"], state["exp_avg_sq"], parameter))
+        first.lerp_(values, 1 - beta1)
+        second.mul_(beta2).addcmul_(values, values, value=1 - beta2)
+        state["exp_avg"].index_copy_(0, rows, first)
+        state["exp_avg_sq"].index_copy_(0, rows, second)
         denominator = (second.sqrt() / (1 - beta2**step) ** 0.5).add_(group["eps"])
-        decayed = parameter[rows] * (1 - rate * group["weight_decay"])
-        parameter[rows] = decayed.addcdiv_(first, denominator, value=-rate / (1 - beta1**step))
+        weights.mul_(1 - rate * group["weight_decay"]).addcdiv_(first, denominator, value=-rate / (1 - beta1**step))
+        parameter.index_copy_(0, rows, weights)
 
 
 def moments_of(model: nn.Module, optimizer: torch.optim.AdamW) -> Moments:
