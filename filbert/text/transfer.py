@@ -48,13 +48,13 @@ def normalized_words(texts: Texts) -> list[str]:
 
 
 class HeldOutRows:
-    """Validation and test rows as hashes of their words and of their shingles."""
+    """Validation and test rows as hashes of their words, and by their shingles."""
 
     def __init__(self, rows: Iterable[Texts], shingle: int, symmetric: bool = False):
-        """Hash the rows; of a symmetric task a pair is held out in both orders."""
+        """Index the rows; of a symmetric task a pair is held out in both orders."""
         self.shingle = shingle
         self.row_hashes: set[int] = set()
-        self.rows_with: dict[int, list[int]] = {}  # row numbers by shingle
+        self.rows_with: dict[tuple[str, ...], list[int]] = {}  # row numbers by shingle
         self.shingle_counts: list[int] = []  # of each row
         for texts in rows:
             for words in map(normalized_words, {texts, texts[::-1]} if symmetric else {texts}):
@@ -64,9 +64,10 @@ class HeldOutRows:
                     self.rows_with.setdefault(one, []).append(len(self.shingle_counts))
                 self.shingle_counts.append(len(shingles))
 
-    def shingles(self, words: list[str]) -> set[int]:
-        """Hashes of all runs of `shingle` words; of a shorter text, of the whole."""
-        return {_hash(words[i : i + self.shingle]) for i in range(max(1, len(words) - self.shingle + 1))}
+    def shingles(self, words: list[str]) -> set[tuple[str, ...]]:
+        """All runs of `shingle` words; of a shorter text, the whole."""
+        length = min(self.shingle, len(words))
+        return set(zip(*(words[start:] for start in range(length)), strict=False)) or {()}
 
     def leaks(self, words: list[str], config: FilterConfig) -> bool:
         """Whether a text equals a held-out row, shares too many shingles with all of them, or contains too many of one."""
@@ -98,14 +99,15 @@ class TransferFilter:
     def sample(self, source: str, read: Callable[[], Iterable[Texts]], any_length: bool = False) -> Iterator[Texts]:
         """Up to `config.max_rows` texts of `source`, of those that are kept, drawn by a hash of their words. `read` is called
         twice, so that the texts need not fit in memory."""
-        admitted = [found for texts in read() if (found := self._admit(normalized_words(texts), not any_length))]
-        drawn = set(sorted(admitted)[: self.config.max_rows])
+        admitted = [
+            (found, place)
+            for place, texts in enumerate(read())
+            if (found := self._admit(normalized_words(texts), not any_length))
+        ]
+        drawn = {place for _, place in sorted(admitted)[: self.config.max_rows]}
         self.counts["over_max_rows"] += len(admitted) - len(drawn)
         self.counts[source] += len(drawn)
-        for texts in read():
-            if (found := _hash(normalized_words(texts))) in drawn:
-                drawn.remove(found)
-                yield texts
+        yield from (texts for place, texts in enumerate(read()) if place in drawn)
 
     def _admit(self, words: list[str], check_length: bool = False) -> int:
         """The hash of a text that is kept, 0 of another."""
