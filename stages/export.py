@@ -57,7 +57,13 @@ def export(
         file = making / folders.FLOAT32
         onnx.export_onnx(folder, file)
         check = onnx.check_logits(
-            folder, file, validation, settings.tolerance, settings.batch_size, settings.check_alone
+            folder,
+            file,
+            validation,
+            settings.tolerance,
+            settings.batch_size,
+            settings.check_alone,
+            settings.check_mixed,
         )
         shutil.copyfile(folder / folders.TOKENIZER, making / folders.TOKENIZER)
         if (folder / STORE).exists():
