@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
+from filbert.data import tasks
 from filbert.methods import load_method
 from filbert.runtime import config
+from filbert.training.loop import stretched_phases
 from stages import OutFolder, run
-from stages.method_run import Folders, as_long_as_asked, run_method
+from stages.method_run import Folders, run_method
 
 
 def distill(
@@ -32,7 +34,7 @@ def distill(
     the rows in PREPARED and TRANSFER, the CACHE of the TEACHER's outputs on them and their REFERENCES."""
     method, name = load_method(method_name), variant or method_name
     given = config.section([f"settings.{method_name}", f"settings.{name}"], method.Config)
-    settings = as_long_as_asked(given, task_name)
+    settings = stretched_phases(given, tasks.find(task_name).training_fraction)
     learns_from_transfer = getattr(settings, "transfer", False)
     folders = Folders(
         prepared,

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -17,10 +17,7 @@ from filbert.models.intermediate_outputs import column_for_task
 from filbert.runtime import config, device, files
 from filbert.tracking import history, run_recorder
 from filbert.training.layerwise import LayerMap
-from filbert.training.loop import stretched_phases
 from stages import scratch_of
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,12 +32,6 @@ class Folders:
     transfer: Path | None = None  # rows without labels, where the method learns from them
     word_vectors: Path | None = None
     start: Path | None = None  # a pretrained student that is trained whole, with its own tokenizer
-
-
-def as_long_as_asked(settings: T, task_name: str) -> T:
-    """The settings of a student with phases of training as long as its task asks for."""
-    stretched: T = stretched_phases(settings, tasks.find(task_name).training_fraction)
-    return stretched
 
 
 def run_method(

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from filbert.data import tasks
 from filbert.methods.rosita import ChainConfig, chain_columns, prune_further
 from filbert.runtime import config, files
+from filbert.training.loop import stretched_phases
 from stages import OutFolder, run
-from stages.method_run import Folders, as_long_as_asked, run_method
+from stages.method_run import Folders, run_method
 
 
 def prune(
@@ -24,7 +26,8 @@ def prune(
     """Prune the student in START by the settings of the chain CHAIN_NAME: with the rows in PREPARED and TRANSFER, the CACHE of the
     TEACHER's outputs on them and their REFERENCES, make a smaller student of the task TASK_NAME in the folder OUT. CHECKPOINT is
     what all students start from."""
-    settings = as_long_as_asked(config.section(f"settings.{chain_name}", ChainConfig), task_name)
+    given = config.section(f"settings.{chain_name}", ChainConfig)
+    settings: ChainConfig = stretched_phases(given, tasks.find(task_name).training_fraction)
     run_method(
         "prune",
         task_name,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from filbert.cache.teacher_cache import CacheError, Fingerprint
-from filbert.data.arrow import TEACHER, fixed_lists, read_table
+from filbert.data.arrow import TEACHER_COLUMN, fixed_lists, read_table
 from filbert.data.batches import TokenizedDataset
 from filbert.data.tasks import Task
 
@@ -47,7 +47,7 @@ class ImportedLogits:
             return None
         files = (prepared / f"{name}.arrow" for name in ("train", "unlabelled"))
         tables = [read_table(file) for file in files if file.exists()]
-        shares = np.concatenate([fixed_lists(table[TEACHER].combine_chunks()) for table in tables])
+        shares = np.concatenate([fixed_lists(table[TEACHER_COLUMN].combine_chunks()) for table in tables])
         logits = np.log(np.maximum(shares, np.float32(LEAST)))
         return cls(np.concatenate([table["hash"].to_numpy() for table in tables]), logits)
 

@@ -16,7 +16,7 @@ from filbert.data.tasks import Task, TaskKind
 from filbert.runtime.files import atomic_file
 
 Row = dict[str, Any]  # idx, the text columns of the task, label (None where there is none), hash
-TEACHER = "teacher"  # the column of probabilities, of a task with teacher_columns
+TEACHER_COLUMN = "teacher"  # the column of probabilities, of a task with teacher_columns
 ROWS_AT_A_TIME = 4096  # rows in memory while a file is written
 
 
@@ -28,7 +28,7 @@ def row_schema(task: Task) -> pa.Schema:
         TaskKind.TAGGING: pa.list_(pa.int32()),
     }.get(task.kind, pa.int32())
     texts = [(name, pa.string()) for name in task.columns]
-    imported = [(TEACHER, pa.list_(pa.float32(), task.outputs))] if task.teacher_columns else []
+    imported = [(TEACHER_COLUMN, pa.list_(pa.float32(), task.outputs))] if task.teacher_columns else []
     return pa.schema([("idx", pa.int32()), *texts, ("label", label), ("hash", pa.int64()), *imported])
 
 

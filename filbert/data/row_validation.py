@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from filbert.data.arrow import TEACHER, Row
+from filbert.data.arrow import TEACHER_COLUMN, Row
 from filbert.data.formats import SUFFIXES, Located, Record, RowError, read_records
 from filbert.data.tasks import Task, TaskKind
 
@@ -93,7 +93,7 @@ def _validate(idx: int, record: Record, task: Task, where: str) -> Row:
         label: Any = _multi_hot(given, task, where)
     else:
         label = given if task.kind is TaskKind.TAGGING else _label(given, task, where)
-    imported = {TEACHER: _probabilities(record, task, where)} if task.teacher_columns else {}
+    imported = {TEACHER_COLUMN: _probabilities(record, task, where)} if task.teacher_columns else {}
     return {"idx": idx, **texts, "label": label, "hash": text_hash(*texts.values()), **imported}
 
 
