@@ -19,7 +19,7 @@ def augment(task_name: str, index: int, prepared: Path, masked_lm: Path, word_ve
     """Make variants of the training rows in PREPARED that belong to partition INDEX, by the masked language model in the folder
     MASKED_LM, if there is one, and WORD_VECTORS, into the folder OUT."""
     task, train = tasks.find(task_name), arrow.read_table(prepared / "train.arrow")
-    settings = config.section("augment", AugmentConfig).for_rows(len(train))
+    settings = config.section("augment", AugmentConfig).for_task(task, len(train))
     table = config.section("partitions", arrow.Partition).share(train, index)
     with run_recorder.stage_run(
         "augment",

@@ -19,7 +19,7 @@ def masked_lm(task_name: str, prepared: Path, checkpoint: Path, out: OutFolder) 
     """Put the masked language model of the settings `augment` into the folder OUT: another checkpoint that they name, or CHECKPOINT
     with a head trained on the training rows in PREPARED; none where nothing is augmented or no head is to be trained."""
     task, scratch, table = tasks.find(task_name), scratch_of(out), arrow.read_table(prepared / "train.arrow")
-    settings = config.section("augment", AugmentConfig).for_rows(len(table))
+    settings = config.section("augment", AugmentConfig).for_task(task, len(table))
     with (
         run_recorder.stage_run(
             "masked_lm",
@@ -42,7 +42,7 @@ def masked_lm(task_name: str, prepared: Path, checkpoint: Path, out: OutFolder) 
             why = (
                 "word vectors alone propose words"
                 if settings.variants
-                else "augment.variants is 0, or augment.max_rows exceeded"
+                else "augment.variants is 0, augment.max_rows exceeded, or the task has transfer texts"
             )
             progress.log(f"{task_name}: no masked language model: {why}")
             files.write_text(making / "NONE", f"{why}\n")

@@ -19,7 +19,7 @@ import numpy as np
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from filbert.data.row_validation import low_bits, text_hash
-from filbert.data.tasks import Source
+from filbert.data.tasks import Source, Task
 from filbert.runtime.config import Fraction, NonNegativeInt, PositiveInt
 from filbert.text.masked_lm import MaskedCopy, MaskedLanguageModel
 from filbert.text.transfer import Texts
@@ -36,6 +36,7 @@ class AugmentConfig:
 
     variants: NonNegativeInt  # of each training row; 0: none are made
     max_rows: PositiveInt | None  # a task of more training rows is not augmented; null: any is
+    beside_texts: bool  # whether a task that has transfer texts is augmented, too
     probability: Fraction  # of replacing a word, in each variant
     candidates: PositiveInt  # words that may replace a word
     spacing: (
@@ -45,9 +46,10 @@ class AugmentConfig:
     masked_lm: Source | None  # null: the checkpoint, its head trained on the task's own text
     training: TrainingConfig | None  # of that head; null without a masked_lm: word vectors give all candidates
 
-    def for_rows(self, count: int) -> "AugmentConfig":
-        """The same for a task of so many training rows: no variants of too many."""
-        return replace(self, variants=0) if self.max_rows is not None and count > self.max_rows else self
+    def for_task(self, task: Task, rows: int) -> "AugmentConfig":
+        """The same for a task of so many training rows: no variants of too many, or where other text stands in for them."""
+        too_many = self.max_rows is not None and rows > self.max_rows
+        return replace(self, variants=0) if too_many or (task.transfer and not self.beside_texts) else self
 
 
 class Place(NamedTuple):

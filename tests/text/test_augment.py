@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny import CPU, GOOD, tiny_config, tiny_tokenizer
+from tiny import CPU, GOOD, find_task, tiny_config, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
@@ -22,7 +22,15 @@ from filbert.tracking.run_recorder import RunRecorder
 from filbert.training.loop import TrainingConfig
 
 CONFIG = AugmentConfig(
-    variants=3, max_rows=None, probability=0.4, candidates=4, spacing=0, batch_size=5, masked_lm=None, training=None
+    variants=3,
+    max_rows=None,
+    beside_texts=True,
+    probability=0.4,
+    candidates=4,
+    spacing=0,
+    batch_size=5,
+    masked_lm=None,
+    training=None,
 )
 TEXTS = ["The film was great and long", "cats dogs", "a dull Movie, not warm here", "the"]
 
@@ -193,7 +201,10 @@ def test_byte_level_pieces_are_read_as_text() -> None:
     ]  # fmt: skip
 
 
-def test_a_large_task_is_not_augmented() -> None:
+def test_a_large_task_is_not_augmented_nor_one_that_has_texts() -> None:
+    task = replace(find_task("cola"), transfer=())
     limited = replace(CONFIG, max_rows=10)
-    assert [limited.for_rows(count).variants for count in (10, 11)] == [3, 0]
-    assert CONFIG.for_rows(11).variants == 3
+    assert [limited.for_task(task, rows).variants for rows in (10, 11)] == [3, 0]
+    assert CONFIG.for_task(task, 11).variants == 3
+    given = replace(task, transfer=("imdb_reviews",))
+    assert [replace(CONFIG, beside_texts=both).for_task(given, 11).variants for both in (True, False)] == [3, 0]
