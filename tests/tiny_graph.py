@@ -67,7 +67,11 @@ def write_tiny_params(folder: Path, checkpoint: Path, **more: object) -> None:
                "word_vectors": {"kind": "folder", "name": "words"}}  # fmt: skip
     for name, where in (("glue", "glue"), ("movie_reviews", "texts")):
         params["sources"][name] = {"kind": "folder", "name": where}
-    params["augment"] |= {"variants": 2, "training": {"epochs": 20, "learning_rate": 5e-3, "validations": 0}}
+    params["augment"] |= {
+        "variants": 2,
+        "beside_texts": True,
+        "training": {"epochs": 20, "learning_rate": 5e-3, "validations": 0},
+    }
     params["settings"]["kd"]["training"] = {"validations": 0}  # its last weights: so few rows improve on no start
     params["settings"]["xtremedistil"]["shape"] |= {"embedding": 8, "lstm": 6}
     params["pretrain"]["mixed"] |= {

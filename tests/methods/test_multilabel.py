@@ -358,5 +358,6 @@ def write_settings(file: Path) -> None:
     params["teacher"] = {"seeds": [0], "training": long}
     params["settings"]["kd"]["training"] = long
     params["prepare"] |= {"validation": 0.2, "test": 0.2}
+    params["augment"] |= {"variants": 0}
     params["baselines"] |= {"penalties": [10.0], "ngrams": [1], "dimensions": 4, "min_rows": 1}
     YAML(typ="safe").dump(params, file)
