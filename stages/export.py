@@ -57,13 +57,7 @@ def export(
         file = making / folders.FLOAT32
         onnx.export_onnx(folder, file)
         check = onnx.check_logits(
-            folder,
-            file,
-            validation,
-            settings.tolerance,
-            settings.batch_size,
-            settings.check_alone,
-            settings.check_mixed,
+            folder, file, validation, settings.tolerance, settings.batch_size, settings.check_alone
         )
         shutil.copyfile(folder / folders.TOKENIZER, making / folders.TOKENIZER)
         if (folder / STORE).exists():

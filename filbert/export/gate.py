@@ -34,8 +34,9 @@ class ExportConfig:
     """How models are exported, quantised and scored."""
 
     tolerance: Positive  # largest difference of a logit to Torch's
-    check_mixed: PositiveInt  # validation rows whose logits are compared in batches of mixed length
-    check_alone: NonNegativeInt  # and alone
+    check_alone: (
+        NonNegativeInt  # validation rows whose logits are also compared alone; all are in batches of mixed length
+    )
     max_drop: NonNegative  # points of the validation score that int8 may cost
     variants: tuple[str, ...]  # names of int8.VARIANTS
     score_alone: NonNegativeInt  # validation rows that int8 is also scored on alone

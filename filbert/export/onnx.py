@@ -225,7 +225,7 @@ class LogitsCheck:
 
     mixed: float  # in batches of rows of mixed length
     alone: float  # one row at a time
-    rows: int  # in batches of mixed length
+    rows: int
 
     @property
     def largest(self) -> float:
@@ -239,23 +239,21 @@ def check_logits(
     tolerance: float | None = 1e-3,
     batch: int = 32,
     alone: int | None = None,
-    mixed: int | None = None,
 ) -> LogitsCheck:
-    """Compare the model in `folder` with its export `file` on `mixed` of the `rows`, or all, in batches of mixed length, and on
-    `alone` of them, or all, one by one.
+    """Compare the model in `folder` with its export `file` on all `rows` in batches of mixed length, and `alone` of them, or all,
+    one by one.
 
     Raises:
         ExportError: a logit differs by more than `tolerance`.
     """
     model, session = checkpoints.load_model(folder), new_session(file)
     order = np.random.default_rng(0).permutation(len(rows))
-    chosen = order[:mixed]
-    several = [chosen[start : start + batch] for start in range(0, len(chosen), batch)]
+    mixed = [order[start : start + batch] for start in range(0, len(order), batch)]
     single = [order[at : at + 1] for at in range(len(order))][:alone]
     in_batches, one_by_one = (
-        max((_difference(model, session, rows.batch(at)) for at in part), default=0.0) for part in (several, single)
+        max((_difference(model, session, rows.batch(at)) for at in part), default=0.0) for part in (mixed, single)
     )
-    found = LogitsCheck(in_batches, one_by_one, len(chosen))
+    found = LogitsCheck(in_batches, one_by_one, len(rows))
     if tolerance is not None and not found.largest <= tolerance:
         raise ExportError(
             f"{file}: expected logits within {tolerance:g} of the model in {folder}, got {found.mixed:.2g} in mixed batches and "

@@ -20,7 +20,7 @@ from filbert.export.onnx import export_onnx
 from filbert.models.checkpoints import predict_logits
 from filbert.runtime import config
 
-CONFIG = ExportConfig(1e-3, 20, 20, 100.0, tuple(int8.VARIANTS), 10, 16, 8, (0.9,))
+CONFIG = ExportConfig(1e-3, 20, 100.0, tuple(int8.VARIANTS), 10, 16, 8, (0.9,))
 TIMING = LatencyConfig((1, 8), 0, 2, 1)
 TASK = find_task("sst2")
 
@@ -133,10 +133,8 @@ def test_references_pass_the_gate_too(tmp_path: Path, encoded: batches.Tokenized
 
 
 def test_an_unknown_variant_is_refused(tmp_path: Path) -> None:
-    text = (
-        "export: {tolerance: 0.001, check_mixed: 1, check_alone: 0, max_drop: 0.5, variants: [best], score_alone: 0,\n"
-    )
-    text += "  calibration_rows: 1, batch_size: 1, precisions: [0.9]}\n"
+    text = "export: {tolerance: 0.001, check_alone: 0, max_drop: 0.5, variants: [best], score_alone: 0, calibration_rows: 1,\n"
+    text += "  batch_size: 1, precisions: [0.9]}\n"
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(FilbertError, match=r"export: variants: expected some of per_channel, .*, got best"):
         config.section("export", ExportConfig, tmp_path / "params.yaml")
