@@ -42,7 +42,7 @@ def masked_lm(task_name: str, prepared: Path, checkpoint: Path, out: OutFolder) 
             why = (
                 "word vectors alone propose words"
                 if settings.variants
-                else "augment.variants is 0, augment.max_rows exceeded, or the task has transfer texts"
+                else "augment.variants is 0, or this task is not augmented (augment.max_rows, beside_texts; teacher_columns)"
             )
             progress.log(f"{task_name}: no masked language model: {why}")
             files.write_text(making / "NONE", f"{why}\n")

@@ -47,9 +47,11 @@ class AugmentConfig:
     training: TrainingConfig | None  # of that head; null without a masked_lm: word vectors give all candidates
 
     def for_task(self, task: Task, rows: int) -> "AugmentConfig":
-        """The same for a task of so many training rows: no variants of too many, or where other text stands in for them."""
-        too_many = self.max_rows is not None and rows > self.max_rows
-        return replace(self, variants=0) if too_many or (task.transfer and not self.beside_texts) else self
+        """The same for a task of so many training rows: no variants of too many, none where other text stands in for them, and none
+        where the teacher's probabilities are a part of the data."""
+        unfit = self.max_rows is not None and rows > self.max_rows
+        unfit |= bool(task.transfer) and not self.beside_texts
+        return replace(self, variants=0) if unfit or task.teacher_columns else self
 
 
 class Place(NamedTuple):

@@ -208,3 +208,4 @@ def test_a_large_task_is_not_augmented_nor_one_that_has_texts() -> None:
     assert CONFIG.for_task(task, 11).variants == 3
     given = replace(task, transfer=("imdb_reviews",))
     assert [replace(CONFIG, beside_texts=both).for_task(given, 11).variants for both in (True, False)] == [3, 0]
+    assert CONFIG.for_task(replace(task, teacher_columns=("no", "yes")), 11).variants == 0  # of variants there are none
