@@ -35,18 +35,36 @@ def _receive(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Signals wait until `raise_received` is called."""
+    """Signals wait until `raise_received` is called, or `answered` begins."""
     global _held
-    _held = True
+    before, _held = _held, True
     try:
         yield
     finally:
-        _held = False
+        _held = before
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """Within `held`, a block that signals end, as one that waits does when it begins."""
+    global _held
+    _held = False
+    try:
+        raise_received()
+        yield
+    finally:
+        _held = True
 
 
 def received() -> bool:
     """Whether a signal waits."""
     return _received is not None
+
+
+def raise_unless_held() -> None:
+    """Stop, if a signal waits and this is not within `held`. Raises Stopped."""
+    if not _held:
+        raise_received()
 
 
 def raise_received() -> None:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from filelock import FileLock
 
 from filbert import FilbertError
+from filbert.runtime import signals
 from filbert.runtime.files import IS_MAIN_PROCESS, SCRATCH, read_json, write_json
 from filbert.tracking.mlflow_store import (
     KEY_TAG,
@@ -103,8 +104,15 @@ class MlflowRun:
         self.complete &= (not self.unreachable or time.monotonic() > self.next_attempt) and self._try(call)
 
     def _try(self, call: Callable[[], Any]) -> bool:
+        """Whether a call succeeded; a signal waits for its end, for one that is torn may leave a database locked."""
         if not IS_MAIN_PROCESS:
             return True
+        with signals.held():
+            succeeded = self._reach(call)
+        signals.raise_unless_held()
+        return succeeded
+
+    def _reach(self, call: Callable[[], Any]) -> bool:
         began = time.monotonic()
         try:
             call()
@@ -112,7 +120,7 @@ class MlflowRun:
         except Exception as error:
             if not self.unreachable:
                 told = str(error) if isinstance(error, FilbertError) else first_line(error)
-                warnings.warn(f"MLflow cannot be reached, the files stay the record: {told}", stacklevel=3)
+                warnings.warn(f"MLflow cannot be reached, the files stay the record: {told}", stacklevel=4)
             self.unreachable = True
         now = time.monotonic()
         self.took, self.next_attempt = now - began, now + max(FLUSH_SECONDS, (now - began) / MAX_SHARE)

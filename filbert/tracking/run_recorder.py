@@ -99,17 +99,16 @@ def stage_run(
     provenance = inputs | settings
     key = run_fields.run_key(provenance) if measures is None else run_fields.run_key(stage, tags, measures)
     shown = settings | tags | run_fields.training_fields(measures or provenance)
-    with signals.held():  # a run that is half begun would stay RUNNING
+    with signals.held():  # a run that is half begun, or half ended, would stay RUNNING
         view = MlflowRun("/".join([stage, *tags.values()]), key, inputs, shown, provenance, scratch / "mlflow_run.json")
-    try:
-        signals.raise_received()
-        if measures is not None:
-            view.link_model(run_fields.run_key(measures))
-        yield RunRecorder(scratch / "history.jsonl" if IS_MAIN_PROCESS else Path(os.devnull), view, provenance)
-    except BaseException as error:
-        view.end("KILLED" if isinstance(error, signals.Stopped | KeyboardInterrupt) else "FAILED")
-        raise
-    with signals.held():
+        try:
+            with signals.answered():
+                if measures is not None:
+                    view.link_model(run_fields.run_key(measures))
+                yield RunRecorder(scratch / "history.jsonl" if IS_MAIN_PROCESS else Path(os.devnull), view, provenance)
+        except BaseException as error:
+            view.end("KILLED" if isinstance(error, signals.Stopped | KeyboardInterrupt) else "FAILED")
+            raise
         view.end("FINISHED")
     signals.raise_received()
 

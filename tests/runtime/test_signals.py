@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,36 @@ def test_no_run_of_mlflow_stays_running(
         return found
 
     monkeypatch.setattr(mlflow.MlflowClient, call, signalled)
-    with (
-        pytest.raises(signals.Stopped),
-        stage_run("teach", params={}, tags={"task": "t"}, hashes={}, scratch=Path(".scratch/x")),
-    ):
+    with pytest.raises(signals.Stopped), teaching():
         pass
     found = mlflow.search_runs(experiment_names=["filbert"], output_format="list")
     assert [run.info.status for run in found if run.data.tags["stage"] == "teach"] == [status]
+
+
+def test_a_call_of_mlflow_is_not_torn(store: Path, installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal waits for its end: a transaction that is torn may keep its database locked, and the run RUNNING."""
+    answer, running = mlflow.MlflowClient.log_batch, []
+
+    def signalled(*words: Any, **more: Any) -> None:
+        running.append(more)
+        os.kill(os.getpid(), signal.SIGTERM)
+        answer(*words, **more)
+        running.remove(more)
+
+    def stage() -> None:
+        with teaching() as recorder:
+            monkeypatch.setattr(mlflow.MlflowClient, "log_batch", signalled)
+            recorder.view.next_attempt = 0.0
+            recorder.log("train", 1, {"loss": 0.5})
+
+    with pytest.raises(signals.Stopped):
+        stage()
+    assert not running
+    run = next(
+        run for run in mlflow.search_runs(experiment_names=["filbert"], output_format="list") if run.data.metrics
+    )
+    assert (run.info.status, run.data.metrics) == ("KILLED", {"train/loss": 0.5})
+
+
+def teaching() -> AbstractContextManager[RunRecorder]:
+    return stage_run("teach", params={}, tags={"task": "t"}, hashes={}, scratch=Path(".scratch/x"))
