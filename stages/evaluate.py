@@ -9,7 +9,7 @@ from filbert.models import checkpoints, size
 from filbert.runtime import config, device, files, seals
 from filbert.runtime.config import PositiveInt
 from filbert.tracking import run_fields, run_recorder
-from filbert.tracking.history import count_steps, last_values, still_rising, validation_curve
+from filbert.tracking.history import count_steps, last_values, step_budget, still_rising, validation_curve
 from stages import OutFile, run, scratch_of
 
 
@@ -53,7 +53,13 @@ def evaluate(
         }
         scores = {name: metrics.scores_on(task, logits[name], rows) for name, (_, rows) in splits.items()}
         sizes = size.measure_size(model.cpu(), folder, checkpoints.load_model(teacher), test)
-        figures = {**scores, **sizes, "steps": count_steps(history), "still_rising": still_rising(history)}
+        figures = {
+            **scores,
+            **sizes,
+            "steps": count_steps(history),
+            "step_budget": step_budget(history),
+            "still_rising": still_rising(history),
+        }
         shape = size.model_shape(model.config)
         recorder.student(shape, {"score": run_fields.test_score(figures), **run_fields.cost_fields(figures), **scores})
     tests = {name: (logits[name], rows) for name, (_, rows) in splits.items() if name.startswith("test")}

@@ -22,7 +22,7 @@ CONFIG = ReportConfig(
 def figures(score: float, size: int) -> dict:
     return {"test": {"score": score, "accuracy": score}, "validation": {"score": 0.1}, "parameters": size, "bytes": 4 * size,
             "multiply_adds": 2 * size, "smaller": 1e6 / size, "faster": {"batch_1": 2.0, "batch_32": 3.0},
-            "milliseconds": {"batch_1": 5.0, "batch_32": 50.0}, "steps": 10}  # fmt: skip
+            "milliseconds": {"batch_1": 5.0, "batch_32": 50.0}, "steps": 10, "step_budget": 10}  # fmt: skip
 
 
 def details(**more: object) -> dict:

@@ -127,9 +127,12 @@ def share_of_teacher(result: StudentResults, teacher: StudentResults, confidence
 
 def _obstacle(result: StudentResults, other: StudentResults, config: ReportConfig) -> str:
     """What makes two students not comparable; empty where nothing does."""
-    for name, tolerance in (("parameters", config.same_size), ("steps", config.same_steps)):
+    for name, what, tolerance in (
+        ("parameters", "parameters", config.same_size),
+        ("step_budget", "steps", config.same_steps),
+    ):
         if abs(result.median(name) / other.median(name) - 1) > tolerance:
-            return f"{name} differ"
+            return f"{what} differ"
     ours, others = (each.details[0]["provenance"].get("transfer") for each in (result, other))
     if ours and others and ours != others:
         return "transfer rows differ"

@@ -57,6 +57,14 @@ def count_steps(file: Path) -> int:
     return sum(last.values())
 
 
+def step_budget(file: Path) -> int:
+    """The optimiser steps that all phases were given: more than they took where one stopped early."""
+    given: dict[str, int] = {}
+    for line in read_history(file):
+        given[line["phase"]] = max(line["step"], line.get("budget", 0), given.get(line["phase"], 0))
+    return sum(given.values())
+
+
 def validation_curve(file: Path) -> list[dict[str, Any]]:
     """The validation scores of a history: phase, step, score."""
     scored = (line for line in read_history(file) if "validation_score" in line)

@@ -179,7 +179,7 @@ def fit(
     if not finished:
         recorder.rewind(phase, state.step, last_recorded)
         if state.best_weights:
-            recorder.log(phase, state.step, {"best": state.best, "best_step": state.best_step})
+            recorder.log(phase, state.step, {"best": state.best, "best_step": state.best_step, "budget": end})
         if IS_MAIN_PROCESS:
             state.save(optimizer_state=end < total)  # a later range may go on with it
     signals.raise_received()

@@ -225,7 +225,7 @@ def test_a_student_that_reads_references_says_what_that_takes(
     assert "The label of the nearest training row alone would score 62.5." in said
 
 
-@pytest.mark.parametrize(("name", "value"), [("parameters", 400_000), ("steps", 99)])
+@pytest.mark.parametrize(("name", "value"), [("parameters", 400_000), ("step_budget", 99)])
 def test_a_verdict_needs_equal_size_and_steps(
     lines: list[figures_of.StudentResults], tmp_path: Path, name: str, value: int
 ) -> None:
@@ -235,7 +235,7 @@ def test_a_verdict_needs_equal_size_and_steps(
     table = tables.to_markdown(
         tables.build_sections(figures_of.load_results(tmp_path / "m", tmp_path / "d"), CONFIG, {})
     )
-    assert f"not comparable to `finetune` ({name} differ)" in table
+    assert f"not comparable to `finetune` ({'steps' if 'step' in name else name} differ)" in table
     assert "better" not in table
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from filbert.data import batches
 from filbert.methods import rosita
 from filbert.models import checkpoints
-from filbert.tracking.history import count_steps, read_history
+from filbert.tracking.history import count_steps, read_history, step_budget
 from filbert.tracking.run_recorder import RunRecorder
 from filbert.training import losses
 from filbert.training.loop import (
@@ -193,10 +193,9 @@ def test_it_learns_and_keeps_the_best_weights(checkpoint, encoded, validation, r
 
 def test_it_stops_early(checkpoint, encoded, validation, recorder) -> None:  # type: ignore[no-untyped-def]
     _, fitted = train(checkpoint, encoded, validation, recorder, replace(CONFIG, learning_rate=1e-12, patience=2))
-    assert (fitted.best_step, fitted.steps) == (
-        0,
-        10,
-    )  # nothing is better than the start; a validation each 5 steps of 27
+    # nothing is better than the start; a validation each 5 steps of 27
+    assert (fitted.best_step, fitted.steps) == (0, 10)
+    assert (count_steps(recorder.history), step_budget(recorder.history)) == (10, 27)
 
 
 def test_a_phase_that_finds_nothing_better_keeps_what_it_started_from(
