@@ -59,7 +59,7 @@ class TrainingConfig:
     weight_decay: NonNegative
     gradient_clip: Positive  # largest norm of the gradient
     validations: NonNegativeInt  # in the whole phase, the last one at its end; 0: the last weights are kept
-    patience: PositiveInt  # validations without a better score after which the phase stops
+    patience: PositiveInt  # validations without a better score after which the phase stops; not while it predicts one class alone
     min_steps: NonNegativeInt = 0  # a floor: so few rows are gone through more often
     max_steps: PositiveInt | None = None  # a budget, also of the floor
     batch_tokens: PositiveInt | None = None  # of a batch at most, padding included; instead of `batch_size` rows
@@ -113,6 +113,7 @@ def fit(
     Args:
         loss: a batch on the device -> a scalar.
         validate: scores of the present weights on held-out rows; best is the highest `score` or, without one, the lowest `loss`.
+            While `classes`, how many are predicted, is 1, the phase does not stop early.
         phase: the name under which this phase is recorded and resumed.
         step_range: only these steps, the first to before the second, of all that `config` asks for, with their rows and learning
             rates: a model that is pruned while it trains continues on the remaining rows.
@@ -141,6 +142,8 @@ def fit(
     def judge(bar: tqdm) -> None:
         scores = distributed.run_on_main(validate)
         state.update_best(scores["score"] if "score" in scores else -scores["loss"])
+        if scores.get("classes") == 1:  # it has learnt nothing yet
+            state.misses = 0
         _record_scores(scores, phase, state, per_epoch, bar, recorder)
 
     saved = time.monotonic()
@@ -189,12 +192,17 @@ def fit(
 
 
 def validate(model: nn.Module, task: Task, rows: TokenizedDataset, device: torch.device) -> dict[str, float]:
-    """The task's scores on `rows`; logs a line where a classifier predicts one class for every row."""
+    """The task's scores on `rows`, and of a classifier how many classes it predicts: one for every row logs a line."""
     with autocast(device):
         logits = checkpoints.predict_logits(model, rows, VALIDATION_BATCH, device)
-    if task.labels and len(np.unique(predictions(task, logits), axis=0)) == 1:
-        progress.log(f"{task.name}: every validation row gets the same class; if it stays so, lower the learning rate")
-    return scores_on(task, logits, rows)
+    scores = scores_on(task, logits, rows)
+    if task.labels:
+        scores["classes"] = len(np.unique(predictions(task, logits), axis=0))
+        if scores["classes"] == 1:
+            progress.log(
+                f"{task.name}: every validation row gets the same class; if it stays so, lower the learning rate"
+            )
+    return scores
 
 
 def mean_loss(model: nn.Module, loss: Loss, rows: TokenizedDataset, device: torch.device) -> float:

@@ -191,11 +191,24 @@ def test_it_learns_and_keeps_the_best_weights(checkpoint, encoded, validation, r
     assert validate(model, SST2, validation, CPU)["score"] == fitted.best
 
 
-def test_it_stops_early(checkpoint, encoded, validation, recorder) -> None:  # type: ignore[no-untyped-def]
-    _, fitted = train(checkpoint, encoded, validation, recorder, replace(CONFIG, learning_rate=1e-12, patience=2))
-    # nothing is better than the start; a validation each 5 steps of 27
-    assert (fitted.best_step, fitted.steps) == (0, 10)
-    assert (count_steps(recorder.history), step_budget(recorder.history)) == (10, 27)
+@pytest.mark.parametrize(("classes", "steps"), [(1, 27), (2, 10)])
+def test_it_stops_early_but_not_while_it_predicts_one_class(
+    checkpoint, encoded, recorder, classes: int, steps: int
+) -> None:  # type: ignore[no-untyped-def]
+    model = checkpoints.new_teacher(checkpoint, SST2)
+
+    def loss(batch: batches.Batch) -> Tensor:
+        return losses.cross_entropy(checkpoints.forward_batch(model, batch).logits, batch.label)
+
+    fitted = fit(
+        model, loss, encoded, lambda: {"score": 0.5, "classes": classes}, replace(CONFIG, patience=2), phase="train",
+        seed=1, device=CPU, scratch=Path("scratch"), recorder=recorder,
+    )  # fmt: skip
+    assert (fitted.best_step, fitted.steps) == (
+        0,
+        steps,
+    )  # nothing is better than the start; a validation each 5 steps of 27
+    assert (count_steps(recorder.history), step_budget(recorder.history)) == (steps, 27)
 
 
 def test_a_phase_that_finds_nothing_better_keeps_what_it_started_from(
