@@ -65,9 +65,11 @@ class TrainingConfig:
     batch_tokens: PositiveInt | None = None  # of a batch at most, padding included; instead of `batch_size` rows
 
     def stretched(self, factor: float) -> "TrainingConfig":
-        """The same for `factor` times as many epochs, floor and budget alike."""
+        """The same for `factor` times as many epochs, floor and budget alike; a shorter phase is judged less often."""
         most = None if self.max_steps is None else max(1, round(self.max_steps * factor))
-        return replace(self, epochs=self.epochs * factor, min_steps=round(self.min_steps * factor), max_steps=most)
+        judged = self.validations if factor > 1 else max(min(self.validations, 2), round(self.validations * factor))
+        steps = round(self.min_steps * factor)
+        return replace(self, epochs=self.epochs * factor, min_steps=steps, max_steps=most, validations=judged)
 
 
 def stretched_phases(settings: Any, factor: float) -> Any:
@@ -91,21 +93,10 @@ class TrainingResult:
 
 
 def fit(
-    model: nn.Module,
-    loss: Loss,
-    rows: TokenizedDataset,
-    validate: Callable[[], dict[str, float]],
-    config: TrainingConfig,
-    *,
-    phase: str,
-    seed: int,
-    device: torch.device,
-    scratch: Path,
-    recorder: RunRecorder,
-    step_range: tuple[int, int] | None = None,
-    moments: Moments | None = None,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
-) -> TrainingResult:
+    model: nn.Module, loss: Loss, rows: TokenizedDataset, validate: Callable[[], dict[str, float]], config: TrainingConfig, *,
+    phase: str, seed: int, device: torch.device, scratch: Path, recorder: RunRecorder, step_range: tuple[int, int] | None = None,
+    moments: Moments | None = None, checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> TrainingResult:  # fmt: skip
     """Train the parameters of `model` that require a gradient on `loss`; keep the weights with the best `score`.
 
     With validations the weights that the phase starts from are judged, too: they stay where it finds none better.
@@ -171,9 +162,8 @@ def fit(
                 _record_loss(mean, phase, state.step, total, optimizer, bar, recorder, len(rows.ids) / len(rows))
             if (state.step - begin) % validation_steps == 0 or (state.step == end and config.validations):
                 judge(bar)
-            over = (
-                state.step >= end or state.misses >= config.patience
-            )  # what is over is saved below, its best once told
+            # what is over is saved below, its best once told
+            over = state.step >= end or state.misses >= config.patience
             if not over and IS_MAIN_PROCESS and (signals.received() or time.monotonic() - saved >= checkpoint_seconds):
                 state.save()
                 saved = time.monotonic()

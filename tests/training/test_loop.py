@@ -267,8 +267,8 @@ def test_a_phase_has_a_floor_and_a_budget(epochs: int, floor: int, budget: int |
 def test_a_first_look_shortens_every_phase_of_a_method() -> None:
     settings = TeacherConfig((1,), replace(CONFIG, min_steps=100))
     phases = rosita.IterativeConfig(0.5, None, 0, True, CONFIG)
-    assert stretched_phases(settings, 0.25).training == replace(CONFIG, epochs=0.75, min_steps=25)
-    assert stretched_phases(phases, 0.5) == replace(phases, training=replace(CONFIG, epochs=1.5))
+    assert stretched_phases(settings, 0.25).training == replace(CONFIG, epochs=0.75, min_steps=25, validations=2)
+    assert stretched_phases(phases, 0.5) == replace(phases, training=replace(CONFIG, epochs=1.5, validations=3))
 
 
 def test_batches_may_be_of_so_many_tokens(checkpoint, encoded, validation, recorder, monkeypatch) -> None:  # type: ignore[no-untyped-def]
