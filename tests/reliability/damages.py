@@ -12,7 +12,7 @@ from tiny_graph import ran
 
 DAMAGES: dict[str, Callable[[bytes, random.Random], bytes | None]] = {
     "a flipped bit": lambda content, draw: _flip(content, draw.randrange(8 * len(content))) if content else b"\1",
-    "cut in half": lambda content, draw: content[: len(content) // 2],
+    "cut in half": lambda content, draw: content[: len(content) // 2] if content else b"\1",
     "zeros": lambda content, draw: bytes(len(content)) if any(content) else b"\1",
     "empty": lambda content, draw: b"" if content else b"\1",
     "deleted": lambda content, draw: None,
