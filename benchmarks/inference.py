@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +39,14 @@ ROWS = {1: 32, 32: 128}  # rows of a round, by batch size
 Forward = Callable[[Batch], object]
 
 
+class Arm(NamedTuple):
+    """What runs a batch, how many batches at the same time, and the rows as its tokenizer reads them."""
+
+    run: Forward
+    workers: int
+    rows: batches.TokenizedDataset
+
+
 def main(
     task_name: str,
     prepared: Path,
@@ -53,7 +61,6 @@ def main(
 ) -> None:
     """Time the TEACHER and students of TASK_NAME on test rows of PREPARED."""
     task, encoding = tasks.find(task_name), config.section("tokenizer", batches.TokenizerConfig)
-    _, rows = batches.load_split(prepared, "test", task, batches.load_tokenizer(teacher), encoding)
     found = (
         names.split(",")
         if names
@@ -61,12 +68,16 @@ def main(
     )
     models = {"teacher": (teacher, exported / "teacher" / "0")}
     models |= {name: (students / name / str(seed), exported / name / str(seed)) for name in found}
+    rows = {
+        name: batches.load_split(prepared, "test", task, batches.load_tokenizer(folder), encoding)[1]
+        for name, (folder, _) in models.items()
+    }
     cores = os.cpu_count() or 1
     parts = []
     for threads in dict.fromkeys((1, cores)):
         torch.set_num_threads(threads)
-        arms = _arms(models, encoding.max_length, threads, cores, base)
-        parts += [f"## {threads} thread{'s' if threads > 1 else ''}\n\n{_table(arms, rows, rounds, _scores(models))}"]
+        arms = _arms(models, rows, encoding.max_length, threads, cores, base)
+        parts += [f"## {threads} thread{'s' if threads > 1 else ''}\n\n{_table(arms, rounds, _scores(models))}"]
     head = (
         f"Measured by `python -m benchmarks.inference` on {task_name}, test rows, {rounds} rounds in turn, "
         f"{machine(torch.device('cpu'))}."
@@ -76,23 +87,25 @@ def main(
 
 
 def _arms(
-    models: dict[str, tuple[Path, Path]], longest: int, threads: int, cores: int, base: bool
-) -> dict[str, tuple[Forward, int]]:
-    """By name what runs a batch, and how many batches at the same time."""
-    arms: dict[str, tuple[Forward, int]] = {}
+    models: dict[str, tuple[Path, Path]], rows: dict[str, batches.TokenizedDataset], longest: int, threads: int, cores: int,
+    base: bool,
+) -> dict[str, Arm]:  # fmt: skip
+    arms: dict[str, Arm] = {}
     for name, (folder, export) in models.items():
         model = checkpoints.load_model(folder)
         if name == "teacher":
-            arms["teacher, Torch, padded"] = _padded(model, longest), 1
-        arms[f"{name}, Torch"] = _torch(model), 1
+            arms["teacher, Torch, padded"] = Arm(_padded(model, longest), 1, rows[name])
+        arms[f"{name}, Torch"] = Arm(_torch(model), 1, rows[name])
         for label, file in (("ONNX", folders.FLOAT32), ("int8", folders.INT8)):
             if (export / file).exists():
-                arms[f"{name}, {label}"] = _onnx(OnnxModel(export, export / file, threads)), 1
+                arms[f"{name}, {label}"] = Arm(_onnx(OnnxModel(export, export / file, threads)), 1, rows[name])
                 if threads == cores > 1:
-                    arms[f"{name}, {label}, workers"] = _onnx(OnnxModel(export, export / file, 1)), cores
+                    arms[f"{name}, {label}, workers"] = Arm(
+                        _onnx(OnnxModel(export, export / file, 1)), cores, rows[name]
+                    )
     if base:
         shape = BertForSequenceClassification(BertConfig()).eval()
-        arms["BERT-base's shape, Torch, padded"] = _padded(shape, longest), 1
+        arms["BERT-base's shape, Torch, padded"] = Arm(_padded(shape, longest), 1, rows["teacher"])
     return arms
 
 
@@ -118,10 +131,8 @@ def _onnx(model: OnnxModel) -> Forward:
     return lambda batch: model(batch.ids, batch.mask, batch.types)
 
 
-def _table(
-    arms: dict[str, tuple[Forward, int]], rows: batches.TokenizedDataset, rounds: int, scores: dict[str, str]
-) -> str:
-    columns = {size: _seconds(arms, rows, size, rounds) for size in BATCHES}
+def _table(arms: dict[str, Arm], rounds: int, scores: dict[str, str]) -> str:
+    columns = {size: _seconds(arms, size, rounds) for size in BATCHES}
     first = next(iter(arms))
     lines = []
     for name in arms:
@@ -138,27 +149,27 @@ def _table(
     )
 
 
-def _seconds(
-    arms: dict[str, tuple[Forward, int]], rows: batches.TokenizedDataset, size: int, rounds: int
-) -> dict[str, list[float]]:
-    """Seconds of each arm for so many rows, spread evenly over the lengths that occur."""
-    order = np.argsort(rows.lengths, kind="stable")
+def _seconds(arms: dict[str, Arm], size: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each arm for so many rows, the same for all, spread evenly over the lengths that occur."""
+    lengths = next(iter(arms.values())).rows.lengths
+    order = np.argsort(lengths, kind="stable")
     count = min(ROWS[size], len(order))
     chosen = order[((np.arange(count) + 0.5) / count * len(order)).astype(int)]
-    made = [rows.batch(chosen[start : start + size]) for start in range(0, count, size)]
 
-    def runner(run: Forward, workers: int) -> Callable[[], None]:
+    def runner(arm: Arm) -> Callable[[], None]:
+        made = [arm.rows.batch(chosen[start : start + size]) for start in range(0, count, size)]
+
         def all_of_them() -> None:
-            if workers == 1:
+            if arm.workers == 1:
                 for batch in made:
-                    run(batch)
+                    arm.run(batch)
             else:
-                list(pool.map(run, made))
+                list(pool.map(arm.run, made))
 
         return all_of_them
 
-    with ThreadPoolExecutor(max(workers for _, workers in arms.values())) as pool:
-        return in_turn({name: runner(*arm) for name, arm in arms.items()}, rounds)
+    with ThreadPoolExecutor(max(arm.workers for arm in arms.values())) as pool:
+        return in_turn({name: runner(arm) for name, arm in arms.items()}, rounds)
 
 
 def _scores(models: dict[str, tuple[Path, Path]]) -> dict[str, str]:
