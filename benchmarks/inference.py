@@ -90,6 +90,7 @@ def _arms(
     models: dict[str, tuple[Path, Path]], rows: dict[str, batches.TokenizedDataset], longest: int, threads: int, cores: int,
     base: bool,
 ) -> dict[str, Arm]:  # fmt: skip
+    """Every arm, by its name."""
     arms: dict[str, Arm] = {}
     for name, (folder, export) in models.items():
         model = checkpoints.load_model(folder)
