@@ -40,13 +40,13 @@ def cache(
     layers = len(config.section("student", checkpoints.StudentConfig).layers)
     wanted = config.section("cache_columns", CacheColumnsConfig)
     columns, more = wanted.expand(LayerMap(layers, teacher.config.num_hidden_layers), task.kind)
-    if given := imported.ImportedLogits.of(prepared, task):
-        teacher, key, columns, more = imported.ImportedTeacher(), given.fingerprint(key), *[imported.COLUMNS] * 2
+    if task.teacher_columns:
+        columns = more = imported.COLUMNS
+    teacher, key, join = imported.answering(teacher, key, prepared, task)
 
     def tokenize(rows: pa.Table) -> batches.TokenizedDataset:
         words = any(column.startswith("words") for column in columns)
-        found = batches.tokenize(rows, task, tokenizer, encoding, words)
-        return given.join(found) if given else found
+        return join(batches.tokenize(rows, task, tokenizer, encoding, words))
 
     with run_recorder.stage_run(
         "cache",

@@ -7,8 +7,7 @@ import typer
 
 from filbert.data import tasks
 from filbert.methods import load_method
-from filbert.runtime import config
-from filbert.training.loop import stretched_phases
+from filbert.training.loop import section_for
 from stages import OutFolder, run
 from stages.method_run import Folders, run_method
 
@@ -33,8 +32,7 @@ def distill(
     """Train a student of the task TASK_NAME by METHOD_NAME in the folder OUT: from layers of CHECKPOINT or WORD_VECTORS, with
     the rows in PREPARED and TRANSFER, the CACHE of the TEACHER's outputs on them and their REFERENCES."""
     method, name = load_method(method_name), variant or method_name
-    given = config.section([f"settings.{method_name}", f"settings.{name}"], method.Config)
-    settings = stretched_phases(given, tasks.find(task_name).training_fraction)
+    settings = section_for(tasks.find(task_name), [f"settings.{method_name}", f"settings.{name}"], method.Config)
     learns_from_transfer = getattr(settings, "transfer", False)
     folders = Folders(
         prepared,

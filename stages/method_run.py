@@ -66,14 +66,13 @@ def run_method(
     if folders.word_vectors:
         hashes = {"word_vectors": files.sha256(folders.word_vectors / sources.RECORD)[:12]} | hashes
     key = cache_fingerprint(folders.teacher, encoding, cache_config, on)
-    if given := imported.ImportedLogits.of(folders.prepared, task):
+    if task.teacher_columns:
         imported.check_columns(student_name, wanted)
-        teacher, key = imported.ImportedTeacher(), given.fingerprint(key)
+    teacher, key, join = imported.answering(teacher, key, folders.prepared, task)
     cache = TeacherCache(config.section("partitions", arrow.Partition).folders(folders.cache), key)
     if wanted:
         sample = table.take(evenly_spaced(len(table), cache_config.verify_rows))
-        rows = batches.tokenize(sample, task, batches.load_tokenizer(folders.teacher), encoding, words)
-        rows = given.join(rows) if given else rows
+        rows = join(batches.tokenize(sample, task, batches.load_tokenizer(folders.teacher), encoding, words))
         try:
             cache.verify(rows, wanted, teacher, cache_config, on)
         except CacheError as error:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from filbert.data import tasks
 from filbert.methods.rosita import ChainConfig, chain_columns, prune_further
-from filbert.runtime import config, files
-from filbert.training.loop import stretched_phases
+from filbert.runtime import files
+from filbert.training.loop import section_for
 from stages import OutFolder, run
 from stages.method_run import Folders, run_method
 
@@ -26,8 +26,7 @@ def prune(
     """Prune the student in START by the settings of the chain CHAIN_NAME: with the rows in PREPARED and TRANSFER, the CACHE of the
     TEACHER's outputs on them and their REFERENCES, make a smaller student of the task TASK_NAME in the folder OUT. CHECKPOINT is
     what all students start from."""
-    given = config.section(f"settings.{chain_name}", ChainConfig)
-    settings: ChainConfig = stretched_phases(given, tasks.find(task_name).training_fraction)
+    settings = section_for(tasks.find(task_name), f"settings.{chain_name}", ChainConfig)
     run_method(
         "prune",
         task_name,

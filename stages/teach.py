@@ -13,7 +13,7 @@ from filbert.models import checkpoints
 from filbert.runtime import config, device, files
 from filbert.tracking import run_recorder
 from filbert.training import losses
-from filbert.training.loop import TrainingConfig, fit, stretched_phases, validate
+from filbert.training.loop import TrainingConfig, fit, section_for, validate
 from stages import OutFolder, run, scratch_of
 
 
@@ -39,7 +39,7 @@ class TeacherConfig:
 def teach(task_name: str, prepared: Path, checkpoint: Path, out: OutFolder) -> None:
     """Fine-tune CHECKPOINT on the task TASK_NAME with the rows in PREPARED; write the teacher to the folder OUT."""
     task = tasks.find(task_name)
-    settings: TeacherConfig = stretched_phases(config.section("teacher", TeacherConfig), task.training_fraction)
+    settings = section_for(task, "teacher", TeacherConfig)
     encoding = config.section("tokenizer", batches.TokenizerConfig)
     scratch, on = scratch_of(out), device.select_device()
     tokenizer = batches.load_tokenizer(checkpoint)

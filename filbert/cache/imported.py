@@ -4,7 +4,7 @@ They become the logits log p of a stand-in model, so that the cache is filled, v
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -74,6 +74,15 @@ class ImportedLogits:
     def take(self, rows: np.ndarray) -> Mapping[str, Tensor]:
         """The logits [B, C] of the rows at these positions, as ImportedTeacher reads them."""
         return {"imported": torch.from_numpy(self.logits[rows])}
+
+
+def answering(
+    teacher: nn.Module, key: Fingerprint, prepared: Path, task: Task
+) -> tuple[nn.Module, Fingerprint, Callable[[TokenizedDataset], TokenizedDataset]]:
+    """What a task's cache is filled and verified by: a model, the fingerprint, and how rows get what that model reads; the trained
+    `teacher`, its `key` and rows as they are, unless the task has imported probabilities."""
+    given = ImportedLogits.of(prepared, task)
+    return (ImportedTeacher(), given.fingerprint(key), given.join) if given else (teacher, key, lambda rows: rows)
 
 
 def check_columns(student: str, wanted: Sequence[str]) -> None:

@@ -113,8 +113,7 @@ class TeacherCache:
             (part, shard) for part in self.parts for shard, entry in part.entries.items() if name in entry.columns
         ]
         if not shards:
-            known = sorted({c for part in self.parts for entry in part.entries.values() for c in entry.columns})
-            raise CacheError(f"{self.folder}: no column `{name}`, only {', '.join(known)}; run `dvc repro`")
+            raise CacheError(f"{self.folder}: no column `{name}`, only {', '.join(self._names())}; run `dvc repro`")
         index = self._index(shards)
         schema, scale = index.batches[0].schema, f"{name}{SCALE}"
         return CachedColumn(
@@ -135,6 +134,14 @@ class TeacherCache:
     def width(self, name: str) -> int:
         """The width of a column: classes, hidden size or heads."""
         return self.column(name).width
+
+    def has(self, rows: TokenizedDataset, columns: Sequence[str]) -> bool:
+        """Whether it has all of these columns for all of `rows`."""
+        known = set(columns) <= set(self._names())
+        return known and all(self.column(name).index.find(rows)[1].all() for name in columns)
+
+    def _names(self) -> list[str]:
+        return sorted({name for part in self.parts for entry in part.entries.values() for name in entry.columns})
 
     def on(self, rows: TokenizedDataset, columns: Sequence[str]) -> CachedTargets:
         """The teacher's outputs for `rows`, joined by row number and text hash.

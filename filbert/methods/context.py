@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from filbert.cache import build
@@ -93,11 +94,15 @@ class MethodContext:
         return self.cache.width(column_for_task(self.task.kind, column))
 
     def cache_predictions(self, model: nn.Module, columns: Sequence[str]) -> TeacherCache:
-        """A temporary cache of what `model`, an earlier student, predicts for the training rows.
+        """A temporary cache of what `model`, an earlier student, predicts for the training rows; of the teacher itself the
+        teacher's cache, if it has these columns.
 
         Raises:
             CacheError: it would grow over `cache.budget_gb`.
         """
+        stored = [column_for_task(self.task.kind, column) for column in columns]
+        if self.cache.has(self.train, stored) and weights_digest(model) == weights_digest(self._whole_teacher()):
+            return self.cache
         expected = replace(self.cache.expected, teacher=weights_digest(model))
         folder = self.scratch / f"predictions-{expected.teacher[:12]}"
         rows = {"idx": self.train.idx, "hash": self.train.hash, "row": np.arange(len(self.train))}
@@ -105,9 +110,11 @@ class MethodContext:
         def tokenize(part: pa.Table) -> TokenizedDataset:
             return self.train.select(part["row"].to_numpy())
 
-        stored = [column_for_task(self.task.kind, column) for column in columns]
         build.build_cache(folder, model, pa.table(rows), tokenize, stored, expected, self.cache_config, self.device)
         return TeacherCache([folder], expected)
+
+    def _whole_teacher(self) -> FilbertForSequenceClassification:
+        return self.cut_from_teacher(range(self.layer_map.teacher))
 
     def hard_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """The task's own loss against the labels, over the rows that have one: a scalar."""
@@ -123,6 +130,11 @@ class MethodContext:
         """w T² KL + (1 - w) CE (Hinton, Vinyals, Dean 2015, section 2), w the weight of the teacher's cached logits."""
         soft, hard = self.soft_loss(logits, batch, temperature), self.hard_loss(logits, batch)
         return teacher_weight * soft + (1 - teacher_weight) * hard
+
+    def representation_loss(self, read: Tensor, batch: Batch) -> Tensor:
+        """The squared error of what a student's head reads to what its teacher's does (XtremeDistil, section 3.3)."""
+        ours, teachers = (self.drop_padding(values, batch) for values in (read, batch.targets["pooled"]))
+        return F.mse_loss(ours.float(), teachers.float())
 
     def label_loss(self, student: nn.Module) -> Loss:
         """The loss of a student against the labels, as `fit` takes it."""

@@ -11,7 +11,6 @@ the student is of another width.
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from filbert.data.batches import Batch
@@ -50,8 +49,7 @@ def compress(context: MethodContext, config: Config) -> FilbertForSequenceClassi
         prediction = context.kd_loss(output.logits, batch, config.temperature, config.teacher_weight)
         if project is None:
             return prediction
-        ours, teachers = (context.drop_padding(v, batch) for v in (project(output.pooled), batch.targets["pooled"]))
-        return prediction + config.representation_weight * F.mse_loss(ours.float(), teachers.float())
+        return prediction + config.representation_weight * context.representation_loss(project(output.pooled), batch)
 
     context.fit(student, loss, context.with_targets(learnt), config.training, "train", project)
     return student

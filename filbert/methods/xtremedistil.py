@@ -155,17 +155,12 @@ def _as_long_as_the_stages(context: MethodContext, rows: TokenizedDataset, confi
 
 def representation_loss(student: BiLstmForSequenceClassification, context: MethodContext) -> Loss:
     """The squared error to what the teacher's head reads."""
-    return lambda batch: _representation(context, forward_batch(student, batch), batch)
+    return lambda batch: context.representation_loss(forward_batch(student, batch).hidden_states[0], batch)
 
 
 def logit_loss(student: BiLstmForSequenceClassification, context: MethodContext) -> Loss:
     """Half the squared error of the logits (section 3.3: no temperature)."""
     return lambda batch: _logits(context, forward_batch(student, batch), batch)
-
-
-def _representation(context: MethodContext, output: Any, batch: Batch) -> Tensor:
-    ours, teachers = (context.drop_padding(v, batch) for v in (output.hidden_states[0], batch.targets["pooled"]))
-    return F.mse_loss(ours.float(), teachers.float())
 
 
 def _logits(context: MethodContext, output: Any, batch: Batch) -> Tensor:
@@ -178,7 +173,10 @@ def joint_loss(student: BiLstmForSequenceClassification, context: MethodContext,
 
     def loss(batch: Batch) -> Tensor:
         output = forward_batch(student, batch)
-        representation, logits = _representation(context, output, batch), _logits(context, output, batch)
+        representation, logits = (
+            context.representation_loss(output.hidden_states[0], batch),
+            _logits(context, output, batch),
+        )
         hard = context.hard_loss(output.logits, batch)
         return weights.labels * hard + weights.logits * logits + weights.representation * representation
 

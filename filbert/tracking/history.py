@@ -51,18 +51,20 @@ def history_points(line: dict[str, Any]) -> list[Point]:
 
 def count_steps(file: Path) -> int:
     """The optimiser steps of all phases together."""
-    last: dict[str, int] = {}
-    for line in read_history(file):
-        last[line["phase"]] = max(line["step"], last.get(line["phase"], 0))
-    return sum(last.values())
+    return _most_of_each_phase(file, "step")
 
 
 def step_budget(file: Path) -> int:
     """The optimiser steps that all phases were given: more than they took where one stopped early."""
-    given: dict[str, int] = {}
+    return _most_of_each_phase(file, "step", "budget")
+
+
+def _most_of_each_phase(file: Path, *names: str) -> int:
+    """The largest of these values in each phase, of all phases together."""
+    most: dict[str, int] = {}
     for line in read_history(file):
-        given[line["phase"]] = max(line["step"], line.get("budget", 0), given.get(line["phase"], 0))
-    return sum(given.values())
+        most[line["phase"]] = max(most.get(line["phase"], 0), *(line.get(name, 0) for name in names))
+    return sum(most.values())
 
 
 def validation_curve(file: Path) -> list[dict[str, Any]]:

@@ -42,7 +42,7 @@ class LayerMap:
 @dataclass(frozen=True)
 class CacheColumnsConfig:
     """Which outputs of the teacher are cached: names of columns; `hidden`, `words`, `attention` or `values` without a layer stand
-    for the layers of the layer map (whose last one is the teacher's last)."""
+    for the layers of the layer map (whose last one is the teacher's last). Layers that the teacher does not have are left out."""
 
     train: tuple[str, ...]  # for training rows
     transfer: tuple[str, ...]  # for transfer rows
@@ -62,8 +62,7 @@ class CacheColumnsConfig:
     @staticmethod
     def _columns(name: str, layers: LayerMap) -> list[str]:
         if name not in LAYERED:
-            parse_column(name)
-            return [name]
+            return [name] if parse_column(name)[1] <= layers.teacher else []
         first = 1 if name in PROJECTIONS else 0
         mapped = [layers.teacher_layer(layer) for layer in range(first, layers.student + 1)]
         return [f"{name}.{layer}" for layer in mapped]

@@ -8,10 +8,10 @@ output.
 import math
 import os
 import time
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from filbert.data.tasks import Task
 from filbert.evaluation.metrics import predictions, scores_on
 from filbert.models import checkpoints
 from filbert.runtime import distributed, progress, signals
-from filbert.runtime.config import Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt
+from filbert.runtime.config import Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, section
 from filbert.runtime.device import autocast
 from filbert.runtime.files import IS_MAIN_PROCESS, RANK
 from filbert.tracking.run_recorder import RunRecorder
@@ -38,6 +38,7 @@ LOG_STEPS = 10
 VALIDATION_BATCH = 64
 RANK_SEED_OFFSET = 1 << 40  # between the seeds of two processes
 
+T = TypeVar("T")
 Loss = Callable[[Batch], Tensor]  # a batch on the device -> a scalar
 
 
@@ -70,6 +71,12 @@ class TrainingConfig:
         judged = self.validations if factor > 1 else max(min(self.validations, 2), round(self.validations * factor))
         steps = round(self.min_steps * factor)
         return replace(self, epochs=self.epochs * factor, min_steps=steps, max_steps=most, validations=judged)
+
+
+def section_for(task: Task, names: str | Sequence[str], shape: type[T]) -> T:
+    """The section of params.yaml (`config.section`), its phases of training as long as the task asks (`training_fraction`)."""
+    found: T = stretched_phases(section(names, shape), task.training_fraction)
+    return found
 
 
 def stretched_phases(settings: Any, factor: float) -> Any:

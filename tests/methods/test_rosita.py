@@ -354,6 +354,8 @@ def test_a_recipes_steps_count_with_those_of_its_start_which_is_its_teacher(
     """Layers that go at once leave the whole start as the teacher of what is left."""
     deep = replace(context, layer_map=LayerMap(2, 2), shape=checkpoints.StudentConfig((0, 1)))
     begun = theseus.compress(deep, theseus.Config("constant", 0.5, 0.5, "bottom", False, FIT))
+    with torch.no_grad():
+        begun.classifier.bias.add_(1)  # so short a training may keep the teacher's weights
     checkpoints.save(begun, tiny_tokenizer(), tmp_path / "start")
     shutil.copyfile(context.recorder.history, tmp_path / "start" / checkpoints.HISTORY)
     context.recorder.history.unlink()
@@ -363,6 +365,15 @@ def test_a_recipes_steps_count_with_those_of_its_start_which_is_its_teacher(
     assert count_steps(context.recorder.history) == 9 + 9
     (predictions,) = further.scratch.glob("predictions-*")
     assert set(ShardFolder(predictions).entries["shard-00000.arrow"].columns) == {"logits", "hidden.0", "hidden.2"}
+
+
+def test_the_teachers_states_are_read_from_its_cache_where_it_has_them(context: MethodContext) -> None:
+    whole = context.cut_from_teacher([0, 1])
+    assert context.cache_predictions(whole, ["logits", "hidden.2"]) is context.cache
+    assert context.cache_predictions(whole, ["hidden.1"]) is not context.cache
+    with torch.no_grad():
+        whole.classifier.bias.add_(1)
+    assert context.cache_predictions(whole, ["hidden.2"]) is not context.cache
 
 
 class Killed(BaseException):
