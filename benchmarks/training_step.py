@@ -131,7 +131,7 @@ def new_step(model: nn.Module, length: int, vocabulary: int, batch: int = BATCH)
         with record_function("data"):
             taken = rows.batch(np.arange(start, start + batch))
         with sparse_embeddings(model, CPU):
-            loop._step(model, loss, taken, 1.0, optimizer, 1.0, CPU)
+            loop._step(model, loss, taken, 1.0, optimizer, PHASE, CPU)
 
     return step
 

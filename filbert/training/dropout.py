@@ -14,18 +14,33 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+SHORT = 128  # tokens up to which attention that is written out is faster than torch's, forward and backward
+
 
 def fast_dropout(device: torch.device) -> AbstractContextManager[Any]:
     """Draw the dropout of all that is called within by `dropout_mask`, where the device is a CPU."""
-    return FastDropout() if device.type == "cpu" else nullcontext()
+    faster = {F.dropout: dropout, F.scaled_dot_product_attention: attention}
+    return Replaced(faster) if device.type == "cpu" else nullcontext()
 
 
-class FastDropout(TorchFunctionMode):
-    """Replaces torch's dropout, and its attention with dropout."""
+def no_dropout() -> AbstractContextManager[Any]:
+    """Call all within without dropout, on any device."""
+    return Replaced({F.dropout: lambda x, *_, **__: x, F.scaled_dot_product_attention: _without_dropout})
+
+
+def _without_dropout(*args: Any, **kwargs: Any) -> Tensor:
+    return F.scaled_dot_product_attention(*args, **kwargs | {"dropout_p": 0.0})
+
+
+class Replaced(TorchFunctionMode):
+    """Calls some of torch's functions by others."""
+
+    def __init__(self, functions: dict[Any, Any]):
+        super().__init__()
+        self.functions = functions
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        replacement = {F.dropout: dropout, F.scaled_dot_product_attention: attention}.get(function, function)
-        return replacement(*args, **(kwargs or {}))
+        return self.functions.get(function, function)(*args, **(kwargs or {}))
 
 
 def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -39,10 +54,10 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = Fa
 def attention(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False, **more: Any
 ) -> Tensor:  # fmt: skip
-    """As torch.nn.functional.scaled_dot_product_attention; with dropout softmax(q kᵀ / √d + mask) v, its weights [B, heads, T, T]
-    dropped. `attn_mask` is bool or added to the scores."""
+    """As torch.nn.functional.scaled_dot_product_attention; of short rows and with dropout softmax(q kᵀ / √d + mask) v, its weights
+    [B, heads, T, T] dropped. `attn_mask` is bool or added to the scores."""
     scale = more.pop("scale", None) or q.shape[-1] ** -0.5
-    if not dropout_p or is_causal or any(more.values()):
+    if (not dropout_p and k.shape[-2] > SHORT) or is_causal or any(more.values()):
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, **more
         )
@@ -50,7 +65,8 @@ def attention(
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = scores.new_zeros(attn_mask.shape).masked_fill_(~attn_mask, -torch.inf)
     weights = (scores if attn_mask is None else scores + attn_mask).softmax(-1)
-    return (weights * dropout_mask(weights.shape, dropout_p, weights.dtype)).to(v.dtype) @ v
+    dropped = weights * dropout_mask(weights.shape, dropout_p, weights.dtype) if dropout_p else weights
+    return dropped.to(v.dtype) @ v
 
 
 def dropout_mask(shape: torch.Size, probability: float, dtype: torch.dtype) -> Tensor:

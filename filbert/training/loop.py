@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence, Sized
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -29,7 +30,7 @@ from filbert.runtime.config import Fraction, NonNegative, NonNegativeInt, Positi
 from filbert.runtime.device import autocast
 from filbert.runtime.files import IS_MAIN_PROCESS, RANK
 from filbert.tracking.run_recorder import RunRecorder
-from filbert.training.dropout import fast_dropout
+from filbert.training.dropout import fast_dropout, no_dropout
 from filbert.training.optimizer import Moments, RowAdamW, clip_gradients, moments_of, set_moments, sparse_embeddings
 from filbert.training.resume import TrainingState, training_fingerprint
 
@@ -64,11 +65,12 @@ class TrainingConfig:
     min_steps: NonNegativeInt = 0  # a floor: so few rows are gone through more often
     max_steps: PositiveInt | None = None  # a budget, also of the floor
     batch_tokens: PositiveInt | None = None  # of a batch at most, padding included; instead of `batch_size` rows
+    dropout: bool = True  # as the model's own configuration has it; or none
 
     def stretched(self, factor: float) -> "TrainingConfig":
         """The same for `factor` times as many epochs, floor and budget alike; a shorter phase is judged less often."""
         most = None if self.max_steps is None else max(1, round(self.max_steps * factor))
-        judged = self.validations if factor > 1 else max(min(self.validations, 2), round(self.validations * factor))
+        judged = self.validations if factor > 1 else max(min(self.validations, 1), round(self.validations * factor))
         steps = round(self.min_steps * factor)
         return replace(self, epochs=self.epochs * factor, min_steps=steps, max_steps=most, validations=judged)
 
@@ -161,7 +163,7 @@ def fit(
                 group["lr"] = config.learning_rate * _schedule(state.step, total, config)
             torch.manual_seed(seed * 1_000_003 + state.step + RANK_SEED_OFFSET * RANK)
             share, weight = distributed.shard_batch(order[number])
-            value = _step(model, loss, rows.batch(share).to(device), weight, optimizer, config.gradient_clip, device)
+            value = _step(model, loss, rows.batch(share).to(device), weight, optimizer, config, device)
             state.step += 1
             bar.update(rows_per_step)
             if state.step % LOG_STEPS == 0 or state.step == end:
@@ -255,22 +257,17 @@ def _schedule(step: int, total: int, config: TrainingConfig) -> float:
 
 
 def _step(
-    model: nn.Module,
-    loss: Loss,
-    batch: Batch,
-    weight: float,
-    optimizer: torch.optim.AdamW,
-    gradient_clip: float,
+    model: nn.Module, loss: Loss, batch: Batch, weight: float, optimizer: torch.optim.AdamW, config: TrainingConfig,
     device: torch.device,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """One optimiser step; the loss, times the weight of this process's share of the batch."""
-    with autocast(device), fast_dropout(device):
+    with autocast(device), fast_dropout(device), nullcontext() if config.dropout else no_dropout():
         value = loss(batch) * weight
     optimizer.zero_grad(set_to_none=True)
     value.backward()
     trained = [p for p in model.parameters() if p.requires_grad]
     distributed.average_gradients(trained)
-    clip_gradients(trained, gradient_clip)
+    clip_gradients(trained, config.gradient_clip)
     optimizer.step()
     return value.detach()
 

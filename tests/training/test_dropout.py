@@ -10,7 +10,7 @@ from transformers import BertForSequenceClassification
 from filbert.models.bert import FilbertConfig, FilbertForSequenceClassification
 from filbert.models.checkpoints import ONLY_FILBERT
 from filbert.training import dropout
-from filbert.training.dropout import fast_dropout
+from filbert.training.dropout import fast_dropout, no_dropout
 
 CPU = torch.device("cpu")
 
@@ -91,3 +91,34 @@ def test_hugging_faces_bert_trains_with_the_same_masks_as_ours(monkeypatch: pyte
     assert len(drawn[0]) == 1 + 2 * 3 + 1  # embeddings; attention and two outputs a layer; head
     assert drawn[0] == drawn[1]
     torch.testing.assert_close(*logits)
+
+
+def test_without_dropout_a_model_trains_as_it_answers() -> None:
+    torch.manual_seed(0)
+    ids, mask = torch.randint(5, 35, (4, 9)), torch.arange(9)[None] < torch.tensor([9, 5, 3, 1])[:, None]
+    for model in (
+        BertForSequenceClassification(tiny_config()),
+        FilbertForSequenceClassification(
+            FilbertConfig(
+                vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
+            )
+        ),
+    ):
+        answers = model.eval()(ids, attention_mask=mask).logits
+        with fast_dropout(CPU), no_dropout():
+            torch.testing.assert_close(model.train()(ids, attention_mask=mask).logits, answers)
+        with fast_dropout(CPU):
+            assert not torch.allclose(model(ids, attention_mask=mask).logits, answers, atol=1e-4)
+
+
+@pytest.mark.parametrize(("tokens", "own"), [(dropout.SHORT, True), (dropout.SHORT + 1, False)])
+def test_torchs_own_attention_is_taken_where_it_is_faster(tokens: int, own: bool) -> None:
+    """Short rows, and all with dropout, are written out: torch's backward takes four to ten times as long there."""
+    q, k, v = torch.randn(3, 1, 2, tokens, 8)
+    expected = F.scaled_dot_product_attention(q, k, v)
+    with fast_dropout(CPU):
+        torch.testing.assert_close(F.scaled_dot_product_attention(q, k, v), expected)
+        products = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+        with products:
+            F.scaled_dot_product_attention(q, k, v)
+    assert any("scaled_dot_product" in event.key for event in products.key_averages()) is not own
