@@ -4,6 +4,7 @@
 | --- | --- |
 | Filbert, with its cache | the teacher's logits are computed once and stored, then the student learns from them; both are counted |
 | Filbert, from its cache | the same without the building: every further student, seed or setting |
+| Filbert, without dropout | the same as the default has it; all other arms drop what the student's configuration says |
 | Trainer | `transformers.Trainer` with the teacher run beside the student, rows shuffled, padded to the longest of a batch |
 | Trainer, grouped | the same, `train_sampling_strategy="group_by_length"`: a careful user |
 | TextBrewer | its GeneralDistiller, the same loss (T² folded into the weight: it leaves it out), where it is installed |
@@ -57,7 +58,6 @@ from filbert.training.loop import TrainingConfig, fit
 
 T, W = 2.0, 0.7  # temperature, weight of the teacher's logits
 BATCH, RATE = 32, 1e-4
-TOKENS = 900  # of a batch: of rotten_tomatoes about as many batches as of 32 rows
 EMPTY = [f"torchvision{name}" for name in ("", ".datasets", ".models", ".models.densenet", ".models.resnet")]
 
 
@@ -90,14 +90,14 @@ class Bench:
         def tokenize(part: Any) -> TokenizedDataset:
             return batches.tokenize(part, self.task, self.tokenizer, self.encoding)
 
-        model = checkpoints.load_model(self.teacher)
+        model: Any = checkpoints.as_filbert(checkpoints.load_model(self.teacher))
         build.build_cache(folder / "cache", model, self.table, tokenize, ["logits"], key, settings, self.on)
         return teacher_cache.TeacherCache([folder / "cache"], key)
 
     def build_only(self) -> None:
         self.build()
 
-    def from_cache(self, cache: teacher_cache.TeacherCache, tokens: int | None = None) -> Any:
+    def from_cache(self, cache: teacher_cache.TeacherCache, dropout: bool) -> Any:
         student, rows = self.student(), self.rows.with_targets(cache.on(self.rows, ["logits"]))
 
         def loss(batch: batches.Batch) -> Tensor:
@@ -114,7 +114,7 @@ class Bench:
             learning_rate=RATE,
             validations=0,
             min_steps=0,
-            batch_tokens=tokens,
+            dropout=dropout,
         )
         scratch = Path(tempfile.mkdtemp(dir=self.work))
         with stage_run("peers", params={}, tags={}, hashes={}, scratch=scratch) as recorder:
@@ -308,8 +308,8 @@ def arms_of(bench: Bench) -> dict[str, Callable[[], Any]]:
     cache = bench.build()
     arms: dict[str, Callable[[], Any]] = {
         "Filbert, building the cache": bench.build_only,
-        "Filbert, from its cache": partial(bench.from_cache, cache),
-        f"Filbert, from its cache, batches of {TOKENS} tokens": partial(bench.from_cache, cache, TOKENS),
+        "Filbert, from its cache": partial(bench.from_cache, cache, True),
+        "Filbert, from its cache, without dropout": partial(bench.from_cache, cache, False),
     }
     for bf16, precision in ((True, "bfloat16"), (False, "float32")):
         arms[f"Trainer, {precision}"] = partial(bench.trainer, False, bf16)
