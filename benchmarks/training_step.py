@@ -237,7 +237,7 @@ def compiled(least: float, length: int = 27) -> str:
 
     def run() -> None:
         with patch.object(
-            loop, "fast_dropout", lambda _: nullcontext()
+            loop, "fast_dropout", lambda *_: nullcontext()
         ):  # compiled code draws dropout by its own generator
             faster()
 

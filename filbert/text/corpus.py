@@ -5,7 +5,7 @@ file holds a word id per occurrence and a dictionary of the words; blocks are ga
 full length without padding.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from filbert import FilbertError
 from filbert.data.arrow import open_writer, read_table, write_table
 from filbert.data.batches import TokenizedDataset
 from filbert.runtime import progress
+from filbert.runtime.config import PositiveInt
 
 WORDS = 1_000_000  # in memory while the file is written
 TEXT = "corpus.arrow"
@@ -32,6 +33,7 @@ class CorpusConfig:
     """The texts of the corpus."""
 
     texts: tuple[str, ...]  # tasks of kind text
+    max_rows: PositiveInt | None = None  # of each text, evenly spaced; none: all of it
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,17 @@ class Corpus:
         """The texts where `mask` [texts] is true."""
         lengths = np.diff(self.ends, prepend=0)
         return Corpus(self.words, self.text[np.repeat(mask, lengths)], np.cumsum(lengths[mask], dtype=np.int64))
+
+
+def sample_evenly(texts: Callable[[], Iterable[str]], most: int | None) -> Iterator[str]:
+    """At most so many of the texts, evenly spaced; `texts` opens them, twice where they are counted first."""
+    if most is None:
+        yield from texts()
+        return
+    count = sum(1 for _ in texts())
+    for number, text in enumerate(texts()):
+        if number * most // count != (number - 1) * most // count:  # each time the scaled number steps on
+            yield text
 
 
 def split_words(backend: Tokenizer, texts: Iterable[str]) -> Iterator[list[str]]:

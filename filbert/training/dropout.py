@@ -6,6 +6,7 @@ dropout on a CPU; that is written out here.
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,19 +18,22 @@ from torch.overrides import TorchFunctionMode
 SHORT = 128  # tokens up to which attention that is written out is faster than torch's, forward and backward
 
 
-def fast_dropout(device: torch.device) -> AbstractContextManager[Any]:
-    """Draw the dropout of all that is called within by `dropout_mask`, where the device is a CPU."""
-    faster = {F.dropout: dropout, F.scaled_dot_product_attention: attention}
-    return Replaced(faster) if device.type == "cpu" else nullcontext()
+def fast_dropout(device: torch.device, keep: bool = True) -> AbstractContextManager[Any]:
+    """Draw the dropout of all that is called within by `dropout_mask`, where the device is a CPU; or (`keep` false) drop nothing."""
+    on_cpu = device.type == "cpu"
+    attend = attention if on_cpu else F.scaled_dot_product_attention
+    if not keep:
+        return Replaced({F.dropout: _as_it_is, F.scaled_dot_product_attention: partial(_without_dropout, attend)})
+    return Replaced({F.dropout: dropout, F.scaled_dot_product_attention: attend}) if on_cpu else nullcontext()
 
 
-def no_dropout() -> AbstractContextManager[Any]:
-    """Call all within without dropout, on any device."""
-    return Replaced({F.dropout: lambda x, *_, **__: x, F.scaled_dot_product_attention: _without_dropout})
+def _as_it_is(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return x
 
 
-def _without_dropout(*args: Any, **kwargs: Any) -> Tensor:
-    return F.scaled_dot_product_attention(*args, **kwargs | {"dropout_p": 0.0})
+def _without_dropout(attend: Any, *args: Any, **kwargs: Any) -> Tensor:
+    found: Tensor = attend(*args, **kwargs | {"dropout_p": 0.0})
+    return found
 
 
 class Replaced(TorchFunctionMode):

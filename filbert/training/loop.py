@@ -9,7 +9,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence, Sized
-from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -30,7 +29,7 @@ from filbert.runtime.config import Fraction, NonNegative, NonNegativeInt, Positi
 from filbert.runtime.device import autocast
 from filbert.runtime.files import IS_MAIN_PROCESS, RANK
 from filbert.tracking.run_recorder import RunRecorder
-from filbert.training.dropout import fast_dropout, no_dropout
+from filbert.training.dropout import fast_dropout
 from filbert.training.optimizer import Moments, RowAdamW, clip_gradients, moments_of, set_moments, sparse_embeddings
 from filbert.training.resume import TrainingState, training_fingerprint
 
@@ -261,7 +260,7 @@ def _step(
     device: torch.device,
 ) -> Tensor:  # fmt: skip
     """One optimiser step; the loss, times the weight of this process's share of the batch."""
-    with autocast(device), fast_dropout(device), nullcontext() if config.dropout else no_dropout():
+    with autocast(device), fast_dropout(device, config.dropout):
         value = loss(batch) * weight
     optimizer.zero_grad(set_to_none=True)
     value.backward()

@@ -53,6 +53,13 @@ def small(words: corpus.Corpus) -> PreTrainedTokenizerFast:
     return new_vocabulary(words, 60, tiny_tokenizer(), 16)
 
 
+@pytest.mark.parametrize(("count", "most", "taken"), [(10, None, 10), (10, 3, 3), (3, 10, 3), (25, 5, 5), (1, 1, 1)])
+def test_a_part_of_the_texts_is_evenly_spaced(count: int, most: int | None, taken: int) -> None:
+    found = [int(text) for text in corpus.sample_evenly(lambda: map(str, range(count)), most)]
+    assert len(found) == taken
+    assert max(np.diff(found), default=1) - min(np.diff(found), default=1) <= 1
+
+
 def test_words_come_back_as_they_went(words: corpus.Corpus, texts: list[str]) -> None:
     every = np.arange(len(texts))
     assert [words.words[i] for i in words.select(every == 3).text] == texts[3].split()

@@ -10,7 +10,7 @@ from transformers import BertForSequenceClassification
 from filbert.models.bert import FilbertConfig, FilbertForSequenceClassification
 from filbert.models.checkpoints import ONLY_FILBERT
 from filbert.training import dropout
-from filbert.training.dropout import fast_dropout, no_dropout
+from filbert.training.dropout import fast_dropout
 
 CPU = torch.device("cpu")
 
@@ -105,7 +105,7 @@ def test_without_dropout_a_model_trains_as_it_answers() -> None:
         ),
     ):
         answers = model.eval()(ids, attention_mask=mask).logits
-        with fast_dropout(CPU), no_dropout():
+        with fast_dropout(CPU, keep=False):
             torch.testing.assert_close(model.train()(ids, attention_mask=mask).logits, answers)
         with fast_dropout(CPU):
             assert not torch.allclose(model(ids, attention_mask=mask).logits, answers, atol=1e-4)
