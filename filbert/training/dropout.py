@@ -19,7 +19,7 @@ SHORT = 128  # tokens up to which attention that is written out is faster than t
 
 
 def fast_dropout(device: torch.device, keep: bool = True) -> AbstractContextManager[Any]:
-    """Draw the dropout of all that is called within by `dropout_mask`, where the device is a CPU; or drop nothing (`keep` false)."""
+    """Draw the dropout of all that is called within by `dropout_mask`, where that is a CPU; or drop nothing (`keep` false)."""
     on_cpu = device.type == "cpu"
     attend = attention if on_cpu else F.scaled_dot_product_attention
     if not keep:
