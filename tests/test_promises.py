@@ -211,11 +211,14 @@ def sections(path: Path, stage: str) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-        if called == "config.section":
-            read = re.findall(r"f?'([^']+)'", ast.unparse(node.args[0]))
+        if called in ("config.section", "section_for"):
+            names_at, shape_at = (0, 1) if called == "config.section" else (1, 2)  # section_for has the task first
+            read = re.findall(r"f?'([^']+)'", ast.unparse(node.args[names_at]))
             found |= {re.sub(r"{\w+}", lambda match: names[match[0]], name) for name in read}
             found |= {stage} if fixed and not read else set()
-            found |= {"training"} if has_phases(ast.unparse(node.args[1]), import_module(name_of(path))) else set()
+            found |= (
+                {"training"} if has_phases(ast.unparse(node.args[shape_at]), import_module(name_of(path))) else set()
+            )
         elif called == "tasks.find" and not fixed and ast.unparse(node.args[0]) in ("what", "task_name"):
             found.add(f"task_table.{task}")
         elif called == "tasks.source_of" and not fixed:
