@@ -22,7 +22,7 @@ import torch
 import typer
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerBase
 
-from benchmarks.training_step import SHAPES, multiply, new_step, seconds
+from benchmarks.training_step import STUDENT, multiply, new_step, seconds
 from benchmarks.turns import machine
 from filbert.cache import build, teacher_cache
 from filbert.data import arrow, batch_order, batches, splits, tasks
@@ -138,7 +138,7 @@ def grow_students(count: int, folder: Path) -> list[float]:
 
 def grow_length(length: int, least: float) -> float:
     """Milliseconds of a training step."""
-    return 1e3 * seconds(new_step(SHAPES[1].new(), length, SHAPES[1].vocabulary), multiply(), least)[0]
+    return 1e3 * seconds(new_step(STUDENT.new(), length, STUDENT.vocabulary), multiply(), least)[0]
 
 
 def draw(file: Path, rows: dict[int, list[float]], students: dict[int, list[float]], length: dict[int, float]) -> None:
