@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -226,6 +227,20 @@ def measure(shape: Shape, length: int, least: float) -> list[str]:
     ]
 
 
+def attention_at(length: int, least: float, tokens: int = 4096, heads: int = 12, size: int = 32) -> list[str]:
+    """A line: milliseconds of attention without dropout, forward and backward, of some 4,096 tokens, by torch and written out."""
+    shape = (max(1, tokens // length), heads, length, size)
+    q, k, v = (torch.randn(shape, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    mask = torch.zeros(shape[0], 1, 1, length, dtype=torch.bfloat16)
+
+    def run(attend: Callable[..., Tensor]) -> Callable[[], None]:
+        return lambda: attend(q, k, v, attn_mask=mask).sum().backward()
+
+    with patch.object(dropout, "SHORT", length):
+        ours, theirs = seconds(run(dropout.attention), run(F.scaled_dot_product_attention), least)
+    return [str(length), str(shape[0]), f"{1e3 * theirs:.1f}", f"{1e3 * ours:.1f}"]
+
+
 def compiled(least: float, length: int = 27) -> str:
     """The student 3 × 384 with its encoder compiled, and as it is, in turn."""
     eager, model = STUDENT.new(), STUDENT.new()
@@ -267,6 +282,11 @@ def main(
         f"products and attention a second, against a product of {SQUARE} × {SQUARE} in {device.precision(CPU)} with as many "
         "threads, in turn with the steps. The other columns are per cent of a step.",
         markdown_table([["shape", "tokens", "threads", "ms a step", "of the peak", *COLUMNS], *lines]),
+    ]
+    short = [attention_at(length, least / 4) for length in (16, 27, 64, 128, 256, 512)]
+    parts += [
+        f"Attention alone, forward and backward, without dropout, one thread: written out up to {dropout.SHORT} tokens.",
+        markdown_table([["tokens", "rows", "torch's, ms", "written out, ms"], *short]),
     ]
     write_text(out, "\n\n".join(parts) + "\n")
     if compile_one:
