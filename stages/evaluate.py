@@ -1,4 +1,4 @@
-"""Score a model on the validation and test rows, and measure its size."""
+"""Score a model on the test rows, and measure its size; validation rows were scored while it was trained."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,14 @@ from filbert.models import checkpoints, size
 from filbert.runtime import config, device, files, seals
 from filbert.runtime.config import PositiveInt
 from filbert.tracking import run_fields, run_recorder
-from filbert.tracking.history import count_steps, last_values, step_budget, still_rising, validation_curve
+from filbert.tracking.history import (
+    count_steps,
+    last_values,
+    step_budget,
+    still_rising,
+    validation_curve,
+    validation_figures,
+)
 from stages import OutFile, run, scratch_of
 
 
@@ -34,10 +41,10 @@ def evaluate(
     task, settings = tasks.find(task_name), config.section("evaluate", EvaluateConfig)
     encoding, tokenizer = config.section("tokenizer", batches.TokenizerConfig), batches.load_tokenizer(folder)
     model = checkpoints.as_filbert(checkpoints.load_model(folder))
-    names = sorted(file.stem for file in prepared.glob("*.arrow") if file.stem.startswith(("test", "validation")))
+    names = sorted(file.stem for file in prepared.glob("*.arrow") if file.stem.startswith("test"))
     splits = {name: batches.load_split(prepared, name, task, tokenizer, encoding) for name in names}
     provenance, history = files.read_json(folder / checkpoints.PROVENANCE), folder / checkpoints.HISTORY
-    table, test = splits[min(name for name in names if name.startswith("test"))]
+    table, test = splits[min(names)]
     with run_recorder.stage_run(
         "evaluate",
         params={"evaluate": settings, "tokenizer": encoding},
@@ -55,6 +62,7 @@ def evaluate(
         sizes = size.measure_size(model.cpu(), folder, checkpoints.load_model(teacher), test)
         figures = {
             **scores,
+            **validation_figures(history),
             **sizes,
             "steps": count_steps(history),
             "step_budget": step_budget(history),
@@ -62,7 +70,7 @@ def evaluate(
         }
         shape = size.model_shape(model.config)
         recorder.student(shape, {"score": run_fields.test_score(figures), **run_fields.cost_fields(figures), **scores})
-    tests = {name: (logits[name], rows) for name, (_, rows) in splits.items() if name.startswith("test")}
+    tests = {name: (logits[name], rows) for name, (_, rows) in splits.items()}
     predictions.write_predictions(test_rows, task, tests)
     more = {
         "test_rows": seals.xxh3(test_rows),

@@ -56,9 +56,7 @@ def export(
     ):
         file = making / folders.FLOAT32
         onnx.export_onnx(folder, file)
-        check = onnx.check_logits(
-            folder, file, validation, settings.tolerance, settings.batch_size, settings.check_alone
-        )
+        check = onnx.check_logits(folder, file, validation, settings.tolerance, alone=settings.check_alone)
         shutil.copyfile(folder / folders.TOKENIZER, making / folders.TOKENIZER)
         if (folder / STORE).exists():
             shutil.copytree(folder / STORE, making / STORE)

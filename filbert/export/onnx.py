@@ -237,7 +237,7 @@ def check_logits(
     file: Path,
     rows: TokenizedDataset,
     tolerance: float | None = 1e-3,
-    batch: int = 32,
+    batch: int = 8,
     alone: int | None = None,
 ) -> LogitsCheck:
     """Compare the model in `folder` with its export `file` on all `rows` in batches of mixed length, and `alone` of them, or all,

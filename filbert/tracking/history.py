@@ -80,6 +80,13 @@ def still_rising(file: Path) -> bool:
     return len(scores) > 1 and scores[-1] > max(scores[:-1])
 
 
+def validation_figures(file: Path) -> dict[str, dict[str, float]]:
+    """The score of the weights that were kept, as `validation`: the best of the last phase that was judged by rows and of those that
+    it chose among (train-0, train-1 of a teacher's seeds); empty where none was."""
+    curve = [(point["phase"].partition("-")[0], point["score"]) for point in validation_curve(file)]
+    return {"validation": {"score": max(s for phase, s in curve if phase == curve[-1][0])}} if curve else {}
+
+
 def last_values(file: Path, phase: str) -> dict[str, float]:
     """The values of the last line of a phase; empty where it has none."""
     lines = [line for line in read_history(file) if line["phase"] == phase]
