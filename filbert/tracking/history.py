@@ -81,8 +81,8 @@ def still_rising(file: Path) -> bool:
 
 
 def validation_figures(file: Path) -> dict[str, dict[str, float]]:
-    """The score of the weights that were kept, as `validation`: the best of the last phase that was judged by rows and of those that
-    it chose among (train-0, train-1 of a teacher's seeds); empty where none was."""
+    """The score of the weights that were kept, as `validation`: the best of the last phase that was judged by rows and of those it
+    was chosen among (train-0, train-1 of a teacher's seeds); empty where none was."""
     curve = [(point["phase"].partition("-")[0], point["score"]) for point in validation_curve(file)]
     return {"validation": {"score": max(s for phase, s in curve if phase == curve[-1][0])}} if curve else {}
 

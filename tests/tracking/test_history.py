@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from filbert import FilbertError
-from filbert.tracking.history import read_history, still_rising, to_text
+from filbert.tracking.history import read_history, still_rising, to_text, validation_figures
 
 LOSS = {"phase": "train", "step": 4, "time": 0.0, "loss": 0.5}
 
@@ -29,6 +29,23 @@ def test_training_that_ended_while_validation_rose(lines: list[dict], rises: boo
     file = tmp_path / "history.jsonl"
     file.write_text(to_text([*lines, LOSS]))
     assert still_rising(file) is rises
+
+
+@pytest.mark.parametrize(
+    ("lines", "best"),
+    [
+        (scored("train-0", 0.5, 0.8) + scored("train-1", 0.5, 0.7), 0.8),  # of a teacher's seeds the best is kept
+        (scored("width", 0.9) + scored("distill", 0.6, 0.7, 0.65), 0.7),  # what another phase made is gone
+    ],
+)
+def test_the_validation_score_is_that_of_the_weights_that_were_kept(
+    lines: list[dict], best: float, tmp_path: Path
+) -> None:
+    file = tmp_path / "history.jsonl"
+    file.write_text(to_text([*lines, LOSS]))
+    assert validation_figures(file) == {"validation": {"score": best}}
+    file.write_text(to_text([LOSS]))
+    assert validation_figures(file) == {}
 
 
 def test_a_history_torn_in_the_middle_is_refused(tmp_path: Path) -> None:
