@@ -22,12 +22,18 @@ Times = dict[str, float]  # minimum, median, p95 in milliseconds
 
 @dataclass(frozen=True)
 class LatencyConfig:
-    """The protocol: models in turn, `rounds` times after `warmup` rounds, on CPU, in float32, with `threads` threads."""
+    """The protocol: models in turn, `rounds` times after `warmup` rounds, on CPU, in float32, with `threads` threads; half as often
+    in batches, which take longer and scatter less."""
 
     batch_sizes: tuple[PositiveInt, ...]
     warmup: NonNegativeInt
     rounds: PositiveInt
     threads: PositiveInt
+
+    def time(self, calls: Mapping[str, Callable[[], object]], size: int) -> dict[str, Times]:
+        """The times of calls on batches of this size."""
+        share = 1 if size == 1 else 2
+        return time_in_turn(calls, -(-self.warmup // share), -(-self.rounds // share))
 
 
 def measure_latencies(
@@ -44,7 +50,7 @@ def measure_latencies(
     for size in config.batch_sizes:
         chosen = spread_rows(order, size)
         arms = dict(_arms(models, {name: rows[name].batch(chosen) for name in models}))
-        found[str(size)] = measure_latency(arms, config)
+        found[str(size)] = measure_latency(arms, config, size)
     return found
 
 
@@ -59,11 +65,13 @@ def _arms(
             yield f"{name}: reference at hand", (model, replace(batch, targets=references))
 
 
-def measure_latency(arms: Mapping[str, tuple[nn.Module, Batch]], config: LatencyConfig) -> dict[str, Times]:
-    """Milliseconds of a forward pass by arm."""
+def measure_latency(
+    arms: Mapping[str, tuple[nn.Module, Batch]], config: LatencyConfig, size: int = 1
+) -> dict[str, Times]:
+    """Milliseconds of a forward pass by arm, all on batches of one size."""
     calls = {name: partial(forward_batch, model.eval(), batch) for name, (model, batch) in arms.items()}
     with _threads(config.threads), torch.inference_mode():
-        return time_in_turn(calls, config.warmup, config.rounds)
+        return config.time(calls, size)
 
 
 def time_texts(
@@ -78,7 +86,7 @@ def time_texts(
     for size in config.batch_sizes:
         chosen = [order[int((i + 0.5) / size * len(order))] for i in range(size)]
         calls = {name: partial(answer, chosen) for name, answer in arms.items()}
-        found[str(size)] = time_in_turn(calls, config.warmup, config.rounds)
+        found[str(size)] = config.time(calls, size)
     return found
 
 

@@ -18,7 +18,7 @@ from filbert import FilbertError
 from filbert.data.batches import TokenizedDataset
 from filbert.data.tasks import Task
 from filbert.evaluation import metrics
-from filbert.evaluation.latency import LatencyConfig, Times, time_in_turn
+from filbert.evaluation.latency import LatencyConfig, Times
 from filbert.export import int8
 from filbert.export.inference import onnx_runner
 from filbert.models.checkpoints import predict_logits
@@ -170,7 +170,7 @@ def time_models(
     for size in config.batch_sizes:
         batch = rows.batch(spread_rows(rows, size))
         arms = {name: _forward(model, batch) for name, model in models.items()}
-        for name, found in time_in_turn(arms, config.warmup, config.rounds).items():
+        for name, found in config.time(arms, size).items():
             out[name][str(size)] = found
     return out
 
