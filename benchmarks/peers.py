@@ -279,12 +279,13 @@ def main(
     count: Annotated[int, typer.Option(help="training rows")] = 2000,
     rounds: int = 2,
     students: Annotated[int, typer.Option(help="of one teacher, for the last column")] = 10,
+    precisions: Annotated[list[str], typer.Option(help="of the other libraries")] = ["bfloat16", "float32"],  # noqa: B006
 ) -> None:
     """Train a student for one epoch by each library, in turn, on the first rows of PREPARED, and write the table to OUT."""
     with tempfile.TemporaryDirectory(prefix="filbert-peers-") as folder:
         for name, rows in (("few", 2 * BATCH), ("all", count)):  # with few all is imported that an arm imports
             bench = Bench(task_name, prepared, teacher, checkpoint, rows, Path(folder) / name)
-            seconds, scores = run_in_turn(arms_of(bench), 1 if name == "few" else rounds, bench.score)
+            seconds, scores = run_in_turn(arms_of(bench, precisions), 1 if name == "few" else rounds, bench.score)
     building = float(np.median(seconds.pop("Filbert, building the cache")))
     first = float(np.median(seconds["Filbert, from its cache"]))
     lines = [["arm", "seconds an epoch (least)", "score", "1 student", f"{students} students"]]
@@ -303,7 +304,7 @@ def main(
     print(out.read_text())
 
 
-def arms_of(bench: Bench) -> dict[str, Callable[[], Any]]:
+def arms_of(bench: Bench, precisions: list[str]) -> dict[str, Callable[[], Any]]:
     """What is timed, by name."""
     cache = bench.build()
     arms: dict[str, Callable[[], Any]] = {
@@ -311,7 +312,8 @@ def arms_of(bench: Bench) -> dict[str, Callable[[], Any]]:
         "Filbert, from its cache": partial(bench.from_cache, cache, True),
         "Filbert, from its cache, without dropout": partial(bench.from_cache, cache, False),
     }
-    for bf16, precision in ((True, "bfloat16"), (False, "float32")):
+    for precision in precisions:
+        bf16 = precision == "bfloat16"
         arms[f"Trainer, {precision}"] = partial(bench.trainer, False, bf16)
         arms[f"Trainer, grouped, {precision}"] = partial(bench.trainer, True, bf16)
         for name, arm in {"TextBrewer": bench.textbrewer, "torchdistill": bench.torchdistill}.items():
