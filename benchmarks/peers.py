@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -59,6 +60,13 @@ from filbert.training.loop import TrainingConfig, fit
 T, W = 2.0, 0.7  # temperature, weight of the teacher's logits
 BATCH, RATE = 32, 1e-4
 EMPTY = [f"torchvision{name}" for name in ("", ".datasets", ".models", ".models.densenet", ".models.resnet")]
+
+
+class Precision(StrEnum):
+    """Of the other libraries' arithmetic."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
 
 
 class Bench:
@@ -279,7 +287,7 @@ def main(
     count: Annotated[int, typer.Option(help="training rows")] = 2000,
     rounds: int = 2,
     students: Annotated[int, typer.Option(help="of one teacher, for the last column")] = 10,
-    precisions: Annotated[list[str], typer.Option(help="of the other libraries")] = ["bfloat16", "float32"],  # noqa: B006
+    precisions: Annotated[list[Precision], typer.Option(help="of the other libraries")] = list(Precision),  # noqa: B006
 ) -> None:
     """Train a student for one epoch by each library, in turn, on the first rows of PREPARED, and write the table to OUT."""
     with tempfile.TemporaryDirectory(prefix="filbert-peers-") as folder:
@@ -304,7 +312,7 @@ def main(
     print(out.read_text())
 
 
-def arms_of(bench: Bench, precisions: list[str]) -> dict[str, Callable[[], Any]]:
+def arms_of(bench: Bench, precisions: list[Precision]) -> dict[str, Callable[[], Any]]:
     """What is timed, by name."""
     cache = bench.build()
     arms: dict[str, Callable[[], Any]] = {
@@ -313,7 +321,7 @@ def arms_of(bench: Bench, precisions: list[str]) -> dict[str, Callable[[], Any]]
         "Filbert, from its cache, without dropout": partial(bench.from_cache, cache, False),
     }
     for precision in precisions:
-        bf16 = precision == "bfloat16"
+        bf16 = precision is Precision.BFLOAT16
         arms[f"Trainer, {precision}"] = partial(bench.trainer, False, bf16)
         arms[f"Trainer, grouped, {precision}"] = partial(bench.trainer, True, bf16)
         for name, arm in {"TextBrewer": bench.textbrewer, "torchdistill": bench.torchdistill}.items():
