@@ -33,12 +33,13 @@ PRELOADED = (
     "mlflow.transformers",
     "stages",
 )
+LIGHT = ("stages.fetch", "stages.prepare")  # need none of these but mlflow: they do not wait while the server imports
 LONGEST = 1 << 20  # bytes of a request
 
 
 @dataclass
 class ForkServer:
-    """The client's side: one server for all threads of a run in one folder, started with the first command.
+    """The client's side: one server for all threads of a run in one folder. It imports from the beginning of the block on.
 
     Args:
         folder: the working directory of the server and of its stages.
@@ -54,6 +55,8 @@ class ForkServer:
     connection: "socket.socket | None" = None
 
     def __enter__(self) -> Self:
+        if sys.platform == "linux":
+            self._open()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -67,8 +70,11 @@ class ForkServer:
             self.process.wait()
 
     def start(self, command: str, env: dict[str, str], output: int) -> "Fork | None":
-        """Start a stage's command, whose output goes to the descriptor `output`; None where it is no such command."""
+        """Start a stage's command, whose output goes to the descriptor `output`; None where it is no such command, or starts
+        sooner by itself."""
         if sys.platform != "linux" or not (match := COMMAND.fullmatch(command.strip())):
+            return None
+        if match[1] in LIGHT and not self._is_ready():
             return None
         return self.fork(["-m", match[1], *shlex.split(match[2] or "")], env, output)
 
@@ -84,6 +90,11 @@ class ForkServer:
         """Send a request with standard input, output and error, and where the process id and the exit status are written."""
         with self.lock:
             socket.send_fds(self._open(), [request], descriptors)
+
+    def _is_ready(self) -> bool:
+        """Whether the server has imported everything; it says so once, which nobody reads."""
+        with self.lock:
+            return bool(select.select([self._open()], [], [], 0)[0])
 
     def _open(self) -> socket.socket:
         """The connection to the server, which is started anew where it has ended."""
@@ -115,6 +126,7 @@ def serve(connection: socket.socket, preloaded: list[str]) -> None:
     sys.path[0] = os.getcwd()
     for name in preloaded:
         import_module(name)
+    connection.send(b"ready")
     gc.freeze()  # else a fork walks, and so copies, the objects of all libraries when it collects
     wake, woken = os.pipe2(os.O_NONBLOCK)
     signal.set_wakeup_fd(woken)

@@ -14,8 +14,8 @@ def baselines(task_name: str, prepared: Path, checkpoint: Path, out: OutFile) ->
     """Fit the baselines of the task TASK_NAME on the rows in PREPARED, with the token embeddings of CHECKPOINT; figures to OUT."""
     task, settings = tasks.find(task_name), config.section("baselines", BaselinesConfig)
     timing = config.section("latency", LatencyConfig)
-    names = [f.stem for f in prepared.glob("*.arrow") if f.stem.startswith(("train", "test", "validation"))]
-    tables = {name: arrow.read_table(prepared / f"{name}.arrow") for name in sorted(names)}
+    names = arrow.split_names(prepared, "train", "test", "validation")
+    tables = {name: arrow.read_table(prepared / f"{name}.arrow") for name in names}
     with run_recorder.stage_run(
         "baselines",
         params={"baselines": settings, "latency": timing},

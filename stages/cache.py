@@ -8,7 +8,7 @@ import typer
 
 from filbert.cache import imported
 from filbert.cache.build import build_cache
-from filbert.cache.teacher_cache import CacheConfig, TeacherCache, cache_fingerprint, evenly_spaced
+from filbert.cache.teacher_cache import CacheConfig, TeacherCache, cache_fingerprint
 from filbert.data import arrow, batches, tasks
 from filbert.models import checkpoints
 from filbert.runtime import config, device, files
@@ -59,7 +59,7 @@ def cache(
         for rows, names in [] if verify else [(train, columns), (unlabelled, more)]:
             predicted += build_cache(out, teacher, rows, tokenize, names, key, settings, on)
         opened = TeacherCache([out], key)
-        sample = tokenize(train.take(evenly_spaced(len(train), settings.verify_rows)))
+        sample = tokenize(train.take(arrow.evenly_spaced(len(train), settings.verify_rows)))
         differences = opened.verify(sample, columns, teacher, settings, on) if len(sample) else {}
         print(
             f"{task_name}: the teacher predicted {predicted} of {len(train)} training and {len(unlabelled)} transfer rows"

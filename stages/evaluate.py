@@ -41,7 +41,7 @@ def evaluate(
     task, settings = tasks.find(task_name), config.section("evaluate", EvaluateConfig)
     encoding, tokenizer = config.section("tokenizer", batches.TokenizerConfig), batches.load_tokenizer(folder)
     model = checkpoints.as_filbert(checkpoints.load_model(folder))
-    names = sorted(file.stem for file in prepared.glob("*.arrow") if file.stem.startswith("test"))
+    names = arrow.split_names(prepared, "test")
     splits = {name: batches.load_split(prepared, name, task, tokenizer, encoding) for name in names}
     provenance, history = files.read_json(folder / checkpoints.PROVENANCE), folder / checkpoints.HISTORY
     table, test = splits[min(names)]

@@ -37,7 +37,7 @@ def export(
     task, settings = tasks.find(task_name), config.section("export", ExportConfig)
     timing = config.section("latency", LatencyConfig)
     encoding, tokenizer = config.section("tokenizer", batches.TokenizerConfig), batches.load_tokenizer(folder)
-    names = sorted(file.stem for file in prepared.glob("*.arrow") if file.stem.startswith(("test", "validation")))
+    names = arrow.split_names(prepared, "test", "validation")
     splits = {name: batches.load_split(prepared, name, task, tokenizer, encoding) for name in names}
     table, validation = splits["validation"]
     few = arrow.read_table(prepared / "train.arrow").slice(0, settings.calibration_rows)

@@ -22,7 +22,7 @@ def latency(task_name: str, prepared: Path, students_folder: Path, teacher: Path
     folders = {config.TEACHER: teacher} | {
         name: students_folder / name / str(seed) for name in config.student_names(params)
     }
-    test = min(file.stem for file in prepared.glob("test*.arrow"))
+    test = arrow.split_names(prepared, "test")[0]
     with run_recorder.stage_run(
         "latency", params={"latency": settings}, tags={"task": task_name}, hashes={}, scratch=scratch_of(out)
     ) as recorder:

@@ -9,7 +9,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from filbert.cache import imported
-from filbert.cache.teacher_cache import CacheConfig, CacheError, TeacherCache, cache_fingerprint, evenly_spaced
+from filbert.cache.teacher_cache import CacheConfig, CacheError, TeacherCache, cache_fingerprint
 from filbert.data import arrow, batches, sources, tasks
 from filbert.methods.context import MethodContext
 from filbert.models import checkpoints, size
@@ -71,7 +71,7 @@ def run_method(
     teacher, key, join = imported.answering(teacher, key, folders.prepared, task)
     cache = TeacherCache(config.section("partitions", arrow.Partition).folders(folders.cache), key)
     if wanted:
-        sample = table.take(evenly_spaced(len(table), cache_config.verify_rows))
+        sample = table.take(arrow.evenly_spaced(len(table), cache_config.verify_rows))
         rows = join(batches.tokenize(sample, task, batches.load_tokenizer(folders.teacher), encoding, words))
         try:
             cache.verify(rows, wanted, teacher, cache_config, on)

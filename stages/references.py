@@ -14,7 +14,7 @@ def references(task_name: str, prepared: Path, checkpoint: Path, out: OutFolder,
     training and validation rows to OUT, and the score that the nearest row's label alone has on the test rows to CONTROL."""
     task, settings = tasks.find(task_name), config.section("references", retrieval.RetrievalConfig)
     encoding, tokenizer = config.section("tokenizer", batches.TokenizerConfig), batches.load_tokenizer(checkpoint)
-    names = sorted(file.stem for file in prepared.glob("*.arrow") if file.stem != "unlabelled")
+    names = arrow.split_names(prepared, "train", "test", "validation")
     splits = {name: batches.load_split(prepared, name, task, tokenizer, encoding) for name in names}
     rows, digest = {name: split[1] for name, split in splits.items()}, arrow.rows_digest(splits["train"][0])
     with run_recorder.stage_run(

@@ -27,9 +27,9 @@ def transfer(task_name: str, prepared: Path, texts: Path, augmented: Path, out: 
     task, settings = tasks.find(task_name), config.section("transfer", FilterConfig)
     variants_in = config.section("partitions", arrow.Partition).folders(augmented)
     table, given = arrow.read_table(prepared / "train.arrow"), prepared / "unlabelled.arrow"
-    held = [file for file in sorted(prepared.glob("*.arrow")) if file.stem not in ("train", "unlabelled")]
+    held = arrow.split_names(prepared, "test", "validation")
     held_out = HeldOutRows(
-        chain.from_iterable(row_texts(arrow.read_table(file), task) for file in held),
+        chain.from_iterable(row_texts(arrow.read_table(prepared / f"{name}.arrow"), task) for name in held),
         settings.shingle,
         task.symmetric,
     )

@@ -22,9 +22,9 @@ from filbert.cache.teacher_cache import (
     CacheConfig,
     CacheError,
     Fingerprint,
-    evenly_spaced,
     open_shard,
 )
+from filbert.data.arrow import evenly_spaced
 from filbert.data.batches import Batch, TokenizedDataset
 from filbert.models.intermediate_outputs import (
     FLOAT32_COLUMNS,

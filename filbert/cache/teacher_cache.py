@@ -207,11 +207,6 @@ class TeacherCache:
         return largest
 
 
-def evenly_spaced(rows: int, count: int) -> np.ndarray:
-    """`count` of the row numbers below `rows`, evenly spaced."""
-    return np.linspace(0, rows - 1, min(count, rows)).astype(int)
-
-
 def open_shard(shards: ShardFolder, name: str, expected: Fingerprint, except_for: str = "") -> pa.RecordBatchFileReader:
     """Map a shard that has the expected fingerprint; `except_for` is a field that may differ.
 

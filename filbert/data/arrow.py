@@ -121,3 +121,13 @@ def read_table(file: Path) -> pa.Table:
         raise FilbertError(
             f"{file}: damaged: expected an Arrow file, got {what}; make it again with `dvc repro`"
         ) from error
+
+
+def split_names(prepared: Path, *kinds: str) -> list[str]:
+    """The splits in a folder of prepared rows whose names begin with one of `kinds`: a task may have several `test…`."""
+    return sorted(file.stem for file in prepared.glob("*.arrow") if file.stem.startswith(kinds))
+
+
+def evenly_spaced(rows: int, count: int) -> np.ndarray:
+    """`count` of the row numbers below `rows`, evenly spaced; all if there are no more."""
+    return np.linspace(0, rows - 1, min(count, rows)).astype(int)

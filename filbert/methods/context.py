@@ -101,9 +101,10 @@ class MethodContext:
             CacheError: it would grow over `cache.budget_gb`.
         """
         stored = [column_for_task(self.task.kind, column) for column in columns]
-        if self.cache.has(self.train, stored) and weights_digest(model) == weights_digest(self._whole_teacher()):
+        digest, whole = weights_digest(model), range(self.layer_map.teacher)
+        if self.cache.has(self.train, stored) and digest == weights_digest(self.cut_from_teacher(whole)):
             return self.cache
-        expected = replace(self.cache.expected, teacher=weights_digest(model))
+        expected = replace(self.cache.expected, teacher=digest)
         folder = self.scratch / f"predictions-{expected.teacher[:12]}"
         rows = {"idx": self.train.idx, "hash": self.train.hash, "row": np.arange(len(self.train))}
 
@@ -112,9 +113,6 @@ class MethodContext:
 
         build.build_cache(folder, model, pa.table(rows), tokenize, stored, expected, self.cache_config, self.device)
         return TeacherCache([folder], expected)
-
-    def _whole_teacher(self) -> FilbertForSequenceClassification:
-        return self.cut_from_teacher(range(self.layer_map.teacher))
 
     def hard_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """The task's own loss against the labels, over the rows that have one: a scalar."""
@@ -166,6 +164,7 @@ class MethodContext:
         step_range: tuple[int, int] | None = None,
         moments: Moments | None = None,
         scores: Callable[[], dict[str, float]] | None = None,
+        judge_start: bool = True,
     ) -> TrainingResult:
         """Train a student for one phase and keep the weights with the best validation score.
 
@@ -175,6 +174,7 @@ class MethodContext:
             step_range: only these steps of the phase, first to before last.
             moments: AdamW's state to begin with, by the student's parameters.
             scores: what chooses the best weights instead of the validation score.
+            judge_start: whether the weights before the first step may be the best; not where the head is new.
         """
         scored = validation or self.validation
         model = student if extra_modules is None else nn.ModuleDict({"student": student, "extra": extra_modules})
@@ -191,6 +191,7 @@ class MethodContext:
             scratch=self.scratch,
             recorder=self.recorder,
             step_range=step_range,
+            judge_start=judge_start,
             moments={prefix + name: state for name, state in (moments or {}).items()},
         )
         return replace(fitted, moments={n.removeprefix(prefix): state for n, state in fitted.moments.items()})

@@ -47,7 +47,7 @@ def compress(context: MethodContext, config: Config) -> FilbertForSequenceClassi
         teachers = torch.stack([batch.targets[column][:, 0].float() for column in followed], dim=1)
         return prediction + config.hidden_weight * losses.normalized_state_mse(ours, teachers)
 
-    context.fit(student, loss, context.with_targets(["logits", *followed]), config.training, "train")
+    context.fit(student, loss, context.with_targets(["logits", *followed]), config.training, "train", judge_start=False)
     return student
 
 

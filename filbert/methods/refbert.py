@@ -76,7 +76,9 @@ def compress(context: MethodContext, config: Config) -> ReferenceForSequenceClas
         return context.kd_loss(logits, batch, config.temperature, config.teacher_weight)
 
     rows = context.with_targets(["logits"], references)
-    context.fit(student, prediction_loss, rows, config.prediction, "prediction", validation=validation)
+    context.fit(
+        student, prediction_loss, rows, config.prediction, "prediction", validation=validation, judge_start=False
+    )
 
     store = context.scratch / FOLDER
     distributed.run_on_main(lambda: reader.write_store(store))

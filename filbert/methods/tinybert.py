@@ -44,5 +44,6 @@ def compress(context: MethodContext, config: Config) -> FilbertForSequenceClassi
         logits = forward_batch(student, batch, logits_alone=True).logits
         return context.kd_loss(logits, batch, config.temperature, config.teacher_weight)
 
-    context.fit(student, prediction_loss, context.with_targets(["logits"]), config.prediction, "prediction")
+    rows = context.with_targets(["logits"])
+    context.fit(student, prediction_loss, rows, config.prediction, "prediction", judge_start=False)
     return student

@@ -97,7 +97,7 @@ def compress(context: MethodContext, config: Config) -> BiLstmForSequenceClassif
     )
     loss = {"labels": context.label_loss(student), "hard": hard_loss(student, context),
             "joint": joint_loss(student, context, config.weights)}[config.objective]  # fmt: skip
-    context.fit(student, loss, rows, _as_long_as_the_stages(context, rows, config), "train")
+    context.fit(student, loss, rows, _as_long_as_the_stages(context, rows, config), "train", judge_start=False)
     return student
 
 

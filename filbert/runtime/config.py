@@ -10,7 +10,9 @@ import math
 import types
 import typing
 from collections.abc import Sequence
+from copy import deepcopy
 from enum import EnumType, StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -86,7 +88,7 @@ def read_params(params: Path = PARAMS) -> Mapping:
         ConfigError: it is no UTF-8, no YAML (the line is named; a key that occurs twice is an error), or no mapping.
     """
     try:
-        document = YAML(typ="safe").load(params.read_text(encoding="utf-8"))
+        document = _parsed(params.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{params}: expected UTF-8, got byte {error.object[error.start]:#x} at {error.start}"
@@ -98,7 +100,12 @@ def read_params(params: Path = PARAMS) -> Mapping:
         ) from error
     if not isinstance(document, dict):
         raise ConfigError(f"{params}: expected a mapping of sections, got {type(document).__name__}")
-    return document
+    return deepcopy(document)
+
+
+@lru_cache(maxsize=2)
+def _parsed(text: str) -> Any:
+    return YAML(typ="safe").load(text)
 
 
 def student_names(params: Mapping) -> list[str]:

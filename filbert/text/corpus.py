@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from filbert import FilbertError
-from filbert.data.arrow import open_writer, read_table, write_table
+from filbert.data.arrow import evenly_spaced, open_writer, read_table, write_table
 from filbert.data.batches import TokenizedDataset
 from filbert.runtime import progress
 from filbert.runtime.config import PositiveInt
@@ -58,10 +58,8 @@ def sample_evenly(texts: Callable[[], Iterable[str]], most: int | None) -> Itera
     if most is None:
         yield from texts()
         return
-    count = sum(1 for _ in texts())
-    for number, text in enumerate(texts()):
-        if number * most // count != (number - 1) * most // count:  # each time the scaled number steps on
-            yield text
+    drawn = set(evenly_spaced(sum(1 for _ in texts()), most).tolist())
+    yield from (text for number, text in enumerate(texts()) if number in drawn)
 
 
 def split_words(backend: Tokenizer, texts: Iterable[str]) -> Iterator[list[str]]:

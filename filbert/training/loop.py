@@ -103,11 +103,11 @@ class TrainingResult:
 def fit(
     model: nn.Module, loss: Loss, rows: TokenizedDataset, validate: Callable[[], dict[str, float]], config: TrainingConfig, *,
     phase: str, seed: int, device: torch.device, scratch: Path, recorder: RunRecorder, step_range: tuple[int, int] | None = None,
-    moments: Moments | None = None, checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    moments: Moments | None = None, judge_start: bool = True, checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> TrainingResult:  # fmt: skip
     """Train the parameters of `model` that require a gradient on `loss`; keep the weights with the best `score`.
 
-    With validations the weights that the phase starts from are judged, too: they stay where it finds none better.
+    With validations the weights that the phase starts from are judged, too (`judge_start`): they stay where it finds none better.
 
     Args:
         loss: a batch on the device -> a scalar.
@@ -117,6 +117,7 @@ def fit(
         step_range: only these steps, the first to before the second, of all that `config` asks for, with their rows and learning
             rates: a model that is pruned while it trains continues on the remaining rows.
         moments: AdamW's state to begin with, by parameter; none: a new optimiser.
+        judge_start: whether the weights before the first step are; not where the head is new.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -151,7 +152,7 @@ def fit(
         sparse_embeddings(model, device),
         signals.held(),
     ):
-        if state.step == begin and not over and config.validations:
+        if state.step == begin and not over and config.validations and judge_start:
             judge(bar)
             state.misses = 0  # a start that has no score yet is no miss
         while not over:

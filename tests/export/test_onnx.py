@@ -19,7 +19,7 @@ def test_an_export_answers_as_the_model(kind: str, tmp_path: Path, validation: b
     torch.manual_seed(0)
     folder = saved(MODELS[kind](), tmp_path / "model")
     export_onnx(folder, tmp_path / "model.onnx")
-    found = check_logits(folder, tmp_path / "model.onnx", varied(validation), 1e-4, batch=8)
+    found = check_logits(folder, tmp_path / "model.onnx", varied(validation), 1e-4)
     assert found.rows > 8
 
 
@@ -47,7 +47,7 @@ def test_a_student_that_reads_references(
     torch.manual_seed(0)
     folder = reference_student(tmp_path / "model", encoded, norm)
     export_onnx(folder, tmp_path / "model.onnx")
-    check_logits(folder, tmp_path / "model.onnx", varied(validation), 1e-4, batch=8)
+    check_logits(folder, tmp_path / "model.onnx", varied(validation), 1e-4)
 
 
 def test_a_wrong_export_is_refused(tmp_path: Path, teacher: Path, validation: batches.TokenizedDataset) -> None:

@@ -1,14 +1,17 @@
 """A stage in a fork: its arguments, environment, output and exit status are those of a process of its own."""
 
 import os
+import select
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from pipelines.fork_server import ForkServer
+from pipelines.fork_server import LIGHT, ForkServer
 
 STAGE = """
 import os, sys, time
@@ -53,7 +56,24 @@ def test_arguments_environment_output_and_status_are_the_commands_own(forks: For
 def test_what_is_no_stage_is_not_run(forks: ForkServer) -> None:
     for command in ("echo python -m stages.one", "accelerate launch -m stages.one", "python -m commands.pick"):
         assert forks.start(command, {}, 1) is None
-    assert forks.process is None
+
+
+def test_a_light_stage_does_not_wait_while_the_server_imports(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\n")
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "fetch.py").write_text(STAGE)
+    with ForkServer(tmp_path, preloaded=("slow",)) as forks:
+        assert forks.start("python -m stages.fetch a", {}, 1) is None
+        (tmp_path / "go").touch()
+        assert forks.connection is not None
+        select.select([forks.connection], [], [], 60)
+        assert run(forks, "python -m stages.fetch a") == (0, "a me None\n")
+
+
+def test_light_stages_import_no_large_library() -> None:
+    names = ", ".join(LIGHT)
+    code = f"import sys, {names}; sys.exit(', '.join({{'torch', 'transformers', 'datasets'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr.strip() == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
