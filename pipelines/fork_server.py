@@ -139,7 +139,10 @@ def serve(connection: socket.socket, preloaded: list[str]) -> None:
             os.read(wake, 1 << 16)
             _report(running)
         if connection.fileno() in ready:
-            message, descriptors, _, _ = socket.recv_fds(connection, LONGEST, 4)
+            try:
+                message, descriptors, _, _ = socket.recv_fds(connection, LONGEST, 4)
+            except ConnectionResetError:  # the client left without reading that this was ready
+                return
             if not message:
                 return
             *standard, status = descriptors
