@@ -6,17 +6,6 @@ PORT   ?= 5000
 PREFECT_PORT ?= 4200
 READY  := $(VENV)/ready
 TESTED := $(VENV)/ready-test
-QUIET  := -qq --disable-pip-version-check --no-compile --no-warn-script-location
-
-# uv takes a quarter of pip's time. It does not read pip's settings, so the places that they name are handed on; where that is not
-# enough (an index behind a password, say), or there is no uv, pip itself installs.
-define install
-eval "$$($(VENV)/bin/python -m pip config list | sort -r | sed -nE -e 's/\\n/ /g' -e 's/^[^=]*\.index-url=/export UV_INDEX_URL=/p' \
-  -e 's/^[^=]*\.extra-index-url=/export UV_EXTRA_INDEX_URL=/p' -e '/\.find-links=/{s/ /,/g;s/^[^=]*/export UV_FIND_LINKS/p;}')"; \
-  $(VENV)/bin/python -m pip install $(QUIET) -c constraints.txt uv && UV_INDEX_STRATEGY=unsafe-best-match \
-  $(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python -c constraints.txt -e '$(1)' \
-  || { echo "uv could not; pip installs"; $(VENV)/bin/python -m pip install $(QUIET) -c constraints.txt -e '$(1)'; }
-endef
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 # for `dvc`, `mlflow` and `prefect`, started below by themselves; everywhere else filbert/__init__.py sets it
@@ -117,10 +106,10 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Filbert needs Python 3.11: make PYTHON=/path/to/python3.11 …")'
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV), about half a minute"
-	@$(call install,.)
+	@$(VENV)/bin/python commands/install.py .
 	@touch $@
 
 $(TESTED): $(READY)
 	@echo "installing what the tests need"
-	@$(call install,.[test])
+	@$(VENV)/bin/python commands/install.py '.[test]'
 	@touch $@

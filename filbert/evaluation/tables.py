@@ -193,11 +193,11 @@ def _protocol_note(task: Task, teacher: StudentResults, seeds: str) -> str:
 
 
 def _length_note(results: list[StudentResults]) -> str:
-    """The models whose training ended while their validation score still rose, with any seed."""
+    """The models whose training ended, with any seed, at its best validation score, or was judged once."""
     rising = [result.student for result in results if any(f.get("still_rising") for f in result.figures)]
     named = ", ".join(f"`{name}`" for name in rising)
     return (
-        f"Validation was still rising at the last step of {named}: train longer (`epochs`, `min_steps`)."
+        f"The last validation score was the best, or the only one, of {named}: train longer (`epochs`, `min_steps`)."
         if rising
         else ""
     )

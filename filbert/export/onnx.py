@@ -28,7 +28,7 @@ from filbert.models.bert import FilbertForSequenceClassification
 from filbert.models.bilstm import BiLstmForSequenceClassification, BiLstmForTokenClassification
 from filbert.models.reference_bert import REFERENCE, ReferenceForSequenceClassification
 
-MIXED = 8  # rows of mixed length in a batch: more are padded more
+MIXED_BATCH = 8  # rows of mixed length: more are padded more
 OPSET = 17  # the first with LayerNormalization as one node
 TOKENS = ("input_ids", "attention_mask", "token_type_ids")
 AXES = {"input_ids": {0: "batch", 1: "length"}, "reference_keys": {0: "batch", 1: "reference"}}
@@ -248,7 +248,7 @@ def check_logits(
     """
     model, session = checkpoints.load_model(folder), new_session(file)
     order = np.random.default_rng(0).permutation(len(rows))
-    mixed = [order[start : start + MIXED] for start in range(0, len(order), MIXED)]
+    mixed = [order[start : start + MIXED_BATCH] for start in range(0, len(order), MIXED_BATCH)]
     single = [order[at : at + 1] for at in range(len(order))][:alone]
     in_batches, one_by_one = (
         max((_difference(model, session, rows.batch(at)) for at in part), default=0.0) for part in (mixed, single)

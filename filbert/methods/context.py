@@ -101,8 +101,8 @@ class MethodContext:
             CacheError: it would grow over `cache.budget_gb`.
         """
         stored = [column_for_task(self.task.kind, column) for column in columns]
-        digest, whole = weights_digest(model), range(self.layer_map.teacher)
-        if self.cache.has(self.train, stored) and digest == weights_digest(self.cut_from_teacher(whole)):
+        digest, layers = weights_digest(model), range(self.layer_map.teacher)
+        if self.cache.has(self.train, stored) and digest == weights_digest(self.cut_from_teacher(layers)):
             return self.cache
         expected = replace(self.cache.expected, teacher=digest)
         folder = self.scratch / f"predictions-{expected.teacher[:12]}"

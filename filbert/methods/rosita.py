@@ -149,7 +149,7 @@ def _second_teacher(context: MethodContext, config: Config) -> FilbertForSequenc
     student = context.new_student_of_class(encoder_class(context.task), layers=layers)
     check_target(config.target, student)
     loss, rows = prediction_loss(context, student, config.prediction), context.with_targets(["logits"])
-    context.fit(student, loss, rows, config.second_teacher, "second_teacher")
+    context.fit(student, loss, rows, config.second_teacher, "second_teacher", judge_start=False)
     return student
 
 

@@ -120,8 +120,9 @@ def _in_stages(
     if config.labels:
         _new_head(student, context.seed)
         labels = config.labels.stretched(times)
-        for part in unfreeze(student, config.unfreeze):
-            context.fit(student, context.label_loss(student), context.train, labels, f"labels-{part}")
+        for number, part in enumerate(unfreeze(student, config.unfreeze)):
+            loss = context.label_loss(student)
+            context.fit(student, loss, context.train, labels, f"labels-{part}", judge_start=number > 0)
     return student
 
 

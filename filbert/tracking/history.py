@@ -1,6 +1,7 @@
 """history.jsonl, the record of a training: one JSON line per logged step, with its phase, step, time, values and checksum."""
 
 import json
+import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -74,10 +75,10 @@ def validation_curve(file: Path) -> list[dict[str, Any]]:
 
 
 def still_rising(file: Path) -> bool:
-    """Whether the best validation score of the last phase that has some is its last one: it was stopped too soon."""
+    """Whether the best validation score of the last phase that has some is its last, or only, one: more steps may help."""
     curve = validation_curve(file)
     scores = [point["score"] for point in curve if point["phase"] == curve[-1]["phase"]]
-    return len(scores) > 1 and scores[-1] > max(scores[:-1])
+    return bool(scores) and scores[-1] > max(scores[:-1], default=-math.inf)
 
 
 def validation_figures(file: Path) -> dict[str, dict[str, float]]:

@@ -107,7 +107,7 @@ def fit(
 ) -> TrainingResult:  # fmt: skip
     """Train the parameters of `model` that require a gradient on `loss`; keep the weights with the best `score`.
 
-    With validations the weights that the phase starts from are judged, too (`judge_start`): they stay where it finds none better.
+    With validations the weights that the phase starts from are judged, too: they stay where it finds none better.
 
     Args:
         loss: a batch on the device -> a scalar.
@@ -117,7 +117,7 @@ def fit(
         step_range: only these steps, the first to before the second, of all that `config` asks for, with their rows and learning
             rates: a model that is pruned while it trains continues on the remaining rows.
         moments: AdamW's state to begin with, by parameter; none: a new optimiser.
-        judge_start: whether the weights before the first step are; not where the head is new.
+        judge_start: whether the weights before the first step are judged; not where the head is new.
 
     Raises:
         TrainingError: the loss is not finite.

@@ -70,6 +70,17 @@ def test_a_light_stage_does_not_wait_while_the_server_imports(tmp_path: Path) ->
         assert run(forks, "python -m stages.fetch a") == (0, "a me None\n")
 
 
+def test_a_run_that_ends_while_the_server_imports_ends_at_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(60)\n")
+    with ForkServer(tmp_path, preloaded=("slow",)) as forks:
+        pass
+    assert forks.process is not None
+    assert forks.process.poll() == -signal.SIGKILL
+    assert capfd.readouterr().err == ""
+
+
 def test_light_stages_import_no_large_library() -> None:
     names = ", ".join(LIGHT)
     code = f"import sys, {names}; sys.exit(', '.join({{'torch', 'transformers', 'datasets'}} & set(sys.modules)))"

@@ -22,6 +22,7 @@ def scored(phase: str, *scores: float) -> list[dict]:
         (scored("train", 0.5, 0.8, 0.8), False),  # no better than before
         (scored("train", 0.5, 0.8, 0.7) + scored("labels", 0.6, 0.65), True),  # the last phase decides
         (scored("train", 0.5, 0.8) + scored("labels", 0.6, 0.55), False),
+        (scored("train", 0.5), True),  # judged once: nothing tells that it had stopped rising
         ([], False),
     ],
 )

@@ -238,6 +238,20 @@ def test_the_start_is_judged_once_also_where_a_phase_begins_again(checkpoint, en
     assert [step for step, _, score in curve(recorder) if score is not None] == [0, 5, 10, 15, 20, 25, 27]
 
 
+def test_a_start_that_is_not_judged_is_never_the_best(checkpoint, encoded, recorder) -> None:  # type: ignore[no-untyped-def]
+    model, scores = checkpoints.new_teacher(checkpoint, SST2), iter((0.9, 0.5, 0.4, 0.3))
+
+    def loss(batch: batches.Batch) -> Tensor:
+        return losses.cross_entropy(checkpoints.forward_batch(model, batch).logits, batch.label)
+
+    fitted = fit(
+        model, loss, encoded, lambda: {"score": next(scores)}, replace(CONFIG, validations=3), phase="train", seed=1,
+        device=CPU, scratch=Path("scratch"), recorder=recorder, judge_start=False,
+    )  # fmt: skip
+    assert (fitted.best, fitted.best_step) == (0.9, 9)
+    assert [step for step, _, score in curve(recorder) if score is not None] == [9, 18, 27]
+
+
 def test_a_range_is_judged_where_it_begins_and_the_line_before_it_stays(
     checkpoint, encoded, validation, recorder
 ) -> None:  # type: ignore[no-untyped-def]
