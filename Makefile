@@ -106,10 +106,10 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Filbert needs Python 3.11: make PYTHON=/path/to/python3.11 …")'
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV), about half a minute"
-	@$(VENV)/bin/python commands/install.py .
+	@$(VENV)/bin/python pipelines/install.py .
 	@touch $@
 
 $(TESTED): $(READY)
 	@echo "installing what the tests need"
-	@$(VENV)/bin/python commands/install.py '.[test]'
+	@$(VENV)/bin/python pipelines/install.py '.[test]'
 	@touch $@

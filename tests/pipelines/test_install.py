@@ -2,7 +2,7 @@
 
 import pytest
 
-from commands.install import uv_environment
+from pipelines.install import uv_environment
 
 STRATEGY = {"UV_INDEX_STRATEGY": "unsafe-best-match"}
 
