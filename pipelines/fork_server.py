@@ -2,8 +2,8 @@
 
 A stage's command, `python -m stages.NAME …`, is run as it would be by itself: with its own environment, arguments and exit status.
 Any other command, any on a system other than Linux, and a light stage while the server still imports are ordinary processes
-(run_stage.py). The server is this file, run by its
-path: it has imported the standard library and what it is told, so that tests use it too.
+(run_stage.py). The server is this file, run by its path: it has imported the standard library and what it is told, so that tests
+use it too.
 """
 
 import atexit

@@ -27,11 +27,7 @@ PINNED = ("-c", "constraints.txt")
 
 
 def uv_environment(settings: str) -> dict[str, str] | None:
-    """What `pip config list` says as environment variables of uv; None where a setting has no counterpart.
-
-    >>> uv_environment("global.find-links='/a /b'")
-    {'UV_INDEX_STRATEGY': 'unsafe-best-match', 'UV_FIND_LINKS': '/a,/b'}
-    """
+    """What `pip config list` says as environment variables of uv; None where a setting has no counterpart."""
     found = {"UV_INDEX_STRATEGY": "unsafe-best-match"}  # the best of all indexes, as pip takes it
     lines = [line.partition("=") for line in settings.splitlines()]
     for level in LEVELS:

@@ -150,8 +150,9 @@ class _Repo(Repo):
 def _run_command(stage: Any, dry: bool = False, run_env: dict[str, str] | None = None) -> None:
     """In place of DVC's own, which writes to the terminal."""
     options = dvc.stage.run.prepare_kwargs(stage, run_env)
-    here = str(Path(sys.executable).parent)  # whose `python` a command means
-    options["env"]["PATH"] = os.pathsep.join([here, options["env"].get("PATH", os.defpath)])
+    if stage.repo.forks:  # they are of this Python, and so is what a command beside them means by `python`
+        here = str(Path(sys.executable).parent)
+        options["env"]["PATH"] = os.pathsep.join([here, options["env"].get("PATH", os.defpath)])
     for command in [stage.cmd] if isinstance(stage.cmd, str) else stage.cmd:
         shell = ["/bin/sh", "-c", command]
         code, lines = _stream(shell, stage.repo.on_line, stage.repo.forks, cwd=options["cwd"], env=options["env"])

@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import filbert  # noqa: I001, F401  # before the libraries: turns off what they report
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,10 @@ from filbert.models import checkpoints
 from filbert.tracking.mlflow_store import STORE
 from filbert.tracking.run_recorder import RunRecorder, stage_run
 from filbert.training.layerwise import LayerMap
+
+
+# a shell's background job ignores it, and so would all that the tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

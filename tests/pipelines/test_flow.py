@@ -263,8 +263,6 @@ def test_ctrl_c_in_a_terminal_ends_a_flow_and_what_it_started(tmp_path: Path) ->
         shell(command, cwd=tmp_path)
     env = os.environ | {"PYTHONPATH": str(ROOT), "PREFECT_HOME": str(tmp_path / "prefect"), "DVC_NO_ANALYTICS": "1"}
     command = [sys.executable, "-m", "pipelines.flow"]
-    # a shell's background job ignores it, and so would the flow
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(command, cwd=tmp_path, env=env, start_new_session=True, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as flow:  # fmt: skip
         try:

@@ -56,6 +56,8 @@ def test_arguments_environment_output_and_status_are_the_commands_own(forks: For
 def test_what_is_no_stage_is_not_run(forks: ForkServer) -> None:
     for command in ("echo python -m stages.one", "accelerate launch -m stages.one", "python -m commands.pick"):
         assert forks.start(command, {}, 1) is None
+    assert forks.process is not None
+    assert psutil.Process(forks.process.pid).children() == []
 
 
 def test_a_light_stage_does_not_wait_while_the_server_imports(tmp_path: Path) -> None:
