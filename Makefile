@@ -21,7 +21,7 @@ TASK ?= rotten_tomatoes
 .PHONY: repro test test-rooms test-pipelines test-all test-long campaign lint study task pick release flow bench ui serve track status clean help
 .DEFAULT_GOAL := help
 
-# Results are repeatable bit for bit with the same JOBS and number of cores: these alone decide the threads of a stage.
+# Results are repeatable bit for bit on the same type of processor with the same JOBS and number of cores, which decide the threads of a stage.
 repro: $(READY) ## the main job: run what has changed, JOBS (2) stages at once, print the table
 	@python -m pipelines.repro --jobs $(JOBS)
 	@echo
@@ -97,7 +97,7 @@ status: $(READY) ## what `make repro` would run
 	@dvc status
 
 clean: ## remove the environment and everything made by the pipeline but DVC's cache and the figures in git
-	rm -rf $(VENV) .scratch .prefect mlruns mlflow.db data/checkpoint data/word_vectors data/texts/*/ data/raw data/prepared data/teachers data/cache data/references data/masked_lm data/augmented data/transfer data/corpus data/pretrained data/students data/exported data/release data/report/index.html
+	rm -rf $(VENV) .scratch .prefect mlruns mlflow.db data/checkpoint data/word_vectors data/texts/*/ data/raw data/prepared data/teachers data/cache data/references data/masked_lm data/augmented data/transfer data/corpus data/pretrained data/students data/exported data/baselines data/release data/report/index.html
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 14

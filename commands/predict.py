@@ -2,7 +2,6 @@
 
 import json
 import sys
-import warnings
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,7 +14,7 @@ from filbert.data.formats import RowError
 from filbert.export import folder as folders
 from filbert.export.inference import TOKENS, Predictor, Text, open_model
 from filbert.export.predict_file import Counts, Options, answer_rows, predict_file
-from filbert.runtime.progress import log
+from filbert.runtime.progress import log, logged_warnings
 from stages import run
 
 BAD_ROWS = 3  # the exit code where some rows could not be answered
@@ -42,12 +41,8 @@ def predict(
 ) -> None:
     """Print what the model in FOLDER answers to each of TEXTS, a line of JSON each, or answer FILE into OUT."""
     options = Options(every, abstain, tokens, workers)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always", UserWarning)
+    with logged_warnings():
         model = open_model(folder, threads, folders.FLOAT32 if float32 else "")
-    for warning in said:
-        if issubclass(warning.category, UserWarning):
-            log(f"warning: {warning.message}")
     report = Reporter()
     if file or out:
         if not (file and out) or texts:

@@ -24,8 +24,7 @@ def release(
     register: Annotated[bool, typer.Option(help="as a version in MLflow's registry")] = True,
 ) -> None:
     """Write the model of TASK that is best on validation rows within the budget to OUT, with all that it takes to ask it."""
-    candidates = [c for c in load_candidates(metrics, exported, task_name) if student in ("", c.name)]
-    best = pick(candidates, Budget(max_mb, max_ms, min_share))
+    best = pick(load_candidates(metrics, exported, task_name), Budget(max_mb, max_ms, min_share), student)
     file = next(file for file, name in NAMES.items() if name == best.file)
     write_release(best.folders[0], file, out, best.milliseconds)
     print(

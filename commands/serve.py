@@ -1,6 +1,5 @@
 """A model as an HTTP service: `filbert serve MODEL`; /predict, /health, /metrics."""
 
-import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,7 @@ import uvicorn
 from filbert.export import folder as folders
 from filbert.export.inference import open_model
 from filbert.export.server import Limits, new_app
-from filbert.runtime.progress import log
+from filbert.runtime.progress import log, logged_warnings
 from stages import run
 
 DEFAULT = Limits()
@@ -32,11 +31,8 @@ def serve(
     ] = False,
 ) -> None:
     """Answer requests with the model in FOLDER until Ctrl-C."""
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always", UserWarning)
+    with logged_warnings():
         model = open_model(folder, threads, folders.FLOAT32 if float32 else "")
-    for warning in said:
-        log(f"warning: {warning.message}")
     app = new_app(model, Limits(rows, characters, queue, batch, wait_ms))
     log(f"{model.card.student} on {model.card.task} ({model.card.model}) at http://{host}:{port}/predict")
     uvicorn.run(

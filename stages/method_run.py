@@ -70,13 +70,14 @@ def run_method(
         imported.check_columns(student_name, wanted)
     teacher, key, join = imported.answering(teacher, key, folders.prepared, task)
     cache = TeacherCache(config.section("partitions", arrow.Partition).folders(folders.cache), key)
-    if wanted:
+    if wanted and cache_config.verify_rows:
         sample = table.take(arrow.evenly_spaced(len(table), cache_config.verify_rows))
         rows = join(batches.tokenize(sample, task, batches.load_tokenizer(folders.teacher), encoding, words))
         try:
             cache.verify(rows, wanted, teacher, cache_config, on)
         except CacheError as error:
             raise CacheError(f"{error}. Columns to cache are listed under `cache_columns` in params.yaml") from error
+    del teacher  # from here on its outputs are read from the cache
     with run_recorder.stage_run(
         stage,
         params={"student": shape, "tokenizer": encoding, **vars(settings)},

@@ -80,7 +80,7 @@ def _train(
 
     phase = "train" if len(settings.seeds) == 1 else f"train-{seed}"
     fitted = fit(teacher, loss, train, lambda: validate(teacher, task, validation, on), settings.training, phase=phase,
-                 seed=seed, device=on, scratch=scratch, recorder=recorder, judge_start=False)  # fmt: skip
+                 seed=seed, device=on, scratch=scratch, recorder=recorder, validate_start=False)  # fmt: skip
     return fitted.best, teacher.cpu()
 
 

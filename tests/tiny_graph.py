@@ -91,7 +91,7 @@ def write_tiny_params(folder: Path, checkpoint: Path, **more: object) -> None:
     params["settings"]["theseus_rosita"]["width"]["training"]["epochs"] = 1
     params["latency"] |= {"warmup": 0, "rounds": 3}
     params["export"] |= {"variants": ["per_channel"], "check_alone": 5, "score_alone": 5}
-    params["baselines"] |= {"penalties": [1.0], "ngrams": [1], "dimensions": 4}
+    params["baselines"] |= {"inverse_regularization": [1.0], "ngrams": [1], "dimensions": 4}
     without_floors(params)
     yaml.dump(params | more, folder / "params.yaml")
 

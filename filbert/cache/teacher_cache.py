@@ -186,9 +186,9 @@ class TeacherCache:
             CacheError: the root mean square of the differences is over `config.tolerance` of that of the values.
         """
         sample = np.arange(len(rows))
-        with torch.inference_mode(), autocast(device):
+        with ActivationRecorder(teacher.to(device).eval(), columns) as record, torch.inference_mode(), autocast(device):
             batch = rows.batch(sample).to(device)
-            live = ActivationRecorder(teacher.to(device).eval(), columns)(batch)[1]
+            live = record(batch)[1]
         cached, largest = self.on(rows, columns).take(sample), {}
         for name in columns:
             shapes = row_shapes(name, unit_counts(name, batch).tolist(), self.width(name))

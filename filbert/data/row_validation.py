@@ -85,7 +85,7 @@ def _validate(idx: int, record: Record, task: Task, where: str) -> Row:
     if missing := [name for name in (*task.columns, *([] if labelled else ["label"])) if name not in record]:
         raise RowError(f"{where}: no column {', '.join(missing)} for task {task.name}; found {', '.join(record)}")
     for name in task.columns:
-        if not isinstance(record[name], str) or not _is_visible(record[name]):
+        if not isinstance(record[name], str) or not _is_visible(record[name]) or not _is_unicode(record[name]):
             raise RowError(f"{where}: expected text in column {name}, got {record[name]!r}")
     texts = {name: record[name] for name in task.columns}
     given = record.get("label")
@@ -112,6 +112,11 @@ def _probabilities(record: Record, task: Task, where: str) -> tuple[float, ...] 
     return found
 
 
+def _is_unicode(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair, as JSON may escape it."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
 def _is_visible(text: str) -> bool:
     """Whether a text has a character other than spaces, control and zero-width characters."""
     return any(char.isprintable() and not char.isspace() for char in text)
@@ -122,6 +127,8 @@ def _join_words(record: Record, task: Task, where: str) -> Record:
     words, tags = record.get("words", record.get("tokens")), record.get("label", record.get("ner_tags"))
     if words is None or tags is None or len(words) != len(tags):
         raise RowError(f"{where}: expected words and as many tags, got {words} and {tags}")
+    if not all(isinstance(word, str) for word in words):
+        raise RowError(f"{where}: expected words that are texts, got {words}")
     plain = ["".join(word.split()) for word in words]  # a word with a space in it would be two in the text
     if not all(plain):
         raise RowError(f"{where}: expected a word in each place, got {words}")

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from filbert import FilbertError
 from filbert.data.formats import SUFFIXES
@@ -70,7 +71,9 @@ def fetch_task(source: Source, task: Task, out: Path) -> None:
                 tuple(name for name in wanted if PurePosixPath(name).stem in new_stems), tuple(f"{stem}.*" for stem in new_stems)
             )  # fmt: skip
             hashes |= _copy(source, root, within, making, files, new_stems)
-        _write_record(source, hashes, making)
+        # how its rows are read: what reads them in other stages is made again when it changes
+        reading = {key: getattr(task, key) for key in ("kind", "columns", "rename", "where", "header", "max_malformed")}
+        _write_record(source, hashes, making, reading=reading)
 
 
 @contextmanager
@@ -191,9 +194,9 @@ def _check_pins(source: Source, root: Path, within: str, hashes: dict[str, str])
         _check_hash(root / path, expected, source)
 
 
-def _write_record(source: Source, hashes: dict[str, str], making: Path) -> None:
+def _write_record(source: Source, hashes: dict[str, str], making: Path, **more: Any) -> None:
     record = {"kind": source.kind, "name": without_password(source.name), "revision": source.revision, "sha256": hashes}
-    write_json(making / RECORD, record)
+    write_json(making / RECORD, record | more)
 
 
 def _check_hash(file: Path, expected: str, source: Source) -> None:

@@ -49,6 +49,12 @@ def prepare(folder: Path, task: Task, config: PrepareConfig) -> Prepared:
     """
     counts: Counter[str] = Counter()
     tests: dict[str, list[Row]] = {name: list(read_rows(folder, stem, task)) for name, stem in task.test_files.items()}
+    for name, stem in task.test_files.items():
+        if missing := sum(row["label"] is None for row in tests[name]):
+            raise RowError(
+                f"{folder / stem}: expected a label for each test row, got none for {missing} of {len(tests[name])} rows; leave "
+                f"the file out of task_table.{task.name}.test, or these rows out of the file"
+            )
     rows = list(_distinct(_numbered(folder, task, counts), task, counts))
     unlabelled = [row for row in rows if row["label"] is None]
     rows = [row for row in rows if row["label"] is not None]

@@ -14,7 +14,7 @@ from torch import nn
 from filbert.data.batches import Batch, TokenizedDataset
 from filbert.models.checkpoints import forward_batch
 from filbert.models.reference_bert import REFERENCE, ReferenceForSequenceClassification
-from filbert.models.size import spread_rows
+from filbert.models.size import spread, spread_rows
 from filbert.runtime.config import NonNegativeInt, PositiveInt
 
 Times = dict[str, float]  # minimum, median, p95 in milliseconds
@@ -84,7 +84,7 @@ def time_texts(
     order = sorted(texts, key=lambda text: len("".join(text)))
     found = {}
     for size in config.batch_sizes:
-        chosen = [order[int((i + 0.5) / size * len(order))] for i in range(size)]
+        chosen = [order[at] for at in spread(len(order), size)]
         calls = {name: partial(answer, chosen) for name, answer in arms.items()}
         found[str(size)] = config.time(calls, size)
     return found

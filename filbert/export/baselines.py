@@ -5,34 +5,37 @@ for frequent tokens (SIF, Arora et al. 2017); a text is the mean of its tokens. 
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
+from tokenizers import Tokenizer
 from transformers import AutoModel
 
 from filbert.data import arrow, batches
 from filbert.data.tasks import Task, TaskKind
 from filbert.evaluation import metrics
-from filbert.evaluation.latency import LatencyConfig, time_texts
 from filbert.runtime.config import Positive, PositiveInt
+from filbert.runtime.files import write_text
 
-UNSEEN = -30.0  # the logit of a class that no training row has
+UNSEEN = -1e4  # the logit of a class that no training row has
 FLOAT = 4  # bytes of a stored number
 Rows = Sequence[tuple[str, ...]]  # the texts of each row
-Features = Callable[[Rows], Any]  # [N, F], dense or sparse
+Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class BaselinesConfig:
     """What is tried on validation rows."""
 
-    penalties: tuple[Positive, ...]  # inverse strength: scikit-learn's C
+    inverse_regularization: tuple[Positive, ...]  # scikit-learn's C
     ngrams: tuple[PositiveInt, ...]  # words of the longest, of TF-IDF
     min_rows: PositiveInt  # that a word must occur in
     dimensions: PositiveInt  # of static embeddings
@@ -53,40 +56,138 @@ class Split:
         return cls(arrow.texts_of(table, task), found)
 
 
+class Features(Protocol):
+    """What a linear model reads of rows of texts, and how that is stored: as arrays and a text."""
+
+    def __call__(self, rows: Rows, /) -> Any:
+        """[N, F], dense or sparse."""
+        ...
+
+    def stored(self) -> tuple[Arrays, str]: ...
+
+
+class NoFeatures:
+    """Nothing: all rows get the same answer."""
+
+    def __call__(self, rows: Rows) -> np.ndarray:
+        return np.zeros((len(rows), 0), np.float32)
+
+    def stored(self) -> tuple[Arrays, str]:
+        return {}, ""
+
+    @classmethod
+    def of(cls, arrays: Arrays, text: str) -> "NoFeatures":
+        return cls()
+
+
+@dataclass(frozen=True)
+class TfidfFeatures:
+    """Words and runs of words, weighted by rarity; texts of a pair are joined."""
+
+    vectorizer: TfidfVectorizer
+
+    def __call__(self, rows: Rows) -> Any:
+        return self.vectorizer.transform([" ".join(texts) for texts in rows])
+
+    def stored(self) -> tuple[Arrays, str]:
+        terms = {"ngrams": self.vectorizer.ngram_range[1], "terms": self.vectorizer.get_feature_names_out().tolist()}
+        return {"idf": self.vectorizer.idf_}, json.dumps(terms)
+
+    @classmethod
+    def of(cls, arrays: Arrays, text: str) -> "TfidfFeatures":
+        found = json.loads(text)
+        vectorizer = _vectorizer(found["ngrams"], vocabulary=found["terms"])
+        vectorizer.idf_ = arrays["idf"]
+        return cls(vectorizer)
+
+
+@dataclass(frozen=True)
+class StaticEmbeddings:
+    """The mean of a text's token embeddings; of a pair both means and their distance."""
+
+    tokenizer: Tokenizer
+    table: np.ndarray  # [tokens seen in training + 1, D] float32; the last row serves all others
+    place: np.ndarray  # [tokens] row of each
+
+    def __call__(self, rows: Rows) -> np.ndarray:
+        columns = [self._mean(texts) for texts in zip(*rows, strict=True)]
+        return np.hstack([*columns, np.abs(columns[0] - columns[1])]) if len(columns) > 1 else columns[0]
+
+    def _mean(self, texts: Sequence[str]) -> np.ndarray:
+        rows = _token_ids(self.tokenizer, texts)
+        vectors = np.stack([self.table[self.place[row]].mean(0) if row else self.table[-1] for row in rows])
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+
+    def stored(self) -> tuple[Arrays, str]:
+        return {"table": self.table, "place": self.place}, self.tokenizer.to_str()
+
+    @classmethod
+    def of(cls, arrays: Arrays, text: str) -> "StaticEmbeddings":
+        return cls(Tokenizer.from_str(text), arrays["table"], arrays["place"])
+
+
+FEATURES: dict[str, Any] = {"majority": NoFeatures, "tfidf": TfidfFeatures, "static_embeddings": StaticEmbeddings}
+
+
 @dataclass(frozen=True)
 class Baseline:
-    """Something that answers texts: logits [N, C], and what it takes to store it."""
+    """A linear model of features of a text, and what it takes to store it."""
 
-    logits: Callable[[Rows], np.ndarray]
+    features: Features
+    weight: np.ndarray  # [C, F] float32
+    bias: np.ndarray  # [C] float32
     parameters: int
     bytes: int
     settings: dict[str, Any]
 
+    def logits(self, rows: Rows) -> np.ndarray:
+        """The logits [N, C] of rows of texts."""
+        return self.features(rows) @ self.weight.T + self.bias
 
-def measure_baselines(
-    task: Task, splits: dict[str, Split], checkpoint: Path, config: BaselinesConfig, timing: LatencyConfig
-) -> dict[str, dict[str, Any]]:
-    """By name each baseline's scores on the validation and test splits, size and milliseconds from text to answer; none of a task
-    that tags words."""
+
+def fit_baselines(
+    task: Task, splits: dict[str, Split], checkpoint: Path, config: BaselinesConfig
+) -> dict[str, Baseline]:
+    """Each baseline, by name, fitted on the training rows; none of a task that tags words."""
     if task.kind is TaskKind.TAGGING:
         return {}
-    made = {
+    return {
         "majority": majority(task, splits["train"]),
         "tfidf": tfidf(task, splits, config),
         "static_embeddings": static_embeddings(task, splits, checkpoint, config),
     }
-    times = time_texts({name: b.logits for name, b in made.items()}, splits["validation"].texts, timing)
-    return {
-        name: _figures(task, baseline, splits)
-        | {"milliseconds": {f"batch_{size}": arms[name]["median"] for size, arms in times.items()}}
-        for name, baseline in made.items()
-    }
 
 
-def _figures(task: Task, baseline: Baseline, splits: dict[str, Split]) -> dict[str, Any]:
+def measure(task: Task, baseline: Baseline, splits: dict[str, Split]) -> dict[str, Any]:
+    """The scores of a baseline on the validation and test splits, its size and its settings."""
     held_out = {name: split for name, split in splits.items() if name.startswith(("test", "validation"))}
     found = {name: metrics.scores(task, baseline.logits(split.texts), split.label) for name, split in held_out.items()}
     return {**found, "parameters": baseline.parameters, "bytes": baseline.bytes, "settings": baseline.settings}
+
+
+def save(baselines: dict[str, Baseline], folder: Path) -> None:
+    """Write each baseline as NAME.safetensors and NAME.json."""
+    for name, baseline in baselines.items():
+        arrays, text = baseline.features.stored()
+        size = {"parameters": baseline.parameters, "bytes": baseline.bytes, "settings": baseline.settings}
+        save_file(
+            arrays | {"weight": baseline.weight, "bias": baseline.bias}, folder / f"{name}.safetensors",
+            {"size": json.dumps(size)},
+        )  # fmt: skip
+        write_text(folder / f"{name}.json", text)
+
+
+def load(folder: Path) -> dict[str, Baseline]:
+    """The baselines that `save` wrote, by name."""
+    found = {}
+    for name, kind in FEATURES.items():
+        if (file := folder / f"{name}.safetensors").exists():
+            arrays = load_file(file)
+            with safe_open(file, "numpy") as opened:
+                size = json.loads(opened.metadata()["size"])
+            features = kind.of(arrays, (folder / f"{name}.json").read_text(encoding="utf-8"))
+            found[name] = Baseline(features, arrays["weight"], arrays["bias"], **size)
+    return found
 
 
 def majority(task: Task, train: Split) -> Baseline:
@@ -98,56 +199,49 @@ def majority(task: Task, train: Split) -> Baseline:
         row = np.where(share >= min(0.5, share.max()), 1.0, -1.0)
     else:
         row = np.bincount(train.label, minlength=task.outputs).astype(float)
-    return Baseline(lambda texts: np.tile(row, (len(texts), 1)), len(row), FLOAT * len(row), {})
+    weight = np.zeros((len(row), 0), np.float32)
+    return Baseline(NoFeatures(), weight, row.astype(np.float32), len(row), FLOAT * len(row), {})
 
 
 def tfidf(task: Task, splits: dict[str, Split], config: BaselinesConfig) -> Baseline:
-    """Words and runs of words, weighted by rarity; texts of a pair are joined."""
+    """TF-IDF of words and runs of words, with a linear model."""
     tried = []
     for longest in config.ngrams:
-        vectorizer = TfidfVectorizer(
-            ngram_range=(1, longest), min_df=config.min_rows, sublinear_tf=True, dtype=np.float32
-        )
+        vectorizer = _vectorizer(longest, min_df=config.min_rows)
         vectorizer.fit([" ".join(texts) for texts in splits["train"].texts])
-
-        def features(rows: Rows, vectorizer: TfidfVectorizer = vectorizer) -> Any:
-            return vectorizer.transform([" ".join(texts) for texts in rows])
-
         words = len(json.dumps({word: int(at) for word, at in vectorizer.vocabulary_.items()}).encode())
         numbers = len(vectorizer.vocabulary_)
-        tried += _fit(task, splits, features, config, {"ngrams": longest}, numbers, words + FLOAT * numbers)
+        tried += _fit(
+            task, splits, TfidfFeatures(vectorizer), config, {"ngrams": longest}, numbers, words + FLOAT * numbers
+        )
     return max(tried, key=lambda pair: pair[0])[1]
 
 
+def _vectorizer(longest: int, **more: Any) -> TfidfVectorizer:
+    return TfidfVectorizer(ngram_range=(1, longest), sublinear_tf=True, dtype=np.float32, **more)
+
+
 def static_embeddings(task: Task, splits: dict[str, Split], checkpoint: Path, config: BaselinesConfig) -> Baseline:
-    """The mean of a text's token embeddings; of a pair both means and their distance."""
+    """Static embeddings of the tokens seen in training, with a linear model."""
     tokenizer = batches.load_tokenizer(checkpoint).backend_tokenizer
     tokenizer.no_padding()
     tokenizer.no_truncation()
-
-    def ids(texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-    counts = np.bincount([i for texts in splits["train"].texts for row in ids(texts) for i in row])
+    counts = np.bincount([i for texts in splits["train"].texts for row in _token_ids(tokenizer, texts) for i in row])
     seen = np.flatnonzero(counts)
     table = _token_table(checkpoint, tokenizer, seen, config.dimensions)
     share = counts[seen] / counts.sum()
     table = (table * (config.smoothing / (config.smoothing + share))[:, None]).astype(np.float32)
     place = np.full(tokenizer.get_vocab_size() + 1, len(seen))
     place[seen] = np.arange(len(seen))
-    table = np.vstack([table, np.zeros((1, table.shape[1]), np.float32)])  # the last row: a token not seen in training
-
-    def mean(texts: Sequence[str]) -> np.ndarray:
-        vectors = np.stack([table[place[row]].mean(0) if row else table[-1] for row in ids(texts)])
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-
-    def features(rows: Rows) -> np.ndarray:
-        columns = [mean(texts) for texts in zip(*rows, strict=True)]
-        return np.hstack([*columns, np.abs(columns[0] - columns[1])]) if len(columns) > 1 else columns[0]
-
-    names = len(json.dumps([tokenizer.id_to_token(int(token)) for token in seen]).encode())
-    tried = _fit(task, splits, features, config, {"dimensions": table.shape[1]}, table.size, names + FLOAT * table.size)
+    table = np.vstack([table, np.zeros((1, table.shape[1]), np.float32)])
+    features, names = StaticEmbeddings(tokenizer, table, place), [tokenizer.id_to_token(int(token)) for token in seen]
+    size = len(json.dumps(names).encode()) + FLOAT * table.size
+    tried = _fit(task, splits, features, config, {"dimensions": table.shape[1]}, table.size, size)
     return max(tried, key=lambda pair: pair[0])[1]
+
+
+def _token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
 def _token_table(checkpoint: Path, tokenizer: Any, tokens: np.ndarray, dimensions: int) -> np.ndarray:
@@ -169,52 +263,34 @@ def _fit(
     task: Task, splits: dict[str, Split], features: Features, config: BaselinesConfig, settings: dict[str, Any], numbers: int,
     stored: int,
 ) -> list[tuple[float, Baseline]]:  # fmt: skip
-    """A linear model for each penalty, with its validation score."""
+    """A linear model for each strength, with its validation score; `numbers` and bytes `stored` are the features' own."""
     train, out = features(splits["train"].texts), []
-    for penalty in config.penalties:
-        if task.kind is TaskKind.REGRESSION:
-            model: Any = Ridge(alpha=1 / penalty).fit(train, splits["train"].label)
-        elif task.kind is TaskKind.MULTILABEL:
-            model = _EachLabel(penalty, train, splits["train"].label)
-        else:
-            model = LogisticRegression(C=penalty, max_iter=1000).fit(train, splits["train"].label)
-        size = model.coef_.size + np.size(model.intercept_)
-        logits = _reader(task, model, features)
-        score = metrics.scores(task, logits(splits["validation"].texts), splits["validation"].label)["score"]
-        found = Baseline(logits, numbers + size, stored + FLOAT * size, settings | {"penalty": penalty})
-        out.append((score, found))
+    for strength in config.inverse_regularization:
+        weight, bias, size = _fit_linear(task, train, splits["train"].label, strength)
+        found = Baseline(
+            features, weight.astype(np.float32), bias.astype(np.float32), numbers + size, stored + FLOAT * size,
+            settings | {"inverse_regularization": strength},
+        )  # fmt: skip
+        held_out = splits["validation"]
+        out.append((metrics.scores(task, found.logits(held_out.texts), held_out.label)["score"], found))
     return out
 
 
-class _EachLabel:
-    """A logistic regression for each label (one against the rest); a label that all or no training rows have stays so."""
-
-    def __init__(self, penalty: float, train: Any, label: np.ndarray):
-        models = [
-            LogisticRegression(C=penalty, max_iter=1000).fit(train, column) if 0 < column.mean() < 1 else None
-            for column in label.T
-        ]
-        self.coef_ = np.zeros((len(models), train.shape[1]))
-        self.intercept_ = np.where(label.mean(0) == 1, -UNSEEN, UNSEEN)
-        for number, model in enumerate(models):
-            if model:
-                self.coef_[number], self.intercept_[number] = model.coef_[0], model.intercept_[0]
-
-    def decision_function(self, features: Any) -> np.ndarray:
-        """The logits [N, C]."""
-        return features @ self.coef_.T + self.intercept_
-
-
-def _reader(task: Task, model: Any, features: Features) -> Callable[[Rows], np.ndarray]:
-    """A fitted model as a function from texts to logits."""
-
-    def logits(rows: Rows) -> np.ndarray:
-        if task.kind is TaskKind.REGRESSION:
-            return model.predict(features(rows)).reshape(-1, 1)
-        if task.kind is TaskKind.MULTILABEL:
-            return model.decision_function(features(rows))
-        out = np.full((len(rows), task.outputs), UNSEEN)
-        out[:, model.classes_] = np.log(np.maximum(model.predict_proba(features(rows)), np.exp(UNSEEN)))
-        return out
-
-    return logits
+def _fit_linear(task: Task, train: Any, label: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray, int]:
+    """Weights [C, F] and biases [C] of a linear model, and how many numbers it takes to store them."""
+    if task.kind is TaskKind.REGRESSION:
+        ridge = Ridge(alpha=1 / strength).fit(train, label)
+        return ridge.coef_[None], np.array([ridge.intercept_]), ridge.coef_.size + 1
+    weight, bias = np.zeros((task.outputs, train.shape[1])), np.full(task.outputs, UNSEEN)
+    if task.kind is TaskKind.MULTILABEL:  # one against the rest; a label that all or no training rows have stays so
+        for number, column in enumerate(label.T):
+            if 0 < column.mean() < 1:
+                model = LogisticRegression(C=strength, max_iter=1000).fit(train, column)
+                weight[number], bias[number] = model.coef_[0], model.intercept_[0]
+            elif column.mean() == 1:
+                bias[number] = -UNSEEN
+        return weight, bias, weight.size + bias.size
+    model = LogisticRegression(C=strength, max_iter=1000).fit(train, label)
+    rows = model.classes_[-len(model.coef_) :]  # of two classes the second alone has weights
+    bias[model.classes_], weight[rows], bias[rows] = 0, model.coef_, model.intercept_
+    return weight, bias, model.coef_.size + model.intercept_.size

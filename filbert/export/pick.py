@@ -1,7 +1,8 @@
 """Which exported file to take: the best on validation rows within a budget, the Pareto front, and what a baseline dominates.
 
 A candidate is one file of one model over its seeds, or a baseline; scores and sizes are means over seeds. Size is all that has to
-be deployed; time is from text to answer, one text of median length, of the first seed's file beside all others (stages/latency.py).
+be deployed; time is from text to answer, one text of median length, of the first seed's file beside all others and the baselines
+(stages/latency.py).
 """
 
 import json
@@ -76,8 +77,10 @@ def load_candidates(
         if name == TEACHER or only is None or (name, seed) in only:
             for file, figures in record["files"].items():
                 groups.setdefault((name, file), []).append((exported / task / name / str(seed), figures))
-    timed = _read(metrics / task / LATENCY).get("texts", {}).get("1", {}) if groups else {}
-    if missing := [f"{name}/{file}" for name, file in groups if f"{name}/{file}" not in timed]:
+    baselines = _read(metrics / task / BASELINES) if (metrics / task / BASELINES).is_file() else {}
+    wanted = [*(f"{name}/{file}" for name, file in groups), *baselines]
+    timed = _read(metrics / task / LATENCY).get("texts", {}).get("1", {}) if wanted else {}
+    if missing := [name for name in wanted if name not in timed]:
         raise FilbertError(
             f"{metrics / task / LATENCY}: expected times of {', '.join(missing)}, found none; run `make repro`"
         )
@@ -85,9 +88,7 @@ def load_candidates(
         _candidate(name, NAMES.get(file, file), seeds, timed[f"{name}/{file}"]["median"])
         for (name, file), seeds in groups.items()
     ]
-    if (baselines := metrics / task / BASELINES).is_file():
-        for name, figures in _read(baselines).items():
-            found.append(_candidate(name, "", [(None, figures)], figures["milliseconds"]["batch_1"]))
+    found += [_candidate(name, "", [(None, figures)], timed[name]["median"]) for name, figures in baselines.items()]
     return sorted(found, key=lambda candidate: (-candidate.validation, candidate.milliseconds))
 
 
@@ -119,8 +120,8 @@ def teacher_score(candidates: Sequence[Candidate]) -> float | None:
     return next((c.validation for c in candidates if c.name == TEACHER and c.file == "float32"), None)
 
 
-def pick(candidates: Sequence[Candidate], budget: Budget) -> Candidate:
-    """The exported model with the best validation score within a budget; of equals the faster.
+def pick(candidates: Sequence[Candidate], budget: Budget, student: str = "") -> Candidate:
+    """The exported model, or that of one student, with the best validation score within a budget; of equals the faster.
 
     Raises:
         FilbertError: none is within it, or a share is wanted and no teacher was exported.
@@ -128,10 +129,11 @@ def pick(candidates: Sequence[Candidate], budget: Budget) -> Candidate:
     teacher = teacher_score(candidates)
     if budget.min_share is not None and teacher is None:
         raise FilbertError("--min-share: expected an exported teacher to take a share of, found none")
-    models = [candidate for candidate in candidates if candidate.folders]
+    models = [candidate for candidate in candidates if candidate.folders and student in ("", candidate.name)]
     if not models:
+        wanted = f"models of {student}" if student else "models"
         raise FilbertError(
-            "expected exported models, found none; list students under `exports` in params.yaml, run `make repro`"
+            f"expected exported {wanted}, found none; list students under `exports` in params.yaml, run `make repro`"
         )
     fitting = [candidate for candidate in models if budget.allows(candidate, teacher)]
     if not fitting:

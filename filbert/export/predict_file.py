@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
@@ -88,11 +89,11 @@ def predict_file(
     if first is None:
         raise FilbertError(f"{file}: expected rows, found none")
     rows = islice(chain([first], rows), counts.read, None)
-    write = _csv_line if out.suffix == ".csv" else _json_line
     with (
         part.open("a", encoding="utf-8", newline="") as making,
         progress.bar("answers", count_rows(file), counts.read) as bar,
     ):
+        write = _csv_writer(making, part) if out.suffix == ".csv" else partial(_write_json, making)
         while window := list(islice(rows, WINDOW)):
             places = [
                 (where, record if isinstance(record, RowError) else _text(record, columns)) for where, record in window
@@ -101,7 +102,7 @@ def predict_file(
             for number, answer in answers:
                 record = window[number][1]
                 assert isinstance(record, dict)
-                write(making, _joined(record, answer), making.tell() == 0)
+                write(_joined(record, answer))
             making.flush()
             os.fsync(making.fileno())
             counts.bytes = making.tell()
@@ -187,21 +188,39 @@ def _joined(record: Record, answer: dict[str, Any]) -> Record:
     return record | {f"predicted_{name}" if name in record else name: value for name, value in answer.items()}
 
 
-def _json_line(out: IO[str], row: Record, first: bool) -> None:
+def _write_json(out: IO[str], row: Record) -> None:
     out.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
 
-def _csv_line(out: IO[str], row: Record, first: bool) -> None:
+def _csv_writer(out: IO[str], part: Path) -> Callable[[Record], None]:
+    """Writes rows under the header of the first, which `part` has already where it goes on."""
+    with part.open(encoding="utf-8", newline="") as stream:
+        names = next(csv.reader(stream), [])
+    writer = csv.writer(out, lineterminator="\n")
+
+    def write(row: Record) -> None:
+        flat = _flat(row)
+        if not names:
+            names.extend(flat)
+            writer.writerow(names)
+        if unknown := [name for name in flat if name not in names]:
+            raise FilbertError(
+                f"a row has the column {unknown[0]}, which the first row ({', '.join(names)}) has not; write .jsonl or .parquet"
+            )
+        writer.writerow([flat.get(name, "") for name in names])
+
+    return write
+
+
+def _flat(row: Record) -> Record:
+    """A row as cells: a column for each label's probability, other lists and mappings as JSON."""
     flat: Record = {}
     for name, value in row.items():
         if name.endswith("probabilities") and isinstance(value, dict):
             flat |= {f"probability.{label}": share for label, share in value.items()}
         else:
             flat[name] = json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
-    writer = csv.writer(out, lineterminator="\n")
-    if first:
-        writer.writerow(flat)
-    writer.writerow(flat.values())
+    return flat
 
 
 def _finish(part: Path, out: Path) -> None:

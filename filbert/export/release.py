@@ -12,16 +12,15 @@ SCRIPT = "predict.py"
 
 
 def write_release(exported: Path, file: str, out: Path, milliseconds: float) -> None:
-    """Write the exported model `file` of the folder `exported` to the folder `out`, as `model.onnx`; `milliseconds` is what one
-    text takes it.
+    """Write the exported model `file` of the folder `exported` to the folder `out`; `milliseconds` is what one text takes it.
 
     Raises:
         FolderError: the folder is not an export.
     """
     card = folders.read_card(exported)
-    card = dataclasses.replace(card, model=folders.FLOAT32, flags=card.flags if file == folders.INT8 else "")
+    card = dataclasses.replace(card, model=file, flags=card.flags if file == folders.INT8 else "")
     with files.atomic_folder(out) as making:
-        shutil.copyfile(exported / file, making / folders.FLOAT32)
+        shutil.copyfile(exported / file, making / file)
         shutil.copyfile(exported / folders.TOKENIZER, making / folders.TOKENIZER)
         folders.write_card(card, making)
         text = (exported / "README.md").read_text(encoding="utf-8")

@@ -23,11 +23,9 @@ from filbert.runtime.device import seed_everything
 from filbert.tracking.run_recorder import RunRecorder
 from filbert.training import losses
 from filbert.training.layerwise import LayerMap
-from filbert.training.loop import TrainingConfig, TrainingResult, fit, mean_loss, validate
+from filbert.training.loop import Loss, TrainingConfig, TrainingResult, fit, mean_loss, validate
 from filbert.training.optimizer import Moments
 from filbert.training.resume import weights_digest
-
-Loss = Callable[[Batch], Tensor]  # a batch on the device -> a scalar
 
 
 @dataclass(frozen=True)
@@ -138,6 +136,12 @@ class MethodContext:
         """The loss of a student against the labels, as `fit` takes it."""
         return lambda batch: self.hard_loss(checkpoints.forward_batch(student, batch, logits_alone=True).logits, batch)
 
+    def prediction_loss(self, student: nn.Module, temperature: float, teacher_weight: float) -> Loss:
+        """`kd_loss` of a student's logits, as `fit` takes it."""
+        return lambda batch: self.kd_loss(
+            checkpoints.forward_batch(student, batch, logits_alone=True).logits, batch, temperature, teacher_weight
+        )
+
     def drop_padding(self, values: Tensor, batch: Batch) -> Tensor:
         """Outputs per row [B, …] as they are; of a tagging task [B, T, …] only those of real tokens: [tokens, …]."""
         return values[batch.mask] if self.task.kind is TaskKind.TAGGING else values
@@ -164,7 +168,7 @@ class MethodContext:
         step_range: tuple[int, int] | None = None,
         moments: Moments | None = None,
         scores: Callable[[], dict[str, float]] | None = None,
-        judge_start: bool = True,
+        validate_start: bool = True,
     ) -> TrainingResult:
         """Train a student for one phase and keep the weights with the best validation score.
 
@@ -174,7 +178,7 @@ class MethodContext:
             step_range: only these steps of the phase, first to before last.
             moments: AdamW's state to begin with, by the student's parameters.
             scores: what chooses the best weights instead of the validation score.
-            judge_start: whether the weights before the first step may be the best; not where the head is new.
+            validate_start: whether the weights before the first step may be the best; not where the head is new.
         """
         scored = validation or self.validation
         model = student if extra_modules is None else nn.ModuleDict({"student": student, "extra": extra_modules})
@@ -191,7 +195,7 @@ class MethodContext:
             scratch=self.scratch,
             recorder=self.recorder,
             step_range=step_range,
-            judge_start=judge_start,
+            validate_start=validate_start,
             moments={prefix + name: state for name, state in (moments or {}).items()},
         )
         return replace(fitted, moments={n.removeprefix(prefix): state for n, state in fitted.moments.items()})

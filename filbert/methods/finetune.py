@@ -25,5 +25,5 @@ def columns(layer_map: LayerMap, config: Config) -> tuple[str, ...]:
 def compress(context: MethodContext, config: Config) -> FilbertForSequenceClassification:
     """Train a fresh student on the labels."""
     student = context.new_student()
-    context.fit(student, context.label_loss(student), context.train, config.training, "train", judge_start=False)
+    context.fit(student, context.label_loss(student), context.train, config.training, "train", validate_start=False)
     return student

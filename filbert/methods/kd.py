@@ -51,7 +51,7 @@ def compress(context: MethodContext, config: Config) -> FilbertForSequenceClassi
             return prediction
         return prediction + config.representation_weight * context.representation_loss(project(output.pooled), batch)
 
-    context.fit(student, loss, context.with_targets(learnt), config.training, "train", project, judge_start=False)
+    context.fit(student, loss, context.with_targets(learnt), config.training, "train", project, validate_start=False)
     return student
 
 

@@ -47,7 +47,9 @@ def compress(context: MethodContext, config: Config) -> FilbertForSequenceClassi
         teachers = torch.stack([batch.targets[column][:, 0].float() for column in followed], dim=1)
         return prediction + config.hidden_weight * losses.normalized_state_mse(ours, teachers)
 
-    context.fit(student, loss, context.with_targets(["logits", *followed]), config.training, "train", judge_start=False)
+    context.fit(
+        student, loss, context.with_targets(["logits", *followed]), config.training, "train", validate_start=False
+    )
     return student
 
 

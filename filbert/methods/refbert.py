@@ -71,14 +71,9 @@ def compress(context: MethodContext, config: Config) -> ReferenceForSequenceClas
         rows = context.with_targets(layerwise.columns, references)
         context.fit(student, layerwise.loss, rows, config.intermediate, "intermediate", layerwise, validation)
 
-    def prediction_loss(batch: Batch) -> Tensor:
-        logits = forward_batch(student, batch, logits_alone=True).logits
-        return context.kd_loss(logits, batch, config.temperature, config.teacher_weight)
-
+    loss = context.prediction_loss(student, config.temperature, config.teacher_weight)
     rows = context.with_targets(["logits"], references)
-    context.fit(
-        student, prediction_loss, rows, config.prediction, "prediction", validation=validation, judge_start=False
-    )
+    context.fit(student, loss, rows, config.prediction, "prediction", validation=validation, validate_start=False)
 
     store = context.scratch / FOLDER
     distributed.run_on_main(lambda: reader.write_store(store))

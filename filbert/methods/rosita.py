@@ -14,7 +14,8 @@ final shape in the last phase's remaining steps.
 Read from the official code, not from the paper's text. Ours, and the default where it is better (docs/papers/rosita.md): all
 stages learn the first teacher's logits, with labels (`prediction`); Adam's moments and the sums of importance go on over an event
 (`carry`), the first of which waits for enough batches (`gather`); the second teacher may be the teacher itself
-(`second_teacher: null`); the final shape is trained long at a higher rate (`recovery`), on transfer rows, too. Also ours: teachers
+(`second_teacher: null`); the final shape is trained long at a higher rate, on states as well (`final`), or on the prediction alone
+and transfer rows, too (`recovery`, off). Also ours: teachers
 are in evaluation mode and cached, earlier students too, where the code leaves dropout on; one head, BERT's own, serves all
 stages, where the code puts a ReLU before it in all stages but the first; AdamW. `distill: false` is a control: setting 1 on
 labels alone. A chain prunes a student of any method further (`prune_further`).
@@ -149,7 +150,7 @@ def _second_teacher(context: MethodContext, config: Config) -> FilbertForSequenc
     student = context.new_student_of_class(encoder_class(context.task), layers=layers)
     check_target(config.target, student)
     loss, rows = prediction_loss(context, student, config.prediction), context.with_targets(["logits"])
-    context.fit(student, loss, rows, config.second_teacher, "second_teacher", judge_start=False)
+    context.fit(student, loss, rows, config.second_teacher, "second_teacher", validate_start=False)
     return student
 
 

@@ -8,12 +8,8 @@ labels may have a share of the prediction loss.
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from filbert.data.batches import Batch
 from filbert.methods.context import MethodContext
 from filbert.models.bert import FilbertForSequenceClassification
-from filbert.models.checkpoints import forward_batch
 from filbert.runtime.config import Fraction, NonNegative, Positive
 from filbert.training.layerwise import LayerMap, LayerwiseLoss
 from filbert.training.loop import TrainingConfig
@@ -40,10 +36,7 @@ def compress(context: MethodContext, config: Config) -> FilbertForSequenceClassi
         rows = context.with_targets(layerwise.columns)
         context.fit(student, layerwise.loss, rows, config.intermediate, "intermediate", extra_modules=layerwise)
 
-    def prediction_loss(batch: Batch) -> Tensor:
-        logits = forward_batch(student, batch, logits_alone=True).logits
-        return context.kd_loss(logits, batch, config.temperature, config.teacher_weight)
-
+    loss = context.prediction_loss(student, config.temperature, config.teacher_weight)
     rows = context.with_targets(["logits"])
-    context.fit(student, prediction_loss, rows, config.prediction, "prediction", judge_start=False)
+    context.fit(student, loss, rows, config.prediction, "prediction", validate_start=False)
     return student

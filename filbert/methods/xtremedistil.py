@@ -97,7 +97,7 @@ def compress(context: MethodContext, config: Config) -> BiLstmForSequenceClassif
     )
     loss = {"labels": context.label_loss(student), "hard": hard_loss(student, context),
             "joint": joint_loss(student, context, config.weights)}[config.objective]  # fmt: skip
-    context.fit(student, loss, rows, _as_long_as_the_stages(context, rows, config), "train", judge_start=False)
+    context.fit(student, loss, rows, _as_long_as_the_stages(context, rows, config), "train", validate_start=False)
     return student
 
 
@@ -122,7 +122,7 @@ def _in_stages(
         labels = config.labels.stretched(times)
         for number, part in enumerate(unfreeze(student, config.unfreeze)):
             loss = context.label_loss(student)
-            context.fit(student, loss, context.train, labels, f"labels-{part}", judge_start=number > 0)
+            context.fit(student, loss, context.train, labels, f"labels-{part}", validate_start=number > 0)
     return student
 
 

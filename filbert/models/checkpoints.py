@@ -109,7 +109,7 @@ def encoder_class(task: Task) -> type[FilbertForSequenceClassification]:
 
 
 def new_student(checkpoint: Path, task: Task, config: StudentConfig) -> FilbertForSequenceClassification:
-    """A student of some of the checkpoint's layers, with the checkpoint's weights and a fresh head.
+    """A student of some of the checkpoint's layers, with the checkpoint's weights; its head is fresh where the checkpoint has none.
 
     Raises:
         ShapeError: the checkpoint is not BERT-shaped or has no such layer.

@@ -56,7 +56,7 @@ def load_pretrained(auto_class: Any, folder: Path, fresh_head: bool = False, **f
     """The model in a folder, in float32, by one of transformers' Auto classes.
 
     Args:
-        fresh_head: whether the head may differ from that of the checkpoint; it is then new.
+        fresh_head: whether the checkpoint may have no head, or one of another shape; it is then new.
         fields: of its configuration, instead of those in the folder.
 
     Raises:
@@ -65,13 +65,15 @@ def load_pretrained(auto_class: Any, folder: Path, fresh_head: bool = False, **f
     load_config(folder)
     try:
         model, report = auto_class.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **LOCAL, **fields
-        )
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=fresh_head,
+            **LOCAL, **fields,
+        )  # fmt: skip
     except UNREADABLE as error:
         raise ModelError(f"{folder}: weights and configuration do not make a model: {_first_line(error)}") from error
     for what, names in (
         ("lack", report["missing_keys"]),
         ("have, beyond the configuration,", report["unexpected_keys"]),
+        ("have, of another shape,", [name for name, *_ in report["mismatched_keys"]]),
     ):
         if wrong := sorted(name for name in names if not _may_differ(name, model.base_model_prefix, fresh_head)):
             raise ModelError(f"{folder}: its weights {what} {wrong[0]} and {len(wrong) - 1} others")

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 FOLDER = "references"
-REFERENCE_KINDS = ("nearest", "random", "zero")
 ARRAYS = ("keys", "values")
 
 

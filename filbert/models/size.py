@@ -85,5 +85,9 @@ def representative_batch(rows: TokenizedDataset, size: int) -> Batch:
 
 def spread_rows(rows: TokenizedDataset, size: int) -> np.ndarray:
     """The positions of those rows [size]."""
-    order = np.argsort(rows.lengths, kind="stable")
-    return order[((np.arange(size) + 0.5) / size * len(order)).astype(int)]
+    return np.argsort(rows.lengths, kind="stable")[spread(len(rows), size)]
+
+
+def spread(count: int, size: int) -> np.ndarray:
+    """`size` of `count` numbers from 0, spread evenly: the middles of as many equal parts."""
+    return ((np.arange(size) + 0.5) / size * count).astype(int)

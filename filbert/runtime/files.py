@@ -53,6 +53,8 @@ def atomic_folder(folder: Path, sealed: bool = True) -> Iterator[Path]:
             making.rename(folder)
             sync(folder.parent)
     finally:
+        if old.exists() and not folder.exists():  # the second rename failed
+            old.rename(folder)
         shutil.rmtree(making, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 

@@ -2,7 +2,9 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from tqdm.auto import tqdm
@@ -33,3 +35,14 @@ def log(text: str) -> None:
     """Print a line above the bars."""
     if IS_MAIN_PROCESS:
         tqdm.write(text, file=sys.stderr)
+
+
+@contextmanager
+def logged_warnings() -> Iterator[None]:
+    """Print what a command's user is warned of within as lines; other categories than UserWarning are dropped."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in said:
+        if issubclass(warning.category, UserWarning):
+            log(f"warning: {warning.message}")

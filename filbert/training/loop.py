@@ -1,8 +1,7 @@
 """fit(): the one training loop. A killed run resumes and then ends bit-identical to a run that was never stopped.
 
 Every random draw of a step depends on the seed and the step's number alone, and the order of an epoch's batches on the seed and the
-epoch's number, so that (weights, optimiser, step) is the full state (checkpoint.py). It lies in the scratch folder, which is no DVC
-output.
+epoch's number, so that (weights, optimiser, step) is the full state (resume.py). It lies in the scratch folder, no output of DVC's.
 """
 
 import math
@@ -67,11 +66,11 @@ class TrainingConfig:
     dropout: bool = True  # as the model's own configuration has it; or none
 
     def stretched(self, factor: float) -> "TrainingConfig":
-        """The same for `factor` times as many epochs, floor and budget alike; a shorter phase is judged less often."""
+        """The same for `factor` times as many epochs, floor and budget alike; a shorter phase is validated less often."""
         most = None if self.max_steps is None else max(1, round(self.max_steps * factor))
-        judged = self.validations if factor > 1 else max(min(self.validations, 1), round(self.validations * factor))
+        some = self.validations if factor > 1 else max(min(self.validations, 1), round(self.validations * factor))
         steps = round(self.min_steps * factor)
-        return replace(self, epochs=self.epochs * factor, min_steps=steps, max_steps=most, validations=judged)
+        return replace(self, epochs=self.epochs * factor, min_steps=steps, max_steps=most, validations=some)
 
 
 def section_for(task: Task, names: str | Sequence[str], shape: type[T]) -> T:
@@ -103,11 +102,11 @@ class TrainingResult:
 def fit(
     model: nn.Module, loss: Loss, rows: TokenizedDataset, validate: Callable[[], dict[str, float]], config: TrainingConfig, *,
     phase: str, seed: int, device: torch.device, scratch: Path, recorder: RunRecorder, step_range: tuple[int, int] | None = None,
-    moments: Moments | None = None, judge_start: bool = True, checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    moments: Moments | None = None, validate_start: bool = True, checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> TrainingResult:  # fmt: skip
     """Train the parameters of `model` that require a gradient on `loss`; keep the weights with the best `score`.
 
-    With validations the weights that the phase starts from are judged, too: they stay where it finds none better.
+    With validations the weights that the phase starts from are validated, too: they stay where it finds none better.
 
     Args:
         loss: a batch on the device -> a scalar.
@@ -117,7 +116,7 @@ def fit(
         step_range: only these steps, the first to before the second, of all that `config` asks for, with their rows and learning
             rates: a model that is pruned while it trains continues on the remaining rows.
         moments: AdamW's state to begin with, by parameter; none: a new optimiser.
-        judge_start: whether the weights before the first step are judged; not where the head is new.
+        validate_start: whether the weights before the first step are validated, too; not where the head is new.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -139,7 +138,7 @@ def fit(
     finished = over = state.step >= end or state.misses >= config.patience
     order: list[np.ndarray] = []
 
-    def judge(bar: tqdm) -> None:
+    def validate_weights(bar: tqdm) -> None:
         scores = distributed.run_on_main(validate)
         state.update_best(scores["score"] if "score" in scores else -scores["loss"])
         if scores.get("classes") == 1:  # it has learnt nothing yet
@@ -152,8 +151,8 @@ def fit(
         sparse_embeddings(model, device),
         signals.held(),
     ):
-        if state.step == begin and not over and config.validations and judge_start:
-            judge(bar)
+        if state.step == begin and not over and config.validations and validate_start:
+            validate_weights(bar)
             state.misses = 0  # a start that has no score yet is no miss
         while not over:
             epoch, number = divmod(state.step, per_epoch)
@@ -170,7 +169,7 @@ def fit(
                 mean = distributed.all_reduce_mean(value)
                 _record_loss(mean, phase, state.step, total, optimizer, bar, recorder, len(rows.ids) / len(rows))
             if (state.step - begin) % validation_steps == 0 or (state.step == end and config.validations):
-                judge(bar)
+                validate_weights(bar)
             # what is over is saved below, its best once told
             over = state.step >= end or state.misses >= config.patience
             if not over and IS_MAIN_PROCESS and (signals.received() or time.monotonic() - saved >= checkpoint_seconds):

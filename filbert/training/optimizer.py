@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from filbert.runtime import distributed
+
 LARGE = 1_000_000  # parameters from which an embedding table is updated by rows
 Moments = dict[str, dict[str, Tensor]]  # by parameter AdamW's state: step, exp_avg, exp_avg_sq
 
@@ -88,7 +90,7 @@ def sparse_embeddings(model: nn.Module, device: torch.device) -> Iterator[None]:
         for module in model.modules()
         if isinstance(module, nn.Embedding) and module.weight.numel() >= LARGE and names[id(module.weight)] == 1
     ]
-    for module in tables if device.type == "cpu" else ():
+    for module in tables if device.type == "cpu" and distributed.WORLD_SIZE == 1 else ():
         module.sparse = True
     try:
         yield

@@ -25,10 +25,6 @@ def figures(score: float, megabytes: float, **more: object) -> dict:
     return {"validation": {"score": score}, "test": {"score": score - 0.01}, "bytes": 1e6 * megabytes} | more
 
 
-def baseline(score: float, megabytes: float, ms: float) -> dict:
-    return figures(score, megabytes, milliseconds={"batch_1": ms})
-
-
 @pytest.fixture
 def metrics(tmp_path: Path) -> Path:
     """Figures of a teacher, of a student over two seeds, of a small one, and of two baselines."""
@@ -40,13 +36,9 @@ def metrics(tmp_path: Path) -> Path:
     }
     for (name, seed), files in made.items():
         record(tmp_path, name, seed, files)
-    timed(
-        tmp_path,
-        {"teacher/model.onnx": 10, "teacher/model.int8.onnx": 3, "kd/model.onnx": 6, "small/model.int8.onnx": 0.2},
-    )
-    write_json(
-        tmp_path / "sst2" / "baselines.json", {"majority": baseline(0.5, 0.0, 0.001), "tfidf": baseline(0.81, 1, 0.1)}
-    )
+    files = {"teacher/model.onnx": 10, "teacher/model.int8.onnx": 3, "kd/model.onnx": 6, "small/model.int8.onnx": 0.2}
+    timed(tmp_path, files | {"majority": 0.001, "tfidf": 0.1})
+    write_json(tmp_path / "sst2" / "baselines.json", {"majority": figures(0.5, 0.0), "tfidf": figures(0.81, 1)})
     return tmp_path
 
 
@@ -113,6 +105,15 @@ def test_baselines_dominate_and_the_front_is_printed(
     assert {line.split()[0] for line in said.splitlines() if line.endswith("front")} == {"teacher", "tfidf", "majority"}
     assert "teacher float32: 90.0 on validation rows" in said
     assert (tmp_path / "front.svg").stat().st_size > 1000
+
+
+def test_one_students_share_is_of_the_teacher(metrics: Path) -> None:
+    candidates = load_candidates(metrics, Path("exported"), "sst2")
+    assert pick(candidates, Budget(min_share=0.9), "kd").label == "kd float32"
+    with pytest.raises(FilbertError, match="no model is within 99%"):
+        pick(candidates, Budget(min_share=0.99), "kd")
+    with pytest.raises(FilbertError, match="expected exported models of other, found none"):
+        pick(candidates, Budget(), "other")
 
 
 def test_equals_dominate_no_one_and_are_both_on_the_front() -> None:

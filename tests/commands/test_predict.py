@@ -72,6 +72,27 @@ def test_a_file_is_answered_in_its_order(suffix: str, out: str, model: Path, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([file.name, answers.name])
 
 
+def test_rows_with_other_keys_stay_under_their_header(model: Path, tmp_path: Path) -> None:
+    rows = [
+        {"id": 1, "sentence": "good", "note": "a"},
+        {"note": "b", "sentence": "bad", "id": 2},
+        {"id": 3, "sentence": "dull"},
+    ]
+    file, out = tmp_path / "in.jsonl", tmp_path / "out.csv"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    predict(model, file=file, out=out)
+    assert [(row["id"], row["sentence"], row["note"]) for row in read_csv(out)] == [
+        ("1", "good", "a"),
+        ("2", "bad", "b"),
+        ("3", "dull", ""),
+    ]
+    file.write_text("\n".join(map(json.dumps, rows[::-1])))
+    with pytest.raises(
+        FilbertError, match=r"a row has the column note, which the first row \(id, sentence, .*write .jsonl"
+    ):
+        predict(model, file=file, out=out)
+
+
 def test_bad_rows_of_a_file_are_named_with_their_line(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -47,6 +47,20 @@ def test_a_bad_row_is_named(tmp_path: Path, bad: str, said: str) -> None:
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("task", "row", "said"),
+    [
+        (SST2, '{"sentence": "good \\ud83d", "label": 1}', "train.jsonl, line 1: expected text in column sentence"),
+        (find_task("wikiann"), '{"words": ["a", 3], "label": ["O", "O"]}', "expected words that are texts, got"),
+    ],
+    ids=["half an emoji", "a number"],
+)
+def test_json_that_is_no_text_is_named(tmp_path: Path, task: Task, row: str, said: str) -> None:
+    table(tmp_path, "train.jsonl", row)
+    with pytest.raises(row_validation.RowError, match=said):
+        list(row_validation.read_rows(tmp_path, "train", task))
+
+
 def test_other_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         row_validation.RowError, match=r"no table train \(.tsv, .csv, .jsonl, .parquet, .txt, .conll\) for task sst2"
@@ -183,6 +197,11 @@ def test_rows_that_share_a_passage_stay_together_and_unlabelled_ones_apart(tmp_p
     assert not passages["validation"] & passages["test"]
     assert len(tables["unlabelled"]) == 5
     assert tables["unlabelled"]["label"].null_count == 5
+    table(tmp_path, "exam.jsonl", "\n".join(map(json.dumps, [made[0], made[-1]])))
+    with pytest.raises(
+        row_validation.RowError, match=r"exam: expected a label for each test row, got none for 1 of 2 rows"
+    ):
+        splits.prepare(tmp_path, replace(task, test=("exam",)), CONFIG)
 
 
 def test_labels_are_kept_of_few_rows_and_forgotten_of_the_others(tmp_path: Path) -> None:

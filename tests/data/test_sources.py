@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -102,6 +103,20 @@ def test_a_folder_in_glues_layout(tmp_path: Path) -> None:
     (tmp_path / "glue" / "SST-2" / "dev.tsv").unlink()
     with pytest.raises(SourceError, match=r"no dev\.\* in .*SST-2, which holds train.tsv"):
         sources.fetch_task(source, SST2, tmp_path / "again")
+
+
+def test_what_is_fetched_is_another_where_its_rows_are_read_otherwise(tmp_path: Path) -> None:
+    """Stages that read these rows have no other reason to be made again."""
+    write_sst2(tmp_path / "glue")
+    source = Source("folder", str(tmp_path / "glue"), None, "", {})
+    for name, task in {
+        "one": SST2,
+        "same": replace(SST2, training_fraction=0.5),
+        "other": replace(SST2, where={"a": "b"}),
+    }.items():
+        sources.fetch_task(source, task, tmp_path / name)
+    one, same, other = ((tmp_path / name / sources.RECORD).read_bytes() for name in ("one", "same", "other"))
+    assert one == same != other
 
 
 def test_a_checkpoint_folder_and_its_pinned_weights(checkpoint: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,17 +10,16 @@ from ruamel.yaml import YAML
 from tiny import ROOT, find_task, sentences
 
 from filbert.data import arrow, splits
-from filbert.evaluation.latency import LatencyConfig
+from filbert.data.tasks import Task
 from filbert.export import baselines
-from filbert.export.baselines import BaselinesConfig, Split, measure_baselines
+from filbert.export.baselines import Baseline, BaselinesConfig, Split
 from filbert.export.pick import load_candidates
 from filbert.runtime import config
-from filbert.runtime.files import read_json
+from filbert.runtime.files import read_json, write_json
 from stages.baselines import baselines as stage
 
 CONFIG = BaselinesConfig((1.0, 1e4), (1, 2), 1, 16, 1e-3)
-TIMING = LatencyConfig((1, 4), 0, 2, 1)
-PARAMS = {"penalties": [1.0], "ngrams": [1], "min_rows": 1, "dimensions": 4, "smoothing": 0.001}
+PARAMS = {"inverse_regularization": [1.0], "ngrams": [1], "min_rows": 1, "dimensions": 4, "smoothing": 0.001}
 SST2, STSB = find_task("sst2"), find_task("stsb")
 
 
@@ -27,22 +27,29 @@ def split(rows: list[tuple[str, int]]) -> Split:
     return Split([(text,) for text, _ in rows], np.array([label for _, label in rows]))
 
 
-def test_words_tell_the_label_and_costs_are_counted(checkpoint: Path) -> None:
+def fit(
+    task: Task, splits: dict[str, Split], checkpoint: Path
+) -> tuple[dict[str, Baseline], dict[str, dict[str, Any]]]:
+    fitted = baselines.fit_baselines(task, splits, checkpoint, CONFIG)
+    return fitted, {name: baselines.measure(task, baseline, splits) for name, baseline in fitted.items()}
+
+
+def test_words_tell_the_label_costs_are_counted_and_what_is_saved_answers_the_same(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     rows = sentences(160)
-    found = measure_baselines(
-        SST2,
-        {"train": split(rows[:100]), "validation": split(rows[100:130]), "test": split(rows[130:])},
-        checkpoint,
-        CONFIG,
-        TIMING,
-    )
+    parts = {"train": split(rows[:100]), "validation": split(rows[100:130]), "test": split(rows[130:])}
+    fitted, found = fit(SST2, parts, checkpoint)
     assert found["majority"]["test"]["accuracy"] < 0.8 < found["tfidf"]["test"]["accuracy"]
     assert found["static_embeddings"]["test"]["accuracy"] > found["majority"]["test"]["accuracy"]
     assert found["majority"]["bytes"] < found["static_embeddings"]["bytes"]
     assert found["tfidf"]["settings"]["ngrams"] in (1, 2)
-    for figures in found.values():
-        assert set(figures["milliseconds"]) == {"batch_1", "batch_4"}
-        assert figures["bytes"] >= 4 * figures["parameters"]
+    assert all(figures["bytes"] >= 4 * figures["parameters"] for figures in found.values())
+    baselines.save(fitted, tmp_path)
+    for name, loaded in baselines.load(tmp_path).items():
+        assert (loaded.logits(parts["test"].texts) == fitted[name].logits(parts["test"].texts)).all()
+        assert baselines.measure(SST2, loaded, parts) == found[name]
+    assert list(baselines.load(tmp_path)) == list(fitted)
 
 
 def test_pairs_and_numbers(checkpoint: Path) -> None:
@@ -51,7 +58,7 @@ def test_pairs_and_numbers(checkpoint: Path) -> None:
     numbers = np.array([float(adjectives.index(a)) for a, _ in words])
     splits = {name: Split(words[at], numbers[at]) for name, at in
               {"train": slice(60), "validation": slice(60, 75), "test": slice(75, 90)}.items()}  # fmt: skip
-    found = measure_baselines(STSB, splits, checkpoint, CONFIG, TIMING)
+    found = fit(STSB, splits, checkpoint)[1]
     assert found["static_embeddings"]["test"]["pearson"] > 0.9
     assert found["majority"]["test"]["score"] == 0
 
@@ -62,7 +69,7 @@ def test_a_class_that_is_never_seen_is_never_answered(checkpoint: Path) -> None:
     found = baselines.tfidf(task, {"train": rows, "validation": rows}, CONFIG)
     assert found.logits(rows.texts).shape == (40, 3)
     assert found.logits(rows.texts).argmax(-1).max() < 2
-    assert measure_baselines(find_task("wikiann"), {}, checkpoint, CONFIG, TIMING) == {}
+    assert baselines.fit_baselines(find_task("wikiann"), {}, checkpoint, CONFIG) == {}
 
 
 def test_the_stage_writes_figures_that_pick_reads(
@@ -73,7 +80,9 @@ def test_the_stage_writes_figures_that_pick_reads(
     (tmp_path / "prepared").mkdir()
     for name, table in prepared.tables.items():
         arrow.write_table(table, tmp_path / "prepared" / f"{name}.arrow")
-    stage("sst2", Path("prepared"), checkpoint, Path("metrics/sst2/baselines.json"))
-    assert set(read_json(Path("metrics/sst2/baselines.json"))) == {"majority", "tfidf", "static_embeddings"}
-    names = [candidate.label for candidate in load_candidates(Path("metrics"), Path("exported"), "sst2")]
-    assert sorted(names) == ["majority", "static_embeddings", "tfidf"]
+    stage("sst2", Path("prepared"), checkpoint, Path("instead"), Path("metrics/sst2/baselines.json"))
+    names = {"majority", "tfidf", "static_embeddings"}
+    assert set(read_json(Path("metrics/sst2/baselines.json"))) == set(baselines.load(Path("instead"))) == names
+    write_json(Path("metrics/sst2/latency.json"), {"texts": {"1": {name: {"median": 1.0} for name in names}}})
+    found = [candidate.label for candidate in load_candidates(Path("metrics"), Path("exported"), "sst2")]
+    assert set(found) == names

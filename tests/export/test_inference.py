@@ -17,8 +17,9 @@ from commands.serve import serve
 from filbert import FilbertError
 from filbert.data import batches
 from filbert.export import folder as folders
-from filbert.export.inference import TextError, word_starts
+from filbert.export.inference import TextError, open_model, word_starts
 from filbert.export.references import References
+from filbert.export.release import write_release
 from filbert.models import checkpoints
 from filbert.models.reference_store import ReferenceStore
 from filbert.runtime.files import read_json, write_json
@@ -148,11 +149,16 @@ def test_an_export_runs_without_torch(tmp_path: Path, teacher: Path) -> None:
     assert not heavy
 
 
-def test_int8_on_another_processor_warns(tmp_path: Path, teacher: Path) -> None:
+def test_int8_on_another_processor_warns_as_its_release_does(tmp_path: Path, teacher: Path) -> None:
     folder = export_folder(teacher, tmp_path / "out", model=folders.INT8, flags="avx2 of long ago")
     (folder / folders.FLOAT32).rename(folder / folders.INT8)
-    with pytest.warns(UserWarning, match="was measured on a processor with avx2 of long ago, this one has"):
-        filbert.load(folder)
+    (folder / "README.md").write_text("# kd\n\n## Use\n\n## Limits\n")
+    write_release(folder, folders.INT8, tmp_path / "release", 1.0)
+    for model in (folder, tmp_path / "release"):
+        with pytest.warns(UserWarning, match="was measured on a processor with avx2 of long ago, this one has"):
+            filbert.load(model)
+    with pytest.raises(FilbertError, match="expected an exported model, found no file"):
+        open_model(tmp_path / "release", file=folders.FLOAT32)
 
 
 @pytest.mark.parametrize(

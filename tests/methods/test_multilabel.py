@@ -317,7 +317,7 @@ def test_from_a_file_to_answers(tmp_path: Path, store: Path, checkpoint: Path, c
     outs = p("kd.json"), p("details.json"), p("rows.parquet")
     evaluate("marks", "kd", 1, p("prepared"), p("students/kd"), p("teacher"), *outs)
     assert read_json(p("kd.json"))["test"]["f1_micro"] > 0.6
-    baselines("marks", p("prepared"), checkpoint, p("baselines.json"))
+    baselines("marks", p("prepared"), checkpoint, p("instead"), p("baselines.json"))
     found = read_json(p("baselines.json"))
     assert found["tfidf"]["test"]["f1_micro"] > max(0.8, found["majority"]["test"]["f1_micro"])
     assert found["majority"]["test"]["f1_micro"] > 0
@@ -359,5 +359,5 @@ def write_settings(file: Path) -> None:
     params["settings"]["kd"]["training"] = long
     params["prepare"] |= {"validation": 0.2, "test": 0.2}
     params["augment"] |= {"variants": 0}
-    params["baselines"] |= {"penalties": [10.0], "ngrams": [1], "dimensions": 4, "min_rows": 1}
+    params["baselines"] |= {"inverse_regularization": [10.0], "ngrams": [1], "dimensions": 4, "min_rows": 1}
     YAML(typ="safe").dump(params, file)

@@ -4,6 +4,7 @@ import json
 import shutil
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,9 @@ def test_a_teacher_takes_a_checkpoint_with_another_head_but_not_half_an_encoder(
 ) -> None:
     BertForMaskedLM(tiny_config()).save_pretrained(tmp_path / "masked")
     assert checkpoints.new_teacher(tmp_path / "masked", SST2).config.num_labels == 2
+    checkpoints.new_teacher(tmp_path / "masked", SST2).save_pretrained(tmp_path / "two")
+    three = replace(SST2, labels=("a", "b", "c"))
+    assert checkpoints.new_teacher(tmp_path / "two", three).classifier.weight.shape[0] == 3
     for layers in (1, 3):
         configure(tmp_path / "masked", num_hidden_layers=layers)
         with pytest.raises(

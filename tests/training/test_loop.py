@@ -246,7 +246,7 @@ def test_a_start_that_is_not_judged_is_never_the_best(checkpoint, encoded, recor
 
     fitted = fit(
         model, loss, encoded, lambda: {"score": next(scores)}, replace(CONFIG, validations=3), phase="train", seed=1,
-        device=CPU, scratch=Path("scratch"), recorder=recorder, judge_start=False,
+        device=CPU, scratch=Path("scratch"), recorder=recorder, validate_start=False,
     )  # fmt: skip
     assert (fitted.best, fitted.best_step) == (0.9, 9)
     assert [step for step, _, score in curve(recorder) if score is not None] == [9, 18, 27]

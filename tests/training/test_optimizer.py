@@ -2,10 +2,12 @@
 
 import copy
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from filbert.runtime import distributed
 from filbert.training.optimizer import RowAdamW, clip_gradients, sparse_embeddings
 
 V, D = 12, 4
@@ -74,7 +76,7 @@ def test_clipping_counts_sparse_gradients_too() -> None:
         torch.testing.assert_close(one.grad.to_dense(), other.grad)
 
 
-def test_large_tables_alone_are_sparse_and_tied_ones_are_not() -> None:
+def test_large_tables_alone_are_sparse_and_tied_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     large, small, tied, output = (
         nn.Embedding(10_000, 100),
         nn.Embedding(10, 10),
@@ -86,3 +88,7 @@ def test_large_tables_alone_are_sparse_and_tied_ones_are_not() -> None:
     with sparse_embeddings(model, torch.device("cpu")):
         assert [module.sparse for module in (large, small, tied)] == [True, False, False]
     assert not large.sparse
+    with monkeypatch.context() as several:  # whose gradients are averaged as they are
+        several.setattr(distributed, "WORLD_SIZE", 2)
+        with sparse_embeddings(model, torch.device("cpu")):
+            assert not large.sparse
