@@ -1,7 +1,8 @@
 """The graph of dvc.yaml, several stages at once, without a server: what `make repro` runs.
 
 As `dvc repro`, it runs what has changed and nothing else. A stage that fails stops what depends on it; the others finish.
-Results are repeatable bit for bit with the same number of jobs and of cores: these alone decide the threads of a stage.
+Results are repeatable bit for bit on the same type of processor with the same number of jobs and of cores, which decide the
+threads of a stage.
 """
 
 import os

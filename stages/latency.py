@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filbert import FilbertError
 from filbert.data import arrow, batches, tasks
 from filbert.evaluation.latency import LatencyConfig, Times, measure_latencies, time_texts
 from filbert.export import baselines, inference
@@ -29,9 +28,6 @@ def latency(
     PREPARED: all in turn, in one process; then the files that the folder EXPORTED has of them and the baselines of
     BASELINES_FOLDER. Write the times to OUT."""
     task, settings, params = tasks.find(task_name), config.section("latency", LatencyConfig), config.read_params()
-    if not {1, 32} <= {*settings.batch_sizes}:
-        sizes = list(settings.batch_sizes)
-        raise FilbertError(f"latency.batch_sizes: expected 1 and 32, which tables show, among them, got {sizes}")
     encoding, seed = config.section("tokenizer", batches.TokenizerConfig), params["seeds"][0]
     folders = {config.TEACHER: teacher} | {
         name: students_folder / name / str(seed) for name in config.student_names(params)

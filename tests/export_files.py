@@ -109,7 +109,7 @@ EXPORT = {
     "tolerance": 1e-3, "check_alone": 5, "max_drop": 0.5, "variants": ["per_channel", "per_tensor"], "score_alone": 5,
     "calibration_rows": 8, "batch_size": 8, "precisions": [0.5, 0.9],
 }  # fmt: skip
-LATENCY = {"batch_sizes": [1, 8], "warmup": 0, "rounds": 2, "threads": 1}
+LATENCY = {"batch_sizes": [1, 32], "warmup": 0, "rounds": 2, "threads": 1}
 
 
 def write_params(file: Path, **export: object) -> None:

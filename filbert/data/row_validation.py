@@ -11,6 +11,7 @@ from typing import Any
 from filbert.data.arrow import TEACHER_COLUMN, Row
 from filbert.data.formats import SUFFIXES, Located, Record, RowError, read_records
 from filbert.data.tasks import Task, TaskKind
+from filbert.runtime.files import is_unicode
 
 ROUNDING = 0.02  # by which the probabilities of a row may miss a sum of 1
 SHOWN = 8  # values of a column that an error lists
@@ -85,8 +86,10 @@ def _validate(idx: int, record: Record, task: Task, where: str) -> Row:
     if missing := [name for name in (*task.columns, *([] if labelled else ["label"])) if name not in record]:
         raise RowError(f"{where}: no column {', '.join(missing)} for task {task.name}; found {', '.join(record)}")
     for name in task.columns:
-        if not isinstance(record[name], str) or not _is_visible(record[name]) or not _is_unicode(record[name]):
+        if not isinstance(record[name], str) or not _is_visible(record[name]):
             raise RowError(f"{where}: expected text in column {name}, got {record[name]!r}")
+        if not is_unicode(record[name]):
+            raise RowError(f"{where}: expected valid Unicode in column {name}, got a lone surrogate")
     texts = {name: record[name] for name in task.columns}
     given = record.get("label")
     if task.kind is TaskKind.MULTILABEL:
@@ -110,11 +113,6 @@ def _probabilities(record: Record, task: Task, where: str) -> tuple[float, ...] 
         columns = ", ".join(task.teacher_columns)
         raise RowError(f"{where}: expected probabilities that sum to 1 in {columns}, got {', '.join(map(str, given))}")
     return found
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether a text has no half of a surrogate pair, as JSON may escape it."""
-    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _is_visible(text: str) -> bool:

@@ -202,8 +202,10 @@ def check(task: Task, where: str) -> None:
     if "f1" in task.metrics and task.outputs != 2:
         raise _wrong(where, "metrics", "f1 of a task with two classes alone", f"{task.outputs} classes")
     if len(task.test_files) < len(task.files) - len(task.train_files):
-        ends = "stems that differ after their last `_`, which names the split"
-        raise _wrong(where, "test", ends, task.test)
+        wanted = "stems of files" if not task.languages else "one file, and languages,"
+        raise _wrong(
+            where, "test", f"{wanted} that differ after their last `_`, which names the split", [*task.files][1:]
+        )
     if task.group_by and task.group_by not in task.columns:
         raise _wrong(where, "group_by", f"one of the columns {', '.join(task.columns)}", task.group_by)
     if len(task.where) > 1:

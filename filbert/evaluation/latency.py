@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from filbert import FilbertError
 from filbert.data.batches import Batch, TokenizedDataset
 from filbert.models.checkpoints import forward_batch
 from filbert.models.reference_bert import REFERENCE, ReferenceForSequenceClassification
@@ -25,10 +26,14 @@ class LatencyConfig:
     """The protocol: models in turn, `rounds` times after `warmup` rounds, on CPU, in float32, with `threads` threads; half as often
     in batches, which take longer and scatter less."""
 
-    batch_sizes: tuple[PositiveInt, ...]
+    batch_sizes: tuple[PositiveInt, ...]  # 1 and 32, which tables show, among them
     warmup: NonNegativeInt
     rounds: PositiveInt
     threads: PositiveInt
+
+    def __post_init__(self) -> None:
+        if not {1, 32} <= {*self.batch_sizes}:
+            raise FilbertError(f"latency.batch_sizes: expected 1 and 32 among them, got {list(self.batch_sizes)}")
 
     def time(self, calls: Mapping[str, Callable[[], object]], size: int) -> dict[str, Times]:
         """The times of calls on batches of this size."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from tokenizers import Tokenizer
@@ -23,7 +23,6 @@ from filbert.data import arrow, batches
 from filbert.data.tasks import Task, TaskKind
 from filbert.evaluation import metrics
 from filbert.runtime.config import Positive, PositiveInt
-from filbert.runtime.files import write_text
 
 UNSEEN = -1e4  # the logit of a class that no training row has
 FLOAT = 4  # bytes of a stored number
@@ -134,7 +133,7 @@ class Baseline:
     """A linear model of features of a text, and what it takes to store it."""
 
     features: Features
-    weight: np.ndarray  # [C, F] float32
+    weight: np.ndarray  # [F, C] float32, in C order: sparse rows are multiplied without a copy of it
     bias: np.ndarray  # [C] float32
     parameters: int
     bytes: int
@@ -142,7 +141,7 @@ class Baseline:
 
     def logits(self, rows: Rows) -> np.ndarray:
         """The logits [N, C] of rows of texts."""
-        return self.features(rows) @ self.weight.T + self.bias
+        return self.features(rows) @ self.weight + self.bias
 
 
 def fit_baselines(
@@ -166,15 +165,14 @@ def measure(task: Task, baseline: Baseline, splits: dict[str, Split]) -> dict[st
 
 
 def save(baselines: dict[str, Baseline], folder: Path) -> None:
-    """Write each baseline as NAME.safetensors and NAME.json."""
+    """Write each baseline as NAME.safetensors, its text and size among the metadata."""
     for name, baseline in baselines.items():
         arrays, text = baseline.features.stored()
         size = {"parameters": baseline.parameters, "bytes": baseline.bytes, "settings": baseline.settings}
         save_file(
             arrays | {"weight": baseline.weight, "bias": baseline.bias}, folder / f"{name}.safetensors",
-            {"size": json.dumps(size)},
+            {"text": text, "size": json.dumps(size)},
         )  # fmt: skip
-        write_text(folder / f"{name}.json", text)
 
 
 def load(folder: Path) -> dict[str, Baseline]:
@@ -182,11 +180,10 @@ def load(folder: Path) -> dict[str, Baseline]:
     found = {}
     for name, kind in FEATURES.items():
         if (file := folder / f"{name}.safetensors").exists():
-            arrays = load_file(file)
             with safe_open(file, "numpy") as opened:
-                size = json.loads(opened.metadata()["size"])
-            features = kind.of(arrays, (folder / f"{name}.json").read_text(encoding="utf-8"))
-            found[name] = Baseline(features, arrays["weight"], arrays["bias"], **size)
+                arrays, stored = {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata()  # noqa: SIM118
+            features = kind.of(arrays, stored["text"])
+            found[name] = Baseline(features, arrays["weight"], arrays["bias"], **json.loads(stored["size"]))
     return found
 
 
@@ -199,8 +196,9 @@ def majority(task: Task, train: Split) -> Baseline:
         row = np.where(share >= min(0.5, share.max()), 1.0, -1.0)
     else:
         row = np.bincount(train.label, minlength=task.outputs).astype(float)
-    weight = np.zeros((len(row), 0), np.float32)
-    return Baseline(NoFeatures(), weight, row.astype(np.float32), len(row), FLOAT * len(row), {})
+    return Baseline(
+        NoFeatures(), np.zeros((0, len(row)), np.float32), row.astype(np.float32), len(row), FLOAT * len(row), {}
+    )
 
 
 def tfidf(task: Task, splits: dict[str, Split], config: BaselinesConfig) -> Baseline:
@@ -268,7 +266,7 @@ def _fit(
     for strength in config.inverse_regularization:
         weight, bias, size = _fit_linear(task, train, splits["train"].label, strength)
         found = Baseline(
-            features, weight.astype(np.float32), bias.astype(np.float32), numbers + size, stored + FLOAT * size,
+            features, np.ascontiguousarray(weight.T, np.float32), bias.astype(np.float32), numbers + size, stored + FLOAT * size,
             settings | {"inverse_regularization": strength},
         )  # fmt: skip
         held_out = splits["validation"]

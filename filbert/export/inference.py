@@ -17,6 +17,7 @@ from filbert.export import folder as folders
 from filbert.export import references
 from filbert.export.folder import FolderError, ModelCard
 from filbert.export.session import new_session, processor_flags
+from filbert.runtime.files import is_unicode
 from filbert.runtime.seals import check_seal
 
 Text = str | tuple[str, str]  # a pair where the task has two columns
@@ -81,7 +82,7 @@ class Predictor:
                 return f"expected text in {name}, got {part!r:.40}"
             if not part.strip():
                 return f"expected text in {name}, got an empty one"
-            if not _is_unicode(part):
+            if not is_unicode(part):
                 return f"expected valid Unicode in {name}, got a lone surrogate"
         return ""
 
@@ -279,14 +280,6 @@ def word_starts(encoding: Encoding, text: str) -> list[int]:
         last = number[end - 1] if begins else last
         out.append(last if begins else -1)
     return out
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _count(parts: int) -> str:

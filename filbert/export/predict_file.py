@@ -7,7 +7,7 @@ row that cannot be answered is reported by file and line, left out, and the rest
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -93,16 +93,16 @@ def predict_file(
         part.open("a", encoding="utf-8", newline="") as making,
         progress.bar("answers", count_rows(file), counts.read) as bar,
     ):
-        write = _csv_writer(making, part) if out.suffix == ".csv" else partial(_write_json, making)
+        write = _csv_writer(making, part, state) if out.suffix == ".csv" else partial(_write_json, making)
         while window := list(islice(rows, WINDOW)):
             places = [
                 (where, record if isinstance(record, RowError) else _text(record, columns)) for where, record in window
             ]
             answers = answer_rows(model, places, options, counts, report)
             for number, answer in answers:
-                record = window[number][1]
+                where, record = window[number]
                 assert isinstance(record, dict)
-                write(_joined(record, answer))
+                write(where, record, answer)
             making.flush()
             os.fsync(making.fileno())
             counts.bytes = making.tell()
@@ -183,29 +183,32 @@ def count_rows(file: Path) -> int:
     return max(1, lines - (file.suffix in (".csv", ".tsv")))
 
 
-def _joined(record: Record, answer: dict[str, Any]) -> Record:
-    """A row and its answer; a name that the row has too is `predicted_…`."""
-    return record | {f"predicted_{name}" if name in record else name: value for name, value in answer.items()}
+def _joined(record: Record, answer: dict[str, Any], header: Sequence[str] = ()) -> Record:
+    """A row and its answer; a name that the row has too, or some row before it, is `predicted_…`."""
+    taken = {*record, *(name.removeprefix("predicted_") for name in header if name.startswith("predicted_"))}
+    return record | {f"predicted_{name}" if name in taken else name: value for name, value in answer.items()}
 
 
-def _write_json(out: IO[str], row: Record) -> None:
-    out.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+def _write_json(out: IO[str], where: str, record: Record, answer: dict[str, Any]) -> None:
+    out.write(json.dumps(_joined(record, answer), ensure_ascii=False, default=str) + "\n")
 
 
-def _csv_writer(out: IO[str], part: Path) -> Callable[[Record], None]:
+def _csv_writer(out: IO[str], part: Path, state: Path) -> Callable[[str, Record, dict[str, Any]], None]:
     """Writes rows under the header of the first, which `part` has already where it goes on."""
     with part.open(encoding="utf-8", newline="") as stream:
         names = next(csv.reader(stream), [])
     writer = csv.writer(out, lineterminator="\n")
 
-    def write(row: Record) -> None:
-        flat = _flat(row)
+    def write(where: str, record: Record, answer: dict[str, Any]) -> None:
+        flat = _flat(_joined(record, answer, names))
         if not names:
             names.extend(flat)
             writer.writerow(names)
         if unknown := [name for name in flat if name not in names]:
+            for unfinished in (part, state):
+                unfinished.unlink(missing_ok=True)
             raise FilbertError(
-                f"a row has the column {unknown[0]}, which the first row ({', '.join(names)}) has not; write .jsonl or .parquet"
+                f"{where}: expected the columns of the first row ({', '.join(names)}), got {unknown[0]}; write .jsonl or .parquet"
             )
         writer.writerow([flat.get(name, "") for name in names])
 

@@ -109,7 +109,7 @@ def encoder_class(task: Task) -> type[FilbertForSequenceClassification]:
 
 
 def new_student(checkpoint: Path, task: Task, config: StudentConfig) -> FilbertForSequenceClassification:
-    """A student of some of the checkpoint's layers, with the checkpoint's weights; its head is fresh where the checkpoint has none.
+    """A student of some of the checkpoint's layers, with its weights; a head that it lacks, or has in another shape, is fresh.
 
     Raises:
         ShapeError: the checkpoint is not BERT-shaped or has no such layer.
@@ -138,13 +138,18 @@ def new_student_of_class(
         raise ShapeError(f"{task.name}: {kind.__name__} has no head for rows of kind {task.kind}")
     fresh = encoder_class(task)(FilbertConfig(**shape)).state_dict()
     selected = _select_layers(read_weights(checkpoint), config.layers)
-    weights = {name: value.float() for name, value in selected.items() if name in fresh}
+    weights = {n: value.float() for n, value in selected.items() if n in fresh and _fits(n, value, fresh[n])}
     missing = [name for name in fresh if name not in weights and not name.startswith(("bert.pooler.", "classifier."))]
     if missing:
         raise ShapeError(f"{checkpoint}: its weights lack {missing[0]} and {len(missing) - 1} others")
     student = kind(kind.config_class(**shape, **fields))
     student.load_state_dict(fresh | weights, strict=False)
     return student
+
+
+def _fits(name: str, value: torch.Tensor, fresh: torch.Tensor) -> bool:
+    """Whether a tensor of a checkpoint is taken: of a head only where it has the same classes."""
+    return not name.startswith("classifier.") or value.shape == fresh.shape
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -137,6 +137,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written: it has no half of a surrogate pair, as JSON may escape one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def write_text(file: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_file(file) as making:

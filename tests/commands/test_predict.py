@@ -86,11 +86,16 @@ def test_rows_with_other_keys_stay_under_their_header(model: Path, tmp_path: Pat
         ("2", "bad", "b"),
         ("3", "dull", ""),
     ]
+    file.write_text('{"sentence": "good", "label": "gold"}\n{"sentence": "bad"}')
+    predict(model, file=file, out=out)
+    assert [row["label"] for row in read_csv(out)] == ["gold", ""]
+    assert all(row["predicted_label"] for row in read_csv(out))
     file.write_text("\n".join(map(json.dumps, rows[::-1])))
     with pytest.raises(
-        FilbertError, match=r"a row has the column note, which the first row \(id, sentence, .*write .jsonl"
+        FilbertError, match=r"in.jsonl, line 2: expected the columns of the first row \(id, sentence, .* got note"
     ):
         predict(model, file=file, out=out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.csv"]
 
 
 def test_bad_rows_of_a_file_are_named_with_their_line(

@@ -50,7 +50,11 @@ def test_a_bad_row_is_named(tmp_path: Path, bad: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("task", "row", "said"),
     [
-        (SST2, '{"sentence": "good \\ud83d", "label": 1}', "train.jsonl, line 1: expected text in column sentence"),
+        (
+            SST2,
+            '{"sentence": "good \\ud83d", "label": 1}',
+            "train.jsonl, line 1: expected valid Unicode in column sentence",
+        ),
         (find_task("wikiann"), '{"words": ["a", 3], "label": ["O", "O"]}', "expected words that are texts, got"),
     ],
     ids=["half an emoji", "a number"],

@@ -69,7 +69,7 @@ def test_every_row_of_the_shipped_table_is_sound() -> None:
         ("kind: single", "colour: red, kind: single", "task_table.tickets: unknown key `colour`"),
         ("kind: single, ", "", "task_table.tickets: missing key `kind`"),
         ("[billing, other], metrics: [accuracy]", "[a, b, c], metrics: [f1]", "tickets.metrics: expected f1 of a task with two"),
-        ("kind: single", "test: [amazon_test, yelp_test], kind: single", "tickets.test: expected stems that differ"),
+        ("kind: single", "test: [amazon_test, yelp_test], kind: single", "tickets.test: expected stems of files that differ"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_in_a_row_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:

@@ -45,7 +45,7 @@ def test_models_are_timed_in_turn(encoded: batches.TokenizedDataset) -> None:
             order.append(self.name)
             assert torch.get_num_threads() == 1
 
-    config = latency.LatencyConfig(batch_sizes=(1,), warmup=1, rounds=3, threads=1)
+    config = latency.LatencyConfig(batch_sizes=(1, 32), warmup=1, rounds=3, threads=1)
     batch = size.representative_batch(encoded, 1)
     found = latency.measure_latency({"a": (Spy("a"), batch), "b": (Spy("b"), batch)}, config)
     assert order == ["a", "b"] * 4

@@ -21,7 +21,7 @@ from filbert.models.checkpoints import predict_logits
 from filbert.runtime import config
 
 CONFIG = ExportConfig(1e-3, 20, 100.0, tuple(int8.VARIANTS), 10, 16, 8, (0.9,))
-TIMING = LatencyConfig((1, 8), 0, 2, 1)
+TIMING = LatencyConfig((1, 32), 0, 2, 1)
 TASK = find_task("sst2")
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import find_task, tiny_config
-from transformers import BertForMaskedLM
+from transformers import BertForMaskedLM, BertForSequenceClassification
 
 from filbert import FilbertError
 from filbert.data.batches import load_tokenizer
@@ -99,9 +99,11 @@ def test_a_teacher_takes_a_checkpoint_with_another_head_but_not_half_an_encoder(
 ) -> None:
     BertForMaskedLM(tiny_config()).save_pretrained(tmp_path / "masked")
     assert checkpoints.new_teacher(tmp_path / "masked", SST2).config.num_labels == 2
-    checkpoints.new_teacher(tmp_path / "masked", SST2).save_pretrained(tmp_path / "two")
+    BertForSequenceClassification(tiny_config()).save_pretrained(tmp_path / "two")
     three = replace(SST2, labels=("a", "b", "c"))
     assert checkpoints.new_teacher(tmp_path / "two", three).classifier.weight.shape[0] == 3
+    student = checkpoints.new_student(tmp_path / "two", three, checkpoints.StudentConfig((0,)))
+    assert student.classifier.weight.shape[0] == 3
     for layers in (1, 3):
         configure(tmp_path / "masked", num_hidden_layers=layers)
         with pytest.raises(

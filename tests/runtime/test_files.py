@@ -26,6 +26,25 @@ def test_a_failed_block_leaves_the_former_file_and_folder(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "out"]  # nothing temporary
 
 
+def test_a_folder_that_cannot_be_put_in_its_place_leaves_the_former_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with files.atomic_folder(tmp_path / "out") as making:
+        (making / "a").write_text("former")
+    rename, calls = Path.rename, iter((False, True, False))
+
+    def failing(self: Path, target: Path) -> Path:
+        if next(calls):
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="no"), files.atomic_folder(tmp_path / "out") as making:
+        (making / "a").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "a").read_text() == "former"
+
+
 def test_contents_are_on_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     sync, replace = os.fsync, os.replace
