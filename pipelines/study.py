@@ -6,6 +6,7 @@ goes on where it was.
 
 import dataclasses
 import os
+import shlex
 import shutil
 from contextlib import chdir
 from dataclasses import dataclass
@@ -234,15 +235,20 @@ def main(
         env = {"MLFLOW_TRACKING_URI": f"sqlite:///{STORE.resolve()}", "DVC_EXP_NAME": f"study-{name}"}
         if not repro.run(folder, [], jobs, env):
             raise StageError(f"not finished; the same command goes on with it in {files.SCRATCH / 'studies' / name}")
-        options = {
-            "STUDY": name,
-            "SEEDS": seeds,
-            "JOBS": str(jobs),
-            "SET": f"'{' '.join(settings)}'" if settings else "",
-        }
-        options |= {section.split(".")[-1].upper(): "folder" for section in sources}
-        command = " ".join(["make study", *(f"{key}={value}" for key, value in options.items() if value)])
+        folders = [section.split(".")[-1] for section in sources]
+        command = command_of(name, seeds, jobs, settings or [], folders)
         print(f"\nfigures and tables: {publish(study, folder, command)}; all else: {os.path.relpath(folder)}")
+
+
+def command_of(name: str, seeds: str, jobs: int, settings: list[str], sources: list[str]) -> str:
+    """The command that repeats a study; `sources` are those that were folders. Make cannot pass a setting that has a space."""
+    if any(" " in setting for setting in settings):
+        words = ["python", "-m", "pipelines.study", name, "--jobs", str(jobs), *(["--seeds", seeds] if seeds else [])]
+        words += [word for source in sources for word in (f"--{source}", "folder")]
+        return shlex.join([*words, *(word for setting in settings for word in ("--set", setting))])
+    options = {"STUDY": name, "SEEDS": seeds, "JOBS": str(jobs), "SET": f"'{' '.join(settings)}'" * bool(settings)}
+    options |= {source.upper(): "folder" for source in sources}
+    return " ".join(["make study", *(f"{key}={value}" for key, value in options.items() if value)])
 
 
 if __name__ == "__main__":

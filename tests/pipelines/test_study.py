@@ -272,3 +272,8 @@ def test_a_claim_is_that_of_the_mean_over_its_tasks(figures_of_two_tasks: list[s
         "shown: better than", "shown: better than", lines[2][2].partition(" `")[0], "shown: equal to",
         "not tested: a student was not made, or of one seed"]  # fmt: skip
     assert lines[2][2].startswith("not shown: ")
+
+
+def test_the_command_of_a_setting_with_a_space_is_not_makes() -> None:
+    command = study.command_of("two", "", 4, ["a.b={c: d}"], ["glue"])
+    assert command == "python -m pipelines.study two --jobs 4 --glue folder --set 'a.b={c: d}'"
