@@ -11,11 +11,10 @@ from itertools import count
 from pathlib import Path
 
 import pyarrow as pa
-import xxhash
 
 from filbert import FilbertError
 from filbert.data.arrow import open_writer
-from filbert.runtime import progress
+from filbert.runtime import progress, seals
 from filbert.runtime.files import read_json, write_json
 
 MANIFEST = "manifest.json"
@@ -87,7 +86,7 @@ class ShardFolder:
             for batch in batches:
                 out.write_batch(batch)
                 rows += batch.num_rows
-        self.entries[file.name] = ShardEntry(rows, columns, file.stat().st_size, _checksum(file))
+        self.entries[file.name] = ShardEntry(rows, columns, file.stat().st_size, seals.xxh3(file))
         self.write()
 
     def drop(self, name: str) -> None:
@@ -118,7 +117,7 @@ class ShardFolder:
             ShardError: it is missing, truncated, or changed.
         """
         file, entry = self._check_size(name), self.entries[name]
-        if (found := _checksum(file)) != entry.xxh3:
+        if (found := seals.xxh3(file)) != entry.xxh3:
             raise ShardError(f"{file}: damaged: expected checksum {entry.xxh3}, found {found}")
         return pa.ipc.open_file(pa.memory_map(str(file)))
 
@@ -150,11 +149,3 @@ def _read_manifest(file: Path) -> dict[str, ShardEntry]:
     if wrong := next((name for name in listed if not NAME.fullmatch(name)), None):
         raise ShardError(f"{file}: damaged: expected names like shard-00000.arrow, got {wrong!r}")
     return listed
-
-
-def _checksum(file: Path) -> str:
-    digest = xxhash.xxh3_64()
-    with pa.memory_map(str(file)) as mapped:
-        while part := mapped.read_buffer(1 << 24):
-            digest.update(part)
-    return digest.hexdigest()

@@ -51,6 +51,7 @@ for kind in (FilbertForTokenClassification, BiLstmForTokenClassification):
     AutoModelForTokenClassification.register(kind.config_class, kind)
     kind.register_for_auto_class("AutoModelForTokenClassification")
 
+LAYER = "bert.encoder.layer."  # how the names of a layer's weights begin
 HISTORY = "history.jsonl"
 PROVENANCE = "provenance.json"  # task, method, seed, settings, and hashes of what was read
 ONLY_FILBERT = ("model_type", "architectures", "auto_map", "head_size", "layer_heads", "layer_intermediate",
@@ -162,11 +163,10 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def _select_layers(weights: dict[str, torch.Tensor], layers: tuple[int, ...]) -> dict[str, torch.Tensor]:
     """The weights with these layers only, renumbered from 0."""
-    prefix = "bert.encoder.layer."
-    kept = {name: value for name, value in weights.items() if not name.startswith(prefix)}
+    kept = {name: value for name, value in weights.items() if not name.startswith(LAYER)}
     for new, old in enumerate(layers):
-        start = f"{prefix}{old}."
-        kept |= {f"{prefix}{new}.{n[len(start) :]}": v for n, v in weights.items() if n.startswith(start)}
+        start = f"{LAYER}{old}."
+        kept |= {f"{LAYER}{new}.{n[len(start) :]}": v for n, v in weights.items() if n.startswith(start)}
     return kept
 
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from filbert import FilbertError
 from filbert.models.bert import FilbertForSequenceClassification
-from filbert.models.checkpoints import Student
+from filbert.models.checkpoints import LAYER, Student
 from filbert.models.svd import low_rank_factors
 from filbert.runtime import distributed
 
-LAYER, WORDS = "bert.encoder.layer.", "bert.embeddings.word_"
+WORDS = "bert.embeddings.word_"
 OUTPUT, UP, DOWN = "attention.output.dense.weight", "intermediate.dense.weight", "output.dense.weight"
 
 

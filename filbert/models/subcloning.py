@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, PreTrainedModel
 
 from filbert.data.batches import Batch
-from filbert.models.checkpoints import ShapeError
+from filbert.models.checkpoints import LAYER, ShapeError
 from filbert.models.pruning import KeptUnits, UnitScores, slice_parameter, top_k
 
-LAYER = "bert.encoder.layer."
 UNITS = HEADS, NEURONS = (
     "attention.output.dense",
     "output.dense",

@@ -55,6 +55,23 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
         parameter.grad = mean.view_as(parameter)
 
 
+def average_buffers(model: nn.Module) -> None:
+    """Replace each buffer of numbers by its mean over processes."""
+    for buffer in model.buffers() if WORLD_SIZE > 1 else ():
+        if buffer.is_floating_point():
+            dist.all_reduce(buffer)
+            buffer /= WORLD_SIZE
+
+
+def any_process(device: torch.device, *flags: bool) -> tuple[bool, ...]:
+    """For each flag whether any process has set it: all answer the same."""
+    if WORLD_SIZE == 1:
+        return flags
+    found = torch.tensor(flags, dtype=torch.uint8, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return tuple(map(bool, found.tolist()))
+
+
 def all_reduce_mean(value: Tensor) -> Tensor:
     """The mean over processes."""
     if WORLD_SIZE == 1:

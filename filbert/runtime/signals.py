@@ -67,6 +67,15 @@ def raise_unless_held() -> None:
         raise_received()
 
 
+def stop() -> None:
+    """Stop for the signal that waits, or that another process has got.
+
+    Raises:
+        Stopped: always.
+    """
+    raise Stopped(_received or signal.SIGTERM)
+
+
 def raise_received() -> None:
     """Stop, if a signal waits.
 

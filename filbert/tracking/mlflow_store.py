@@ -20,6 +20,7 @@ os.environ.setdefault(
     "MLFLOW_HTTP_REQUEST_TIMEOUT", "5"
 )  # seconds; MLflow's defaults, 120 and 7 retries, delay a stage
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 DATABASE_ATTEMPTS = 4  # at opening a database, a second in all; MLflow's 10 take 100 s, twice
 

@@ -26,7 +26,7 @@ from filbert.models import checkpoints
 from filbert.runtime import distributed, progress, signals
 from filbert.runtime.config import Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, section
 from filbert.runtime.device import autocast
-from filbert.runtime.files import IS_MAIN_PROCESS, RANK
+from filbert.runtime.files import RANK
 from filbert.tracking.run_recorder import RunRecorder
 from filbert.training.dropout import fast_dropout
 from filbert.training.optimizer import Moments, RowAdamW, clip_gradients, moments_of, set_moments, sparse_embeddings
@@ -172,17 +172,18 @@ def fit(
                 validate_weights(bar)
             # what is over is saved below, its best once told
             over = state.step >= end or state.misses >= config.patience
-            if not over and IS_MAIN_PROCESS and (signals.received() or time.monotonic() - saved >= checkpoint_seconds):
+            due = time.monotonic() - saved >= checkpoint_seconds
+            stopped, due = (False, False) if over else distributed.any_process(device, signals.received(), due)
+            if stopped or due:
                 state.save()
                 saved = time.monotonic()
-            if not over:
-                signals.raise_received()
+            if stopped:
+                signals.stop()
     if not finished:
         recorder.rewind(phase, state.step, last_recorded)
         if state.best_weights:
             recorder.log(phase, state.step, {"best": state.best, "best_step": state.best_step, "budget": end})
-        if IS_MAIN_PROCESS:
-            state.save(optimizer_state=end < total)  # a later range may go on with it
+        state.save(optimizer_state=end < total)  # a later range may go on with it
     signals.raise_received()
     if state.best_weights:
         state.restore_best()

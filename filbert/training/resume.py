@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from filbert.data.batches import TokenizedDataset
-from filbert.runtime import progress
+from filbert.runtime import distributed, progress
 from filbert.runtime.files import IS_MAIN_PROCESS, atomic_file, code_hash
 
 DAMAGE = (SafetensorError, OSError, ValueError, KeyError)  # what reading a damaged checkpoint raises
@@ -63,7 +63,11 @@ class TrainingState:
         self.model.load_state_dict(self.best_weights)
 
     def save(self, optimizer_state: bool = True) -> None:
-        """Write the checkpoint; a finished phase does not need the optimiser's state."""
+        """Write the checkpoint, in the main process; a finished phase does not need the optimiser's state. What processes gather in
+        buffers, each of its own rows, becomes its mean over them, with which all go on."""
+        distributed.average_buffers(self.model)
+        if not IS_MAIN_PROCESS:
+            return
         tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"best/{name}": value for name, value in self.best_weights.items()}
         for number, moments in self.optimizer.state_dict()["state"].items() if optimizer_state else ():
