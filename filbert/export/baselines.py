@@ -26,6 +26,7 @@ from filbert.runtime.config import Positive, PositiveInt
 
 UNSEEN = -1e4  # the logit of a class that no training row has
 FLOAT = 4  # bytes of a stored number
+ABOUT = "about"
 Rows = Sequence[tuple[str, ...]]  # the texts of each row
 Arrays = dict[str, np.ndarray]
 
@@ -165,13 +166,13 @@ def measure(task: Task, baseline: Baseline, splits: dict[str, Split]) -> dict[st
 
 
 def save(baselines: dict[str, Baseline], folder: Path) -> None:
-    """Write each baseline as NAME.safetensors, its text and size among the metadata."""
+    """Write each baseline as NAME.safetensors; its text and size are one key of the metadata, for several are in no order."""
     for name, baseline in baselines.items():
         arrays, text = baseline.features.stored()
         size = {"parameters": baseline.parameters, "bytes": baseline.bytes, "settings": baseline.settings}
         save_file(
             arrays | {"weight": baseline.weight, "bias": baseline.bias}, folder / f"{name}.safetensors",
-            {"text": text, "size": json.dumps(size)},
+            {ABOUT: json.dumps([text, size])},
         )  # fmt: skip
 
 
@@ -181,9 +182,9 @@ def load(folder: Path) -> dict[str, Baseline]:
     for name, kind in FEATURES.items():
         if (file := folder / f"{name}.safetensors").exists():
             with safe_open(file, "numpy") as opened:
-                arrays, stored = {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata()  # noqa: SIM118
-            features = kind.of(arrays, stored["text"])
-            found[name] = Baseline(features, arrays["weight"], arrays["bias"], **json.loads(stored["size"]))
+                arrays = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+                text, size = json.loads(opened.metadata()[ABOUT])
+            found[name] = Baseline(kind.of(arrays, text), arrays["weight"], arrays["bias"], **size)
     return found
 
 

@@ -31,6 +31,11 @@ def fit(task: Task, splits: dict[str, Split], checkpoint: Path, folder: Path) ->
     """Figures of the baselines, which answer the same once saved and loaded."""
     fitted = baselines.fit_baselines(task, splits, checkpoint, CONFIG)
     baselines.save(fitted, folder)
+    (folder / "again").mkdir()
+    for _ in range(5):
+        baselines.save(fitted, folder / "again")
+        for file in folder.glob("*.safetensors"):
+            assert (folder / "again" / file.name).read_bytes() == file.read_bytes()
     loaded = baselines.load(folder)
     assert list(loaded) == list(fitted)
     for name, baseline in fitted.items():
