@@ -126,7 +126,10 @@ def _tables(data: Path) -> tuple[Path, Path | None]:
     train = found.get("train") or (next(iter(found.values())) if len(found) == 1 else None)
     if not train:
         raise FilbertError(f"{data}: expected a file called train among several, found {', '.join(sorted(found))}")
-    return train, next((found[stem] for stem in TEST_NAMES if stem in found), None)
+    test = next((found[stem] for stem in TEST_NAMES if stem in found), None)
+    if unused := [file.name for file in found.values() if file not in (train, test)]:
+        print(f"not used: {', '.join(unused)}")
+    return train, test
 
 
 def _read(file: Path) -> list[Record]:
@@ -172,11 +175,8 @@ def _guess(train: Path, columns: dict[str, Column], test: Path | None) -> dict[s
         next((c for c in names if c in columns), "") for names in (("words", "tokens"), ("label", "ner_tags"))
     )
     if words and tags:
-        row: dict[str, Any] = {
-            "kind": "tagging",
-            "columns": ["sentence"],
-            "labels": _tag_names(columns[tags], train, tags),
-        }
+        names = _tag_names(columns[tags], train, tags)
+        row: dict[str, Any] = {"kind": "tagging", "columns": ["sentence"], "labels": names}
         label = tags
     else:
         label = _label_column(columns)
@@ -186,7 +186,7 @@ def _guess(train: Path, columns: dict[str, Column], test: Path | None) -> dict[s
         row = {"kind": "pair" if len(texts) > 1 else "single", "columns": texts}
         if not label:
             row = {"kind": "text", "columns": [max(texts, key=lambda name: columns[name].words)]}
-        if label:
+        else:
             row |= _labels(train, label, columns[label])
             given = columns[label].lists or columns[label].rows
             if not separated and given < max(columns[name].rows for name in texts):
@@ -199,6 +199,8 @@ def _guess(train: Path, columns: dict[str, Column], test: Path | None) -> dict[s
         if label in held_out and held_out[label].rows:
             row["test"] = [test.stem]
             found = held_out[label].split() if held_out[label].is_separated else held_out[label]
+            if "label_range" in row:
+                row["label_range"] = [farthest(*row["label_range"], *found.numbers) for farthest in (min, max)]
             if "labels" in row and (more := set(found.values) - set(row["labels"])):
                 raise FilbertError(
                     f"{test}: expected labels of {train.name} ({', '.join(row['labels'])}), found {', '.join(sorted(more))}"
@@ -285,13 +287,11 @@ def _insert(text: str, name: str, row: dict[str, Any], line: str) -> str:
     while end and (not lines[end - 1].strip() or lines[end - 1].startswith("#")):
         end -= 1
     new = "\n".join([*lines[:end], line, *lines[end:]]) + "\n"
-    plain = YAML(typ="safe")
-    expected = plain.load(text)
+    expected = (plain := YAML(typ="safe")).load(text)
     expected["task_table"][name] = row
     if plain.load(new) != expected:
         raise FilbertError(
-            "params.yaml: expected `task_table` with a row a line, indented by two spaces; add this row by hand:\n"
-            + line
+            f"params.yaml: expected `task_table` with a row a line, indented by two spaces; add this row by hand:\n{line}"
         )
     return new
 

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from filbert.evaluation.tables import terminal_table
-from filbert.export.pick import Budget, draw_front, load_candidates, table_rows
+from filbert.export.pick import Budget, draw_front, exported_models, load_candidates, table_rows
 from filbert.export.pick import pick as best_within
+from filbert.runtime.config import read_params
 from stages import run
 
 
@@ -21,7 +22,7 @@ def pick(
     picture: Annotated[Path | None, typer.Option(help="draw the front: .svg or .png")] = None,
 ) -> None:
     """Print all files exported for TASK with the front marked, and the one that is best on validation rows within the budget."""
-    candidates = load_candidates(metrics, exported, task_name)
+    candidates = load_candidates(metrics, exported, task_name, exported_models(read_params(), task_name))
     print(terminal_table(table_rows(candidates)))
     if picture:
         draw_front(candidates, picture)

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from filbert.export.folder import NAMES
-from filbert.export.pick import Budget, load_candidates, pick
+from filbert.export.pick import Budget, exported_models, load_candidates, pick
 from filbert.export.release import write_release
+from filbert.runtime.config import read_params
 from filbert.tracking.registry import register_release
 from stages import OutFolder, run
 
@@ -24,7 +25,8 @@ def release(
     register: Annotated[bool, typer.Option(help="as a version in MLflow's registry")] = True,
 ) -> None:
     """Write the model of TASK that is best on validation rows within the budget to OUT, with all that it takes to ask it."""
-    best = pick(load_candidates(metrics, exported, task_name), Budget(max_mb, max_ms, min_share), student)
+    candidates = load_candidates(metrics, exported, task_name, exported_models(read_params(), task_name))
+    best = pick(candidates, Budget(max_mb, max_ms, min_share), student)
     file = next(file for file, name in NAMES.items() if name == best.file)
     write_release(best.folders[0], file, out, best.milliseconds)
     print(

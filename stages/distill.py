@@ -7,6 +7,7 @@ import typer
 
 from filbert.data import tasks
 from filbert.methods import load_method
+from filbert.runtime.files import weights_hash
 from filbert.training.loop import section_for
 from stages import OutFolder, run
 from stages.method_run import Folders, run_method
@@ -54,7 +55,7 @@ def distill(
         settings,
         columns=lambda layer_map: method.columns(layer_map, settings),
         compress=lambda context: method.compress(context, settings),
-        hashes={},
+        hashes={"pretrained": weights_hash(folders.start)[:12]} if folders.start else {},
     )
 
 

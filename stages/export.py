@@ -70,13 +70,6 @@ def export(
         logits = {
             name: {split: answers(path, rows) for split, (_, rows) in splits.items()} for name, path in made.items()
         }
-        found, fitted = _calibrate(task, logits[published]["validation"], validation, settings)
-        about = ModelCard(
-            task=task_name, student=student_name, seed=seed, kind=str(task.kind), columns=task.columns, labels=task.labels,
-            max_length=encoding.max_length, pad=tokenizer.pad_token_id or 0, model=published,
-            flags=processor_flags() if passed else "", **fitted,
-        )  # fmt: skip
-        folders.write_card(about, making)
         record = {
             "task": task_name,
             "student": student_name,
@@ -94,7 +87,7 @@ def export(
             "logits": dataclasses.asdict(check) | {"rows_alone": min(settings.check_alone, len(validation))},
             "variants": [variant.to_json() for variant in variants],
             "max_drop": settings.max_drop,
-            "calibration": found,
+            "calibration": {name: _calibrate(task, logits[name]["validation"], validation, settings) for name in made},
             "machine": device.machine_facts() | {"integer_flags": processor_flags()},
             "versions": {name: version(name) for name in PACKAGES},
             "rows": arrow.rows_digest(table),
@@ -102,20 +95,23 @@ def export(
             "provenance": provenance,
         }
         files.write_json(making / folders.RECORD, record)
+        about = ModelCard(
+            task=task_name, student=student_name, seed=seed, kind=str(task.kind), columns=task.columns, labels=task.labels,
+            max_length=encoding.max_length, pad=tokenizer.pad_token_id or 0, model=published,
+            flags=processor_flags() if passed else "", **card.calibrated(record, published),
+        )  # fmt: skip
+        folders.write_card(about, making)
         files.write_text(making / "README.md", card.model_card(about, task, tasks.source_of(task), record))
         recorder.metrics({folders.NAMES[name]: measured for name, measured in record["files"].items()})
     files.write_json(figures, record)
     files.clear_scratch(scratch_of(out))
 
 
-def _calibrate(
-    task: Task, logits: np.ndarray, rows: TokenizedDataset, settings: ExportConfig
-) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """What was found, and what of it the model card needs; nothing for tasks whose rows have no class."""
+def _calibrate(task: Task, logits: np.ndarray, rows: TokenizedDataset, settings: ExportConfig) -> dict[str, Any] | None:
+    """What was found; nothing for tasks whose rows have no class."""
     if task.kind not in CLASSES:
-        return None, {}
-    found = dataclasses.asdict(calibration.calibrate(logits, rows.label, settings.precisions))
-    return found, {name: found[name] for name in ("temperature", "thresholds")}
+        return None
+    return dataclasses.asdict(calibration.calibrate(logits, rows.label, settings.precisions))
 
 
 def _scores(task: Task, logits: np.ndarray, rows: TokenizedDataset) -> dict[str, Any]:

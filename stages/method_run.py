@@ -62,7 +62,7 @@ def run_method(
     transfer = train.select(np.arange(0))
     if folders.transfer:
         unlabelled, transfer = batches.load_split(folders.transfer, "transfer", task, tokenizer, encoding, words)
-        hashes = {"transfer": arrow.rows_digest(unlabelled)} | hashes
+        hashes = {"transfer_rows": arrow.rows_digest(unlabelled)} | hashes
     if folders.word_vectors:
         hashes = {"word_vectors": files.sha256(folders.word_vectors / sources.RECORD)[:12]} | hashes
     key = cache_fingerprint(folders.teacher, encoding, cache_config, on)

@@ -26,8 +26,10 @@ def report(metrics: Path, details: Path, table: OutFile, picture: OutFile, folde
     settings, params = config.section("report", ReportConfig), config.read_params()
     found = results.load_results(metrics, details, results.selected(params))
     results.require_rows(found, details)
-    exported = {(name, seed) for name in params["exports"] for seed in params["seeds"]}
-    deployable = {task: pick.load_candidates(metrics, Path(), task, exported) for task in params["tasks"]}
+    deployable = {
+        task: pick.load_candidates(metrics, Path(), task, pick.exported_models(params, task))
+        for task in params["tasks"]
+    }
     nearest_label = results.nearest_label_scores(metrics, found)
     beside = {
         task: tables.Beside(

@@ -75,7 +75,8 @@ def _build(
 ) -> int:
     config = runner.config
     groups, unusable = _find_missing(shards, table, columns, runner.key)
-    sizes = [runner.bytes_per_row(tokenize(table.take(_sample(rows))), names) for names, rows in groups]
+    sample = _sample(np.arange(len(table)))  # of all rows, so that shards do not depend on what is stored already
+    sizes = [runner.bytes_per_row(tokenize(table.take(sample)), names) for names, _ in groups]
     kept = sum(entry.bytes for name, entry in shards.entries.items() if name not in unusable)
     wanted = [(len(rows), size) for size, (_, rows) in zip(sizes, groups, strict=True)]
     _check_budget(shards.folder, kept, wanted, config)

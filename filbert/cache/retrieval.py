@@ -1,8 +1,8 @@
 """References: for each row the most similar *other* training row, found by BM25 over tokens, and the teacher's outputs on it.
 
-A reference is always a training row, never the row itself nor one with the same tokens; labels are not read. "The most similar
-sample, but not the input itself" is the paper's (Wang et al. 2021, RefBERT, arXiv 2106.08898, section 1); BM25 over tokens is our
-reconstruction of its "most common keywords". `random` and `zero` are the controls.
+A reference is always a training row, never the row itself, and of the nearest none has the same tokens; labels are not read. "The
+most similar sample, but not the input itself" is the paper's (Wang et al. 2021, RefBERT, arXiv 2106.08898, section 1); BM25 over
+tokens is our reconstruction of its "most common keywords". `random` and `zero` are the controls.
 """
 
 import shutil

@@ -104,7 +104,10 @@ def _read_json_lines(file: Path) -> Iterator[Located]:
         if line.strip():
             try:
                 record = json.loads(line, object_pairs_hook=unique)
-            except json.JSONDecodeError as error:
+            except RowError as error:
+                yield where, error
+                continue
+            except (json.JSONDecodeError, RecursionError) as error:
                 yield where, RowError(f"{where}: expected a JSON object, got {line.strip()[:60]!r} ({error})")
                 continue
             yield (

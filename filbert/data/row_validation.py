@@ -1,5 +1,6 @@
 """Raw tables become valid rows: columns renamed, labels as numbers, texts hashed; a row that is not valid is named."""
 
+import glob
 import hashlib
 import unicodedata
 from collections import Counter
@@ -51,7 +52,8 @@ def read_rows(folder: Path, stem: str, task: Task, counts: Counter[str] | None =
 
 
 def _tables(folder: Path, stem: str, task: Task) -> Iterator[Iterator[Located]]:
-    found = [file for suffix in SUFFIXES for file in sorted(folder.glob(f"{stem}{suffix}"))]
+    name = stem if task.kind is TaskKind.TEXT else glob.escape(stem)
+    found = [file for suffix in SUFFIXES for file in sorted(folder.glob(f"{name}{suffix}"))]
     if not found:
         unlisted = task.kind is TaskKind.TEXT and not folder.exists()
         remedy = f"list {task.name} under `texts` in params.yaml" if unlisted else "fetch it again"
@@ -68,7 +70,7 @@ def _is_empty(record: Record, task: Task) -> bool:
         return record.get("words", record.get("tokens")) == []
     raw = next((old for old, new in task.rename.items() if new == task.columns[0]), task.columns[0])
     value = record.get(raw, 0)
-    return task.kind is TaskKind.TEXT and (value is None or (isinstance(value, str) and not value.strip()))
+    return task.kind is TaskKind.TEXT and (value is None or (isinstance(value, str) and not _is_visible(value)))
 
 
 def _rejected(record: Record, task: Task, where: str) -> list[str]:
@@ -79,6 +81,10 @@ def _rejected(record: Record, task: Task, where: str) -> list[str]:
 
 
 def _validate(idx: int, record: Record, task: Task, where: str) -> Row:
+    if twice := [new for old, new in task.rename.items() if {old, new} <= record.keys() - (task.rename.keys() - {old})]:
+        raise RowError(
+            f"{where}: column {twice[0]} is there beside the one that task_table.{task.name}.rename calls so; leave one out"
+        )
     record = {task.rename.get(name, name): value for name, value in record.items()}
     if task.kind is TaskKind.TAGGING:
         record = _join_words(record, task, where)
@@ -123,7 +129,7 @@ def _is_visible(text: str) -> bool:
 def _join_words(record: Record, task: Task, where: str) -> Record:
     """A tagged row as a text, its words with single spaces between them, and the numbers of their tags."""
     words, tags = record.get("words", record.get("tokens")), record.get("label", record.get("ner_tags"))
-    if words is None or tags is None or len(words) != len(tags):
+    if not (isinstance(words, list) and isinstance(tags, list) and len(words) == len(tags)):
         raise RowError(f"{where}: expected words and as many tags, got {words} and {tags}")
     if not all(isinstance(word, str) for word in words):
         raise RowError(f"{where}: expected words that are texts, got {words}")

@@ -5,6 +5,7 @@ nothing in it is ever run. Weights are safetensors only.
 """
 
 import fnmatch
+import glob
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 
 from filbert import FilbertError
 from filbert.data.formats import SUFFIXES
-from filbert.data.tasks import Source, Task
+from filbert.data.tasks import Source, Task, TaskKind
 from filbert.runtime.files import atomic_folder, sha256, write_json
 from filbert.runtime.secrets import without_password
 
@@ -60,7 +61,8 @@ def fetch_task(source: Source, task: Task, out: Path) -> None:
     Raises:
         SourceError: as for fetch_files.
     """
-    wanted = tuple(f"{stem}{suffix}" for _, stem in task.files.values() for suffix in SUFFIXES)
+    pattern = {stem: stem if task.kind is TaskKind.TEXT else glob.escape(stem) for _, stem in task.files.values()}
+    wanted = tuple(f"{name}{suffix}" for name in pattern.values() for suffix in SUFFIXES)
     opened = _hub_tables(source, task) if source.kind == "hub" else _open_source(source, wanted)
     with opened as root, atomic_folder(out) as making:
         hashes: dict[str, str] = {}
@@ -68,8 +70,9 @@ def fetch_task(source: Source, task: Task, out: Path) -> None:
             new_stems = {stem: new for new, (where, stem) in task.files.items() if where == folder}
             within = "" if source.kind == "hub" and not task.languages else folder
             files = FileSet(
-                tuple(name for name in wanted if PurePosixPath(name).stem in new_stems), tuple(f"{stem}.*" for stem in new_stems)
-            )  # fmt: skip
+                tuple(f"{pattern[stem]}{suffix}" for stem in new_stems for suffix in SUFFIXES),
+                tuple(f"{pattern[stem]}.*" for stem in new_stems),
+            )
             hashes |= _copy(source, root, within, making, files, new_stems)
         # how its rows are read: what reads them in other stages is made again when it changes
         reading = {key: getattr(task, key) for key in ("kind", "columns", "rename", "where", "header", "max_malformed")}

@@ -18,6 +18,8 @@ from filbert.data.row_validation import RowError, normalize_text, read_rows
 from filbert.data.tasks import CLASSES, Task, TaskKind
 from filbert.runtime.config import Fraction, PositiveInt
 
+SPARE = 1.1  # a slice is at most so many times as large as wanted
+
 
 @dataclass(frozen=True)
 class PrepareConfig:
@@ -48,7 +50,9 @@ def prepare(folder: Path, task: Task, config: PrepareConfig) -> Prepared:
         RowError: a file is missing or malformed, a split is empty, or all labels are the same.
     """
     counts: Counter[str] = Counter()
-    tests: dict[str, list[Row]] = {name: list(read_rows(folder, stem, task)) for name, stem in task.test_files.items()}
+    tests: dict[str, list[Row]] = {
+        n: list(read_rows(folder, stem, task, counts)) for n, stem in task.test_files.items()
+    }
     for name, stem in task.test_files.items():
         if missing := sum(row["label"] is None for row in tests[name]):
             raise RowError(
@@ -74,11 +78,15 @@ def prepare(folder: Path, task: Task, config: PrepareConfig) -> Prepared:
         splits["unlabelled"] = unlabelled
     for name, split in splits.items():
         if not split:
-            raise RowError(f"{folder}: no row is left for {name} of task {task.name}; its files hold too few rows")
+            raise RowError(
+                f"{folder}: no row is left for {name} of task {task.name}; its files hold too few rows, or texts that lie in most "
+                "others, which stay together: leave such rows out"
+            )
         counts[name] = len(split)
-    if task.kind in (*CLASSES, TaskKind.MULTILABEL) and len({row["label"] for row in rows}) == 1:
+    if task.kind in (*CLASSES, TaskKind.MULTILABEL) and len({row["label"] for row in train}) == 1:
         raise RowError(
-            f"{folder}: expected rows of several classes for task {task.name}, got {_named(rows[0], task)} in all {len(rows)}"
+            f"{folder}: expected training rows of several classes for task {task.name}, got {_named(train[0], task)} in all "
+            f"{len(train)}"
         )
     tables = {name: pa.Table.from_pylist(split, schema=row_schema(task)) for name, split in splits.items()}
     return Prepared(tables, dict(counts))
@@ -134,7 +142,8 @@ def _slice(rows: list[Row], task: Task, fraction: float, config: PrepareConfig) 
     """The other rows, and the rows of a slice of about `fraction`.
 
     Rows that share the text of `group_by` stay together, and so do those that lie inside others, as the phrases of a sentence;
-    but for a few words that do, which may lie in many, and are no part of a slice.
+    but for a few words that do, which may lie in many, and are no part of a slice. Nor is a group that would make it larger by
+    more than a tenth, as of all texts that end in the same sentence.
     """
     wanted = min(round(fraction * len(rows)), config.max_rows)
     keys = [row_key(row, task) for row in rows]
@@ -148,6 +157,8 @@ def _slice(rows: list[Row], task: Task, fraction: float, config: PrepareConfig) 
     for name in sorted(drawn, key=lambda name: hashlib.sha256(f"{config.seed}\x1f{name}".encode()).digest()):
         if len(taken) >= wanted:
             break
+        if len(taken) + len(drawn[name]) > 1 + SPARE * wanted:
+            continue
         taken.update(rows[at]["idx"] for at in drawn[name])
     return [row for row in rows if row["idx"] not in taken], [row for row in rows if row["idx"] in taken]
 

@@ -84,7 +84,7 @@ class Task:
     group_by: str = ""
     allow_unlabelled: bool = False  # rows without a label are kept apart instead of refused
     symmetric: bool = False  # a pair and its swap are the same row
-    max_malformed: int = 0  # known malformed training rows of published files: dropped and counted, up to so many
+    max_malformed: int = 0  # known malformed rows of published files: dropped and counted, up to so many
     label_range: tuple[float, ...] = ()  # of a regression label: lowest, highest
     separator: str = SEPARATOR  # between the labels of a multilabel row that is written as text
     teacher_columns: tuple[str, ...] = ()  # a probability for each label, from a teacher elsewhere

@@ -133,7 +133,7 @@ def _obstacle(result: StudentResults, other: StudentResults, config: ReportConfi
     ):
         if abs(result.median(name) / other.median(name) - 1) > tolerance:
             return f"{what} differ"
-    ours, others = (each.details[0]["provenance"].get("transfer") for each in (result, other))
+    ours, others = (each.details[0]["provenance"].get("transfer_rows") for each in (result, other))
     if ours and others and ours != others:
         return "transfer rows differ"
     if result.seeds != other.seeds:

@@ -1,5 +1,6 @@
 """MLflow runs made from the files: of each training, of each evaluation, and of each student the aggregate over its seeds."""
 
+import math
 import statistics
 from collections.abc import Iterator
 from itertools import takewhile
@@ -69,7 +70,7 @@ def evaluations(results: list[StudentResults], metrics: Path) -> Iterator[RunRec
                 key=run_fields.run_key("evaluate", named, provenance),
                 tags={"stage": "evaluate", **named},
                 params=named | run_fields.training_fields(provenance) | run_fields.shape_fields(details["shape"]),
-                figures={"score": score, "of_teacher": 100 * score / teachers[result.task]}
+                figures={"score": score, "of_teacher": 100 * score / (teachers[result.task] or math.nan)}
                 | run_fields.cost_fields(figures)
                 | flatten({k: v for k, v in figures.items() if k.startswith(("test", "validation"))}),
                 start=time,

@@ -154,7 +154,9 @@ def validation_curve(result: StudentResults) -> dict[str, dict[int, list[float]]
 
 def _bars(section: TaskSection, styles: dict[str, MarkerStyle]) -> dict[str, Any]:
     """Mean scores in percent of the teacher's, the best first, with a line at 100."""
-    teacher = statistics.mean(next(result.scores for result in section.results if result.student == TEACHER)) / 100
+    teacher = (
+        statistics.mean(next(result.scores for result in section.results if result.student == TEACHER)) / 100 or 1.0
+    )
     shares = {result.student: [score / teacher for score in result.scores] for result in section.results}
     longest = max(statistics.mean(values) + standard_deviation(values) for values in shares.values())
     traces: list[Any] = []

@@ -108,7 +108,7 @@ def _row(
         student=result.student,
         shape=_shape(result.details[0]["shape"]),
         score=mean_and_deviation(result.scores),
-        of_teacher=f"{100 * statistics.mean(result.scores) / statistics.mean(teacher.scores):.1f} %",
+        of_teacher=_percent(statistics.mean(result.scores), statistics.mean(teacher.scores)),
         at_least="" if at_least is None else f"{at_least:.1f} %",
         parameters=f"{result.median('parameters') / 1e6:.2f} M",
         smaller=f"{result.median('smaller'):.2f}×",
@@ -117,6 +117,10 @@ def _row(
         steps=f"{result.median('steps'):.0f}",
         comparisons=comparisons,
     )
+
+
+def _percent(score: float, teacher: float) -> str:
+    return f"{100 * score / teacher:.1f} %" if teacher else "–"  # of a teacher that scores nothing
 
 
 def to_markdown(sections: list[TaskSection]) -> str:

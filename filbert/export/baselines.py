@@ -90,13 +90,13 @@ class TfidfFeatures:
         return self.vectorizer.transform([" ".join(texts) for texts in rows])
 
     def stored(self) -> tuple[Arrays, str]:
-        terms = {"ngrams": self.vectorizer.ngram_range[1], "terms": self.vectorizer.get_feature_names_out().tolist()}
-        return {"idf": self.vectorizer.idf_}, json.dumps(terms)
+        fitted, terms = self.vectorizer, self.vectorizer.get_feature_names_out().tolist()
+        return {"idf": fitted.idf_}, json.dumps([fitted.analyzer, fitted.ngram_range[1], terms])
 
     @classmethod
     def of(cls, arrays: Arrays, text: str) -> "TfidfFeatures":
-        found = json.loads(text)
-        vectorizer = _vectorizer(found["ngrams"], vocabulary=found["terms"])
+        analyzer, longest, terms = json.loads(text)
+        vectorizer = _vectorizer(analyzer, longest, vocabulary=terms)
         vectorizer.idf_ = arrays["idf"]
         return cls(vectorizer)
 
@@ -142,7 +142,11 @@ class Baseline:
 
     def logits(self, rows: Rows) -> np.ndarray:
         """The logits [N, C] of rows of texts."""
-        return self.features(rows) @ self.weight + self.bias
+        return self.logits_of(self.features(rows))
+
+    def logits_of(self, features: Any) -> np.ndarray:
+        """The logits [N, C] of features [N, F]."""
+        return features @ self.weight + self.bias
 
 
 def fit_baselines(
@@ -203,21 +207,22 @@ def majority(task: Task, train: Split) -> Baseline:
 
 
 def tfidf(task: Task, splits: dict[str, Split], config: BaselinesConfig) -> Baseline:
-    """TF-IDF of words and runs of words, with a linear model."""
-    tried = []
+    """TF-IDF of words and runs of words, with a linear model; of characters where no word is in `min_rows` rows, as in Chinese."""
+    tried, texts = [], [" ".join(texts) for texts in splits["train"].texts]
     for longest in config.ngrams:
-        vectorizer = _vectorizer(longest, min_df=config.min_rows)
-        vectorizer.fit([" ".join(texts) for texts in splits["train"].texts])
-        words = len(json.dumps({word: int(at) for word, at in vectorizer.vocabulary_.items()}).encode())
-        numbers = len(vectorizer.vocabulary_)
-        tried += _fit(
-            task, splits, TfidfFeatures(vectorizer), config, {"ngrams": longest}, numbers, words + FLOAT * numbers
-        )
+        vectorizer = _vectorizer("word", longest, min_df=config.min_rows)
+        try:
+            vectorizer.fit(texts)
+        except ValueError:  # no word is left
+            vectorizer = _vectorizer("char_wb", longest).fit(texts)
+        numbers, places = len(vectorizer.vocabulary_), {word: int(at) for word, at in vectorizer.vocabulary_.items()}
+        stored = FLOAT * numbers + len(json.dumps(places).encode())
+        tried += _fit(task, splits, TfidfFeatures(vectorizer), config, {"ngrams": longest}, numbers, stored)
     return max(tried, key=lambda pair: pair[0])[1]
 
 
-def _vectorizer(longest: int, **more: Any) -> TfidfVectorizer:
-    return TfidfVectorizer(ngram_range=(1, longest), sublinear_tf=True, dtype=np.float32, **more)
+def _vectorizer(analyzer: str, longest: int, **more: Any) -> TfidfVectorizer:
+    return TfidfVectorizer(analyzer=analyzer, ngram_range=(1, longest), sublinear_tf=True, dtype=np.float32, **more)
 
 
 def static_embeddings(task: Task, splits: dict[str, Split], checkpoint: Path, config: BaselinesConfig) -> Baseline:
@@ -263,15 +268,15 @@ def _fit(
     stored: int,
 ) -> list[tuple[float, Baseline]]:  # fmt: skip
     """A linear model for each strength, with its validation score; `numbers` and bytes `stored` are the features' own."""
-    train, out = features(splits["train"].texts), []
+    held_out, out = splits["validation"], []
+    train, validation = features(splits["train"].texts), features(held_out.texts)
     for strength in config.inverse_regularization:
         weight, bias, size = _fit_linear(task, train, splits["train"].label, strength)
         found = Baseline(
             features, np.ascontiguousarray(weight.T, np.float32), bias.astype(np.float32), numbers + size, stored + FLOAT * size,
             settings | {"inverse_regularization": strength},
         )  # fmt: skip
-        held_out = splits["validation"]
-        out.append((metrics.scores(task, found.logits(held_out.texts), held_out.label)["score"], found))
+        out.append((metrics.scores(task, found.logits_of(validation), held_out.label)["score"], found))
     return out
 
 

@@ -15,7 +15,7 @@ def model_card(card: ModelCard, task: Task, source: Source, record: dict[str, An
     title = f"# {card.student} on {card.task}, seed {card.seed}"
     parts = (
         _summary(card, task, source),
-        _scores(record),
+        _scores(card, record),
         _int8(record),
         _use(card),
         _limits(card, record),
@@ -35,8 +35,14 @@ def _summary(card: ModelCard, task: Task, source: Source) -> str:
     )
 
 
-def _scores(record: dict[str, Any]) -> str:
-    facts, file = machine_facts(), record["files"][record["published"]]
+def calibrated(record: dict[str, Any], file: str) -> dict[str, Any]:
+    """The temperature and thresholds of a ModelCard that were fitted to the answers of `file`; nothing without classes."""
+    found = record["calibration"][file]
+    return {name: found[name] for name in ("temperature", "thresholds")} if found else {}
+
+
+def _scores(card: ModelCard, record: dict[str, Any]) -> str:
+    facts, file = machine_facts(), record["files"][card.model]
     splits = {name: found for name, found in file.items() if name.startswith(("test", "validation"))}
     rows = [f"| {name} | {100 * found['score']:.1f} | {_interval(found)} |" for name, found in splits.items()]
     return "\n".join([
@@ -73,7 +79,7 @@ def _use(card: ModelCard) -> str:
 
 def _limits(card: ModelCard, record: dict[str, Any]) -> str:
     found = [f"Texts longer than {card.max_length} tokens are cut."]
-    if calibration := record.get("calibration"):
+    if calibration := record["calibration"][card.model]:
         found.append(
             f"Logits are divided by {card.temperature:.2f}; the expected calibration error on validation rows fell from "
             f"{100 * calibration['error_before']:.1f} to {100 * calibration['error_after']:.1f} points."

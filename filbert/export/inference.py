@@ -3,6 +3,7 @@
 Texts are tokenised together, sorted by length, answered in batches of at most so many padded tokens, and returned in their order.
 """
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -182,6 +183,7 @@ def open_model(folder: Path | str, threads: int | None = None, file: str = "") -
             f"answers may differ. Measure it here, or run {folders.FLOAT32}",
             stacklevel=2,
         )
+    card = dataclasses.replace(card, model=file)
     return Predictor(card, load_tokenizer(folder), onnx_runner(folder, file, threads, outputs=len(card.labels)))
 
 

@@ -120,11 +120,10 @@ def _store_weights_in_int8(graph: onnx.GraphProto) -> None:
         values, scales = _to_int8(numpy_helper.to_array(weight), axis=0)
         name = weight.name
         graph.initializer.remove(weight)
-        graph.initializer.extend(
-            [numpy_helper.from_array(values, f"{name}.int8"), numpy_helper.from_array(scales.ravel(), f"{name}.scale")]
-        )
+        parts = {"int8": values, "scale": scales.ravel(), "zero": np.zeros(scales.size, np.int8)}
+        graph.initializer.extend([numpy_helper.from_array(array, f"{name}.{part}") for part, array in parts.items()])
         restore = helper.make_node(
-            "DequantizeLinear", [f"{name}.int8", f"{name}.scale"], [f"{name}.float"], name=f"{name}.restore", axis=1
+            "DequantizeLinear", [f"{name}.{part}" for part in parts], [f"{name}.float"], name=f"{name}.restore", axis=1
         )
         node.input[1] = f"{name}.float"
         _replace(graph, node, [restore, onnx.NodeProto.FromString(node.SerializeToString())])

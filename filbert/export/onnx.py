@@ -230,7 +230,7 @@ class LogitsCheck:
 
     @property
     def largest(self) -> float:
-        return max(self.mixed, self.alone)
+        return float(np.maximum(self.mixed, self.alone))
 
 
 def check_logits(
@@ -251,8 +251,9 @@ def check_logits(
     mixed = [order[start : start + MIXED_BATCH] for start in range(0, len(order), MIXED_BATCH)]
     single = [order[at : at + 1] for at in range(len(order))][:alone]
     in_batches, one_by_one = (
-        max((_difference(model, session, rows.batch(at)) for at in part), default=0.0) for part in (mixed, single)
-    )
+        float(np.max([_difference(model, session, rows.batch(at)) for at in part], initial=0.0))
+        for part in (mixed, single)
+    )  # np.max keeps what is no number
     found = LogitsCheck(in_batches, one_by_one, len(rows))
     if tolerance is not None and not found.largest <= tolerance:
         raise ExportError(

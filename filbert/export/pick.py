@@ -1,15 +1,16 @@
 """Which exported file to take: the best on validation rows within a budget, the Pareto front, and what a baseline dominates.
 
-A candidate is one file of one model over its seeds, or a baseline; scores and sizes are means over seeds. Size is all that has to
-be deployed; time is from text to answer, one text of median length, of the first seed's file beside all others and the baselines
-(stages/latency.py).
+A candidate is one file of one model that all its seeds have, or a baseline; scores and sizes are means over seeds. Size is all
+that has to be deployed; time is from text to answer, one text of median length, of the first seed's file beside all others and the
+baselines (stages/latency.py).
 """
 
 import json
-import statistics
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from filbert import FilbertError
@@ -72,11 +73,14 @@ def load_candidates(
         FilbertError: a record cannot be read, or a file was not timed.
     """
     groups: dict[tuple[str, str], list[tuple[Path, dict[str, Any]]]] = {}
+    seeds_of: Counter[str] = Counter()
     for record in map(_read, sorted((metrics / task / RECORDS).glob("*/*.json"))):
         name, seed = record["student"], record["seed"]
         if name == TEACHER or only is None or (name, seed) in only:
+            seeds_of[name] += 1
             for file, figures in record["files"].items():
                 groups.setdefault((name, file), []).append((exported / task / name / str(seed), figures))
+    groups = {key: seeds for key, seeds in groups.items() if len(seeds) == seeds_of[key[0]]}
     baselines = _read(metrics / task / BASELINES) if (metrics / task / BASELINES).is_file() else {}
     wanted = [*(f"{name}/{file}" for name, file in groups), *baselines]
     timed = _read(metrics / task / LATENCY).get("texts", {}).get("1", {}) if wanted else {}
@@ -92,6 +96,12 @@ def load_candidates(
     return sorted(found, key=lambda candidate: (-candidate.validation, candidate.milliseconds))
 
 
+def exported_models(params: dict[str, Any], task: str) -> set[tuple[str, int]] | None:
+    """The students and seeds that a run with these params exports; None, all, for a task that is not among its."""
+    models = {(name, seed) for name in params["exports"] for seed in params["seeds"]}
+    return models if task in params["tasks"] else None
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
@@ -103,13 +113,9 @@ def _candidate(
     name: str, file: str, seeds: Sequence[tuple[Path | None, dict[str, Any]]], milliseconds: float
 ) -> Candidate:
     best_first = sorted(seeds, key=lambda seed: -seed[1]["validation"]["score"])
-
-    def mean(values: Iterator[float]) -> float:
-        return statistics.mean(values)
-
     tests = [[100 * s["score"] for split, s in figures.items() if split.startswith("test")] for _, figures in seeds]
     return Candidate(
-        name, file, mean(100 * figures["validation"]["score"] for _, figures in seeds), mean(map(statistics.mean, tests)),
+        name, file, mean(100 * figures["validation"]["score"] for _, figures in seeds), mean(map(mean, tests)),
         mean(figures["bytes"] for _, figures in seeds), milliseconds,
         tuple(folder for folder, _ in best_first if folder),
     )  # fmt: skip
@@ -151,13 +157,13 @@ def _described(budget: Budget) -> str:
     return ", ".join(text.format(value) for name, text in said.items() if (value := getattr(budget, name)) is not None)
 
 
-def dominated_by(candidates: Sequence[Candidate], score: str = "test") -> dict[str, str]:
-    """By the label of a student's file the baseline that is at least as good in score, size and time, the best of them."""
-    baselines = sorted((c for c in candidates if c.is_baseline), key=lambda c: -getattr(c, score))
+def dominated_by(candidates: Sequence[Candidate]) -> dict[str, str]:
+    """By the label of a student's file the baseline that is at least as good in test score, size and time, the best of them."""
+    baselines = sorted((c for c in candidates if c.is_baseline), key=lambda c: -c.test)
     return {
-        c.label: next(b.label for b in baselines if _at_least_as_good(b, c, score))
+        c.label: next(b.label for b in baselines if _at_least_as_good(b, c, "test"))
         for c in candidates
-        if not c.is_baseline and any(_at_least_as_good(b, c, score) for b in baselines)
+        if not c.is_baseline and any(_at_least_as_good(b, c, "test") for b in baselines)
     }
 
 

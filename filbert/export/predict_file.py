@@ -6,8 +6,10 @@ row that cannot be answered is reported by file and line, left out, and the rest
 
 import csv
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -16,6 +18,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from filbert import FilbertError
 from filbert.data.formats import Record, RowError, read_records
@@ -27,6 +30,7 @@ from filbert.runtime import files, progress
 INPUTS = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
 OUTPUTS = (".jsonl", ".csv", ".parquet")
 WINDOW = 4096  # rows in memory; within them texts of like length are answered together
+PREFIX, SHARE = "predicted_", "probability."  # of names of columns
 Report = Callable[[str], None]
 
 
@@ -78,10 +82,25 @@ def predict_file(
     """Answer the rows of `file`, a text in each of `columns`, into `out`, with the columns that they have.
 
     Raises:
-        FilbertError: the file cannot be read or written, has no rows or not these columns.
+        FilbertError: the file cannot be read or written, has no rows or not these columns; another process writes `out`.
     """
     _check_names(file, out)
     out.parent.mkdir(parents=True, exist_ok=True)
+    lock = out.with_name(f".{out.name}.lock")
+    try:
+        with FileLock(lock, timeout=0):
+            try:
+                return _answer_file(model, folder, file, out, columns, options, report)
+            finally:
+                with suppress(OSError):
+                    lock.unlink()
+    except Timeout as error:
+        raise FilbertError(f"{out}: another process is writing it; wait for its end, or name another output") from error
+
+
+def _answer_file(
+    model: Predictor, folder: Path, file: Path, out: Path, columns: tuple[str, ...], options: Options, report: Report
+) -> Counts:
     part, state = (out.with_name(f".{out.name}.{end}") for end in ("part", "json"))
     counts = _resume(part, state, _key(model, folder, file, columns, options))
     rows = _rows(file, columns)
@@ -90,7 +109,9 @@ def predict_file(
         raise FilbertError(f"{file}: expected rows, found none")
     rows = islice(chain([first], rows), counts.read, None)
     with (
-        part.open("a", encoding="utf-8", newline="") as making,
+        part.open(
+            "a", encoding="utf-8", newline="", errors="backslashreplace"
+        ) as making,  # a lone surrogate, as JSON escapes it
         progress.bar("answers", count_rows(file), counts.read) as bar,
     ):
         write = _csv_writer(making, part, state) if out.suffix == ".csv" else partial(_write_json, making)
@@ -156,6 +177,14 @@ def _rows(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Record | 
     """
     checked = False
     for where, record in read_records(file, Task(kind=TaskKind.TEXT, columns=columns[:1], source="")):
+        if file.suffix == ".txt" and len(columns) > 1 and isinstance(record, dict):
+            texts = record[columns[0]].split("\t")
+            found = dict(zip(columns, texts, strict=False))
+            record = (
+                found
+                if len(texts) == len(columns)
+                else RowError(f"{where}: expected {len(columns)} texts, a tab between them")
+            )
         if not checked and isinstance(record, dict):
             if missing := [name for name in columns if name not in record]:
                 raise FilbertError(
@@ -185,12 +214,23 @@ def count_rows(file: Path) -> int:
 
 def _joined(record: Record, answer: dict[str, Any], header: Sequence[str] = ()) -> Record:
     """A row and its answer; a name that the row has too, or some row before it, is `predicted_…`."""
-    taken = {*record, *(name.removeprefix("predicted_") for name in header if name.startswith("predicted_"))}
-    return record | {f"predicted_{name}" if name in taken else name: value for name, value in answer.items()}
+    taken = {*record, *(name.removeprefix(PREFIX) for name in header if name.startswith(PREFIX))}
+    taken |= {f"{name.split(SHARE)[0]}probabilities" for name in taken if SHARE in name}
+    for name, value in answer.items():
+        while name in taken:
+            name = PREFIX + name
+        record = record | {name: value}
+    return record
 
 
 def _write_json(out: IO[str], where: str, record: Record, answer: dict[str, Any]) -> None:
-    out.write(json.dumps(_joined(record, answer), ensure_ascii=False, default=str) + "\n")
+    row = {name: None if _is_no_number(value) else value for name, value in _joined(record, answer).items()}
+    out.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+
+
+def _is_no_number(value: Any) -> bool:
+    """Whether JSON has no word for it: NaN or infinity."""
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _csv_writer(out: IO[str], part: Path, state: Path) -> Callable[[str, Record, dict[str, Any]], None]:
@@ -220,7 +260,7 @@ def _flat(row: Record) -> Record:
     flat: Record = {}
     for name, value in row.items():
         if name.endswith("probabilities") and isinstance(value, dict):
-            flat |= {f"probability.{label}": share for label, share in value.items()}
+            flat |= {f"{name.removesuffix('probabilities')}{SHARE}{label}": share for label, share in value.items()}
         else:
             flat[name] = json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
     return flat
@@ -242,7 +282,7 @@ def _finish(part: Path, out: Path) -> None:
         with files.atomic_file(out) as making, pq.ParquetWriter(making, schema or pa.schema([])) as writer:
             for table in _tables(part, schema):
                 writer.write_table(table)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
         raise FilbertError(
             f"{out}: expected columns of one type each, got {error}; take an output that ends in .jsonl"
         ) from error
@@ -252,4 +292,7 @@ def _finish(part: Path, out: Path) -> None:
 def _tables(part: Path, schema: pa.Schema | None) -> Iterator[pa.Table]:
     with part.open(encoding="utf-8") as lines:
         while rows := [json.loads(line) for line in islice(lines, WINDOW)]:
-            yield pa.Table.from_pylist(rows, schema=schema)
+            names = dict.fromkeys(
+                name for row in rows for name in row
+            )  # a table has the columns of its first row alone
+            yield pa.Table.from_pylist([dict.fromkeys(names) | rows[0], *rows[1:]], schema=schema)

@@ -4,8 +4,10 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+from filbert.data import tasks
 from filbert.export import folder as folders
 from filbert.export import references
+from filbert.export.card import calibrated, model_card
 from filbert.runtime import files
 
 SCRIPT = "predict.py"
@@ -17,18 +19,21 @@ def write_release(exported: Path, file: str, out: Path, milliseconds: float) -> 
     Raises:
         FolderError: the folder is not an export.
     """
-    card = folders.read_card(exported)
-    card = dataclasses.replace(card, model=file, flags=card.flags if file == folders.INT8 else "")
+    card, record = folders.read_card(exported), files.read_json(exported / folders.RECORD)
+    flags = card.flags if file == folders.INT8 else ""
+    card = dataclasses.replace(card, model=file, flags=flags, **calibrated(record, file))
+    task = tasks.find(card.task)
     with files.atomic_folder(out) as making:
         shutil.copyfile(exported / file, making / file)
         shutil.copyfile(exported / folders.TOKENIZER, making / folders.TOKENIZER)
         folders.write_card(card, making)
-        text = (exported / "README.md").read_text(encoding="utf-8")
         use = (
             f'## Use\n\n```sh\npip install onnxruntime tokenizers\npython {SCRIPT} "a text" "another"\n```\n\n'
             f"One text takes {milliseconds:.2f} ms from text to answer, one thread.\n\n## Limits"
         )
-        files.write_text(making / "README.md", _replace_section(text, use))
+        files.write_text(
+            making / "README.md", _replace_section(model_card(card, task, tasks.source_of(task), record), use)
+        )
         shutil.copyfile(Path(__file__).with_name("release_predict.py"), making / SCRIPT)
         if (exported / references.FOLDER).exists():
             shutil.copytree(exported / references.FOLDER, making / references.FOLDER)

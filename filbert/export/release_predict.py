@@ -13,7 +13,9 @@ CARD = json.loads((HERE / "config.json").read_text("utf-8"))
 TOKENIZER = tokenizers.Tokenizer.from_file(str(HERE / "tokenizer.json"))
 TOKENIZER.enable_truncation(CARD["max_length"])
 TOKENIZER.enable_padding(pad_id=CARD["pad"])
-SESSION = onnxruntime.InferenceSession(str(HERE / CARD["model"]))
+OPTIONS = onnxruntime.SessionOptions()
+OPTIONS.add_session_config_entry("session.x64quantprecision", "1")  # else int8 overflows where x86 has no VNNI
+SESSION = onnxruntime.InferenceSession(str(HERE / CARD["model"]), OPTIONS)
 FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 
 def predict(texts: list[str]):  # type: ignore[no-untyped-def]
@@ -33,8 +35,9 @@ def predict(texts: list[str]):  # type: ignore[no-untyped-def]
         elif CARD["kind"] == "multilabel":
             answer = {"labels": [name for name, logit in zip(CARD["labels"], found) if logit > 0]}  # noqa: B905
         elif CARD["kind"] == "tagging":  # a word has the tag of its first token
-            first = [(t, a) for t, (a, b) in enumerate(row.offsets) if b > a and (not a or text[a - 1].isspace())]
-            answer = {"tags": [[text[a:].split()[0], CARD["labels"][share[t].argmax()]] for t, a in first]}
+            first = {len(text[:b].split()) - 1: t for t, (a, b) in reversed(list(enumerate(row.offsets))) if b > a}
+            tag = {word: CARD["labels"][share[t].argmax()] for word, t in first.items()}
+            answer = {"tags": [[word, tag.get(number, "O")] for number, word in enumerate(text.split())]}
         else:
             answer = {"label": CARD["labels"][share.argmax()], "probability": float(share.max())}
         yield {"text": text} | answer

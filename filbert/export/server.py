@@ -100,8 +100,9 @@ class Batcher:
         end = time.monotonic() + self.limits.wait_ms / 1000
         while sum(len(job.texts) for job in jobs) < self.limits.batch:
             try:
-                jobs.append(await asyncio.wait_for(self.jobs.get(), max(0.0, end - time.monotonic())))
-            except TimeoutError:
+                left = end - time.monotonic()
+                jobs.append(await asyncio.wait_for(self.jobs.get(), left) if left > 0 else self.jobs.get_nowait())
+            except (TimeoutError, asyncio.QueueEmpty):
                 break
         return jobs
 

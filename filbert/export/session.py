@@ -32,6 +32,7 @@ def new_session(file: Path, threads: int | None = None) -> Any:
     options.intra_op_num_threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 0)
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.add_session_config_entry("session.x64quantprecision", "1")  # else int8 overflows where x86 has no VNNI
     options.add_session_config_entry(
         "session.intra_op.allow_spinning", "0"
     )  # busy threads would slow what runs beside them

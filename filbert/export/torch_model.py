@@ -41,7 +41,8 @@ def card_of(folder: Path, model: PreTrainedModel) -> ModelCard:
     provenance = files.read_json(folder / checkpoints.PROVENANCE)
     named: dict[Any, Any] = dict(model.config.id2label or {})
     task, labels = provenance.get("task", ""), tuple(str(named[number]) for number in sorted(named))
-    known = tasks.find(task) if config.PARAMS.is_file() and task in tasks.names() else None
+    params = config.read_params() if config.PARAMS.is_file() else {}
+    known = tasks.find(task) if task in params.get("task_table", ()) else None  # params.yaml may be another project's
     kind = "tagging" if type(model).__name__.endswith("ForTokenClassification") else "single"
     if model.config.problem_type == "multi_label_classification":
         kind = "multilabel"

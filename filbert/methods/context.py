@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from filbert import FilbertError
 from filbert.cache import build
 from filbert.cache.teacher_cache import CacheConfig, TeacherCache
-from filbert.data.batches import Batch, TargetSource, TokenizedDataset, concatenate
+from filbert.data.arrow import evenly_spaced
+from filbert.data.batches import Batch, TargetSource, TokenizedDataset, concatenate, load_tokenizer
 from filbert.data.tasks import Task, TaskKind
 from filbert.models import checkpoints
 from filbert.models.bert import FilbertForSequenceClassification
@@ -66,9 +68,23 @@ class MethodContext:
         return checkpoints.new_student_of_class(kind, self.checkpoint, self.task, shape, **fields)
 
     def cut_from_teacher(self, layers: Sequence[int]) -> FilbertForSequenceClassification:
-        """A student cut from the fine-tuned teacher: some of its layers, with its head."""
+        """A student cut from the fine-tuned teacher: some of its layers, with its head.
+
+        Raises:
+            FilbertError: the rows' tokens are of another vocabulary.
+        """
+        self.check_vocabulary()
         seed_everything(self.seed)
         return checkpoints.new_student(self.teacher, self.task, checkpoints.StudentConfig(tuple(layers)))
+
+    def check_vocabulary(self) -> None:
+        """Raises FilbertError where rows are of another vocabulary than the teacher's, whose embeddings a method is to read."""
+        ours, teachers = (load_tokenizer(folder).get_vocab() for folder in (self.checkpoint, self.teacher))
+        if ours != teachers:
+            raise FilbertError(
+                f"{self.checkpoint}: expected the teacher's vocabulary, for this method reads the teacher's embeddings; got "
+                f"{len(ours)} other tokens: take a start with the vocabulary of {self.teacher}, or a method such as kd"
+            )
 
     def with_transfer(self, labelled: float = 0.0) -> "MethodContext":
         """The same context with the transfer rows, which have no labels, appended to the training rows; these are repeated until
@@ -101,6 +117,9 @@ class MethodContext:
         stored = [column_for_task(self.task.kind, column) for column in columns]
         digest, layers = weights_digest(model), range(self.layer_map.teacher)
         if self.cache.has(self.train, stored) and digest == weights_digest(self.cut_from_teacher(layers)):
+            if count := self.cache_config.verify_rows:
+                few = self.train.select(evenly_spaced(len(self.train), count))
+                self.cache.verify(few, stored, model, self.cache_config, self.device)
             return self.cache
         expected = replace(self.cache.expected, teacher=digest)
         folder = self.scratch / f"predictions-{expected.teacher[:12]}"

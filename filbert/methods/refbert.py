@@ -1,4 +1,4 @@
-"""RefBERT (Wang, Mo, Yang, Zhao 2021, arXiv 2106.08898): the student also attends to its teacher's outputs for a similar row.
+"""RefBERT (Wang, Yang, Zhao, Mo, Shen 2021, arXiv 2106.08898): the student also attends to its teacher's outputs for a similar row.
 
 Each input has a reference: the training row most similar to it, never itself. The student's first layer attends over [input ;
 reference]: keys from the teacher's embedding output of the reference, values from its last hidden states. The student is

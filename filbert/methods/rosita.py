@@ -82,11 +82,9 @@ class Config:
     target: TargetConfig
     second_teacher: TrainingConfig | None  # none: the teacher itself is the second teacher
     importance: TrainingConfig  # settings 1 and 2: the pass over the labels that gathers importance
-    final: (
-        TrainingConfig | None
-    )  # the final shape, on states and prediction; none in settings 3 and 4 of the official code
     depth: IterativeConfig
     width: IterativeConfig
+    final: TrainingConfig | None  # the final shape, on states and prediction; none in the official settings 3 and 4
     recovery: TrainingConfig | None  # ours: the final shape, on the first teacher's logits and on labels
 
 
@@ -115,29 +113,29 @@ def columns(layer_map: LayerMap, config: Config) -> tuple[str, ...]:
 
 def compress(context: MethodContext, config: Config) -> FilbertForSequenceClassification:
     """Distil and prune by one of the four settings, then train the final shape."""
-    rows = context.with_transfer() if config.transfer == "all" else context
-    student = prune_by_setting(rows, config)
+    student = prune_by_setting(context, config)
     return recover(context, student, config) if config.distill else student
 
 
 def prune_by_setting(context: MethodContext, config: Config) -> FilbertForSequenceClassification:
     """A student of the target shape by one of the official code's settings."""
     layers, target, prediction = context.layer_map.teacher, config.target, config.prediction
+    every = context.with_transfer() if config.transfer == "all" and config.distill else context
     if config.setting == 1:
         start = context.cut_from_teacher(range(layers))
         check_target(target, start)
         return _prune_at_once(
-            context, start, config, lambda student: _teacher_rows(context, student) if config.distill else None
+            context, start, config, lambda student: _teacher_rows(every, student) if config.distill else None
         )
-    second = _second_teacher(context, config)
+    second = _second_teacher(every, config)
     if config.setting == 2:
-        rows = _prediction_rows(context, second, prediction, followed_states(target.layers or layers, layers))
+        rows = _prediction_rows(every, second, prediction, followed_states(target.layers or layers, layers))
         return _prune_at_once(context, second, config, lambda _: rows)
     if config.setting == 3:
         shorter, teacher = prune(second, keep_all(second, target.layers)), second
     else:
-        shorter = teacher = prune_depth(context, second, target, config.depth, prediction)
-    return prune_width(context, shorter, teacher, config)
+        shorter = teacher = prune_depth(every, second, target, config.depth, prediction)
+    return prune_width(every, shorter, teacher, config)
 
 
 def _second_teacher(context: MethodContext, config: Config) -> FilbertForSequenceClassification:
@@ -272,8 +270,8 @@ def state_loss(context: MethodContext, student: Student, teacher_layers: int, co
 def _prediction(context: MethodContext, logits: Tensor, batch: Batch, config: PredictionConfig) -> Tensor:
     if context.task.kind is TaskKind.REGRESSION and config.regression == "label":
         return context.hard_loss(logits, batch)
-    loss = context.kd_loss(logits, batch, config.temperature, config.teacher_weight)
-    return loss / context.task.outputs
+    classes = 1 if context.task.kind is TaskKind.MULTILABEL else context.task.outputs  # a mean over labels already
+    return context.kd_loss(logits, batch, config.temperature, config.teacher_weight) / classes
 
 
 def followed_states(layers: int, teacher_layers: int) -> list[str]:

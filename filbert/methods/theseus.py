@@ -85,7 +85,8 @@ def replacing_rate(config: Config, step: int, total: int) -> float:
 
 
 class TheseusEncoder(nn.Module):
-    """An encoder that draws each of its modules from predecessor and successor while it trains; evaluated, it is the successor."""
+    """An encoder that draws each of its modules from predecessor and successor while it trains; evaluated, it is the successor.
+    Several processes draw each for its share of a batch."""
 
     def __init__(self, predecessor: Encoder, successor: Encoder, rate: Callable[[int], float]):
         """One layer of `successor` stands for len(predecessor) / len(successor) layers of `predecessor`, which is frozen."""

@@ -2,9 +2,9 @@
 
 Algorithm 1 and the official code, on training and transfer rows: stage 1 learns the teacher's representation, end to end; stage
 2 its logits by squared error, the head alone, then the dense layer, the BiLSTM and the embedding, too; stage 3 the labels with
-a new head, unfrozen alike. Each phase has a new optimiser and its own schedule. For classification the representation is what
-the teacher's head reads. The embedding holds the tokens seen in training and transfer rows alone and starts as an SVD of the
-teacher's table.
+a new head, unfrozen alike. Each phase has a new optimiser and its own schedule. The representation is what the teacher's head
+reads (the paper takes a middle layer's for tagging). The embedding holds the tokens seen in training and transfer rows alone and
+starts as an SVD of the teacher's table.
 
 Ours: the mean squared error in stage 1 (the first version's KLD clips raw vectors to [0, 1]; later versions took the squared
 error, too). Phases without labels keep the weights of the lowest loss on a tenth of the rows, the label stage those of the best
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from filbert import FilbertError
-from filbert.data.batches import Batch, TokenizedDataset, load_tokenizer
+from filbert.data.batches import Batch, load_tokenizer
 from filbert.data.tasks import Task, TaskKind
 from filbert.methods.context import Loss, MethodContext
 from filbert.models import checkpoints
@@ -97,7 +97,7 @@ def compress(context: MethodContext, config: Config) -> BiLstmForSequenceClassif
     )
     loss = {"labels": context.label_loss(student), "hard": hard_loss(student, context),
             "joint": joint_loss(student, context, config.weights)}[config.objective]  # fmt: skip
-    context.fit(student, loss, rows, _as_long_as_the_stages(context, rows, config), "train", validate_start=False)
+    context.fit(student, loss, rows, _as_long_as_the_stages(context, config), "train", validate_start=False)
     return student
 
 
@@ -145,8 +145,8 @@ def _held_out(rows: int) -> np.ndarray:
     return np.arange(rows) % HELD_OUT == 0
 
 
-def _as_long_as_the_stages(context: MethodContext, rows: TokenizedDataset, config: Config) -> TrainingConfig:
-    """One phase on `rows` that takes as many steps as the stages do on this context's rows."""
+def _as_long_as_the_stages(context: MethodContext, config: Config) -> TrainingConfig:
+    """One phase that takes as many steps as the stages do on this context's rows."""
     everything = context.with_transfer().train
     train = everything.select(np.flatnonzero(~_held_out(len(everything))))
     labels = total_steps(context.train, config.labels) if config.labels else 0
@@ -209,8 +209,9 @@ def new_bilstm(context: MethodContext, shape: ShapeConfig) -> BiLstmForSequenceC
     """A fresh student whose embedding has the tokens seen in training and transfer rows; all others share their mean.
 
     Raises:
-        FilbertError: the embedding is wider than the table that it would start from.
+        FilbertError: the embedding is wider than the table that it would start from, or the rows' tokens are not its.
     """
+    context.check_vocabulary()
     seed_everything(context.seed)
     seen = torch.from_numpy(np.unique(context.with_transfer().train.ids).astype(np.int64))
     from_checkpoint = shape.embedding_init == "checkpoint"

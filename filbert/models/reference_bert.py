@@ -1,8 +1,8 @@
 """A BERT whose first layer also attends to a reference: the teacher's outputs on a similar training row.
 
-RefBERT (Wang, Mo, Yang, Zhao 2021, arXiv 2106.08898) changes the key and the value of the first layer's attention; its formulae
-could not be read, so equations and normalisation here are our reconstruction. With x the embedding output [B, T, D], E the
-teacher's embedding output of the reference and H its last hidden states [B, R, Dt]:
+RefBERT (Wang, Yang, Zhao, Mo, Shen 2021, arXiv 2106.08898) changes the key and the value of the first layer's attention; its
+formulae could not be read, so equations and normalisation here are our reconstruction. With x the embedding output [B, T, D], E
+the teacher's embedding output of the reference and H its last hidden states [B, R, Dt]:
 
     r_k = norm(E P_k)    r_v = norm(H P_v)    Q = x W_Q    K = [x; r_k] W_K    V = [x; r_v] W_V
     softmax(Q Kᵀ / √d + [0; g + log(T / R)]) V

@@ -91,7 +91,7 @@ class ReferenceStore:
             self.scales = {name: np.load(folder / f"{name}.scale.npy", mmap_mode="r") for name in ARRAYS if scaled}
 
     def find(self, ids: Tensor, mask: Tensor) -> np.ndarray:
-        """The references [B, count] of inputs with token ids [B, T] and mask [B, T]; never a row with the same tokens."""
+        """The references [B, count] of inputs with token ids [B, T] and mask [B, T]; none of the nearest has the same tokens."""
         rows = [row[real].tolist() for row, real in zip(ids.cpu(), mask.bool().cpu(), strict=True)]
         if self.kind == "random":
             return np.stack([random_rows(tokens, self.index.size, self.count) for tokens in rows])

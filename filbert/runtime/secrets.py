@@ -2,9 +2,10 @@
 
 import re
 
-CREDENTIALS = re.compile(r"//[^/@\s]+@")
+CREDENTIALS = re.compile(r"//[^/\s]+@")  # a password may have an @ in it
+QUERY = re.compile(r"([?&]\w*(?:password|token|secret|key)=)[^&\s]+", re.IGNORECASE)
 
 
 def without_password(text: object) -> str:
     """The text of a message or address, without the user and password of each address in it."""
-    return CREDENTIALS.sub("//", str(text))
+    return QUERY.sub(r"\1…", CREDENTIALS.sub("//", str(text)))

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from filbert.runtime import signals
 from filbert.runtime.files import IS_MAIN_PROCESS, write_text
+from filbert.runtime.secrets import without_password
 from filbert.tracking import run_fields
 from filbert.tracking.history import history_points, read_history, to_text
 from filbert.tracking.mlflow_run import MlflowRun
@@ -96,6 +97,7 @@ def stage_run(
     """
     settings = json.loads(json.dumps(flatten(params)))
     inputs = {"stage": stage, **tags, **hashes}
+    assert not inputs.keys() & settings.keys(), "a setting would hide an input of the same name"
     provenance = inputs | settings
     key = run_fields.run_key(provenance) if measures is None else run_fields.run_key(stage, tags, measures)
     shown = settings | tags | run_fields.training_fields(measures or provenance)
@@ -114,9 +116,10 @@ def stage_run(
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'a': {'b': 1}} -> {'a/b': 1}; a dataclass counts as the dict of its fields."""
+    """{'a': {'b': 1}} -> {'a/b': 1}; a dataclass counts as the dict of its fields. Texts are without passwords."""
     out: dict[str, Any] = {}
     for name, value in values.items():
         value = asdict(value) if is_dataclass(value) else value  # type: ignore[arg-type]
-        out |= flatten(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        shown = without_password(value) if isinstance(value, str) else value
+        out |= flatten(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": shown}
     return out

@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, DistilBertConfig, D
 
 from filbert import FilbertError
 from filbert.cache import build, teacher_cache
+from filbert.cache.shards import ShardFolder
 from filbert.data import batches, splits
 from filbert.data.arrow import Partition
 from filbert.models import checkpoints, intermediate_outputs
@@ -221,6 +222,33 @@ def test_a_killed_run_goes_on(
     (tmp_path / "shard-00001.arrow").write_bytes(b"whole, but not listed yet")
     assert filled(tmp_path, teacher, table) == len(table) - 20
     assert not list(tmp_path.glob(".*"))
+
+
+def test_shards_of_a_killed_run_are_those_of_one_that_was_not(
+    tmp_path: Path, teacher: Path, table: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its later rows are longer than those that it had done."""
+    by_length = sorted(range(len(table)), key=lambda row: len(table["sentence"][row].as_py()))
+    table, small = table.take(by_length), replace(CONFIG, shard_mb=0.02)
+    monkeypatch.setattr(build, "CHUNK", 4)
+    filled(tmp_path / "whole", teacher, table, config=small)
+    shards, append = [], ShardFolder.append
+
+    def dies(self: ShardFolder, *more: object) -> object:
+        if len(shards) == 1:
+            raise KeyboardInterrupt
+        shards.append(more)
+        return append(self, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ShardFolder, "append", dies)
+    with pytest.raises(KeyboardInterrupt):
+        filled(tmp_path / "killed", teacher, table, config=small)
+    monkeypatch.setattr(ShardFolder, "append", append)
+    filled(tmp_path / "killed", teacher, table, config=small)
+    names = sorted(file.name for file in (tmp_path / "whole").glob("*.arrow"))
+    assert len(names) > 2
+    for name in [*names, "manifest.json"]:
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_what_does_not_fit_is_refused(

@@ -15,7 +15,7 @@ from commands import pick as command
 from commands.release import release
 from filbert import FilbertError
 from filbert.data import batches
-from filbert.export.pick import Budget, Candidate, dominated_by, load_candidates, pareto_front, pick
+from filbert.export.pick import Budget, Candidate, dominated_by, exported_models, load_candidates, pareto_front, pick
 from filbert.runtime.files import write_json
 
 TEXTS = [text for text, _ in sentences(6)]
@@ -72,6 +72,16 @@ def test_seeds_are_averaged_and_the_best_one_is_named(metrics: Path) -> None:
     assert kd.folders[0].name == "2"
 
 
+def test_a_file_that_some_seeds_lack_is_no_candidate_and_what_is_no_longer_listed_neither(metrics: Path) -> None:
+    record(metrics, "kd", 3, {"model.onnx": figures(0.99, 60), "model.int8.onnx": figures(0.99, 15)})
+    assert [c.label for c in load_candidates(metrics, Path("exported"), "sst2") if c.name == "kd"] == ["kd float32"]
+    params = {"exports": ["kd"], "seeds": [1, 2], "tasks": ["sst2"]}
+    kept = load_candidates(metrics, Path("exported"), "sst2", exported_models(params, "sst2"))
+    assert {c.name for c in kept if c.folders} == {"teacher", "kd"}
+    assert next(c for c in kept if c.name == "kd").validation == pytest.approx(87)
+    assert exported_models(params, "cola") is None
+
+
 def test_nothing_within_a_budget_is_an_error_that_says_what_there_is(metrics: Path) -> None:
     with pytest.raises(
         FilbertError, match=r"no model is within 1 MB; the smallest is small int8 with 2.0 MB, the fastest small"
@@ -125,8 +135,7 @@ def test_equals_dominate_no_one_and_are_both_on_the_front() -> None:
 
 def released(student: Path, out: Path, **more: object) -> Path:
     """A release made by the command from one exported model."""
-    folder = export_folder(student, out / "exported" / "sst2" / "kd" / "1", **more)
-    (folder / "README.md").write_text("# kd\n\n## Use\n\nfilbert\n\n## Limits\n\n- none\n")
+    export_folder(student, out / "exported" / "sst2" / "kd" / "1", **more)
     record(out / "metrics", "kd", 1, {"model.onnx": figures(0.8, 1)})
     timed(out / "metrics", {"kd/model.onnx": 1.25})
     release("sst2", out / "metrics", out / "exported", out / "release", register=False)
@@ -162,6 +171,8 @@ def test_a_release_runs_on_its_own(tmp_path: Path, teacher: Path) -> None:
     said = (folder / "README.md").read_text()
     assert "pip install onnxruntime tokenizers" in said
     assert "One text takes 1.25 ms" in said
+    assert "divided by 1.70" in said
+    assert "| test | 80.0 |" in said
 
 
 def test_a_release_with_references_and_one_that_tags(tmp_path: Path, encoded: batches.TokenizedDataset) -> None:
@@ -171,4 +182,5 @@ def test_a_release_with_references_and_one_that_tags(tmp_path: Path, encoded: ba
         assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-4)
     labels = tuple("O B-PER I-PER B-ORG I-ORG B-LOC I-LOC".split())
     folder = released(saved(MODELS["bert, tags"](), tmp_path / "tags"), tmp_path / "b", kind="tagging", labels=labels)
-    assert [a["tags"] for a in ask(folder, TEXTS)] == [a["tags"] for a in filbert.load(folder).predict(TEXTS)]
+    texts = [*TEXTS, "\u200bgreat film", "a long one " * 20]
+    assert [a["tags"] for a in ask(folder, texts)] == [a["tags"] for a in filbert.load(folder).predict(texts)]

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 from export_files import MODELS, export_folder, saved
+from filelock import FileLock
 from tiny import ROOT, sentences
 
 from commands.predict import predict
@@ -96,6 +97,41 @@ def test_rows_with_other_keys_stay_under_their_header(model: Path, tmp_path: Pat
     ):
         predict(model, file=file, out=out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.csv"]
+
+
+def test_nothing_of_a_row_is_lost(model: Path, tmp_path: Path) -> None:
+    """A key that the first row lacks, columns called as an answer's are, a lone surrogate, a number that JSON has no word for."""
+    file, out = tmp_path / "in.jsonl", tmp_path / "out.parquet"
+    rows = [{"sentence": "good"}, {"sentence": "bad", "id": 7, "note": "kept"}]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    predict(model, file=file, out=out)
+    assert [(row["id"], row["note"]) for row in pq.read_table(out).to_pylist()] == [(None, None), (7, "kept")]
+    mine = {"sentence": "good", "label": "a", "predicted_label": "b", "probability.negative": "c", "probability": 9.0}
+    file.write_text(json.dumps(mine))
+    for out in (tmp_path / "out.jsonl", tmp_path / "out.csv"):
+        predict(model, file=file, out=out, every=True)
+        found = json.loads(out.read_text()) if out.suffix == ".jsonl" else read_csv(out)[0]
+        assert {name: str(found[name]) for name in mine} == {name: str(value) for name, value in mine.items()}
+        assert found["predicted_predicted_label"] in ("negative", "positive")
+    assert float(found["predicted_probability.negative"]) < 1
+    pq.write_table(pa.table({"sentence": ["good"], "number": [float("nan")]}), tmp_path / "in.parquet")
+    file.write_text(r'{"sentence": "good", "user": "\ud83d"}')
+    for name, key, wanted in ((file, "user", "\ud83d"), (tmp_path / "in.parquet", "number", None)):
+        predict(model, file=name, out=tmp_path / "out.jsonl")
+        assert json.loads((tmp_path / "out.jsonl").read_text(), parse_constant=pytest.fail)[key] == wanted
+    with pytest.raises(FilbertError, match=r"take an output that ends in .jsonl"):
+        predict(model, file=file, out=tmp_path / "out.parquet")
+
+
+def test_two_processes_do_not_write_one_output(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("good\n")
+    with (
+        FileLock(tmp_path / ".out.jsonl.lock"),
+        pytest.raises(FilbertError, match=r"out.jsonl: another process is writing it"),
+    ):
+        predict(model, file=tmp_path / "in.txt", out=tmp_path / "out.jsonl")
+    predict(model, file=tmp_path / "in.txt", out=tmp_path / "out.jsonl")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.jsonl"]
 
 
 def test_bad_rows_of_a_file_are_named_with_their_line(
@@ -192,6 +228,17 @@ def test_pairs_are_joined_by_a_tab_and_tags_are_printed(
     student = saved(MODELS["bert, tags"](), tmp_path / "model")
     predict(export_folder(student, tmp_path / "tags", kind="tagging", labels=labels), ["the dogs runs"])
     assert len(json.loads(capsys.readouterr().out)["tags"]) == 3
+
+
+def test_a_pair_in_a_text_file_has_a_tab_between_its_texts(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pairs = export_folder(teacher, tmp_path / "pairs", kind="pair", columns=("one", "two"))
+    (tmp_path / "in.txt").write_text("good\tbad\nalone\n")
+    with pytest.raises(typer.Exit):
+        predict(pairs, file=tmp_path / "in.txt", out=tmp_path / "out.jsonl")
+    assert [json.loads(line)["two"] for line in (tmp_path / "out.jsonl").open()] == ["bad"]
+    assert "in.txt, line 2: expected 2 texts, a tab between them" in capsys.readouterr().err
 
 
 def test_from_the_shell_by_stdin_with_rubbish_in_it(model: Path) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tiny import sentences
 
 from benchmarks.serving import load
 from filbert.export.inference import Predictor, open_model
-from filbert.export.server import Limits, new_app
+from filbert.export.server import Batcher, Limits, new_app
 
 TEXTS = [text for text, _ in sentences(64)]
 LIMITS = Limits(rows=8, characters=100, queue=200, batch=16, wait_ms=5, body=2000, seconds=0.5)
@@ -59,6 +60,20 @@ def test_one_and_many_are_answered_as_by_predict(model: Predictor) -> None:
     assert one.json()["probabilities"] == pytest.approx(wanted[0]["probabilities"], abs=1e-5)
     assert [a["label"] for a in many.json()["answers"]] == [a["label"] for a in wanted]
     assert unsure.json()["label"] is None
+
+
+@pytest.mark.parametrize("wait", [0, 50])
+def test_what_came_together_is_one_batch_with_and_without_a_wait(wait: int, model: Predictor) -> None:
+    batcher = Batcher(model, replace(LIMITS, wait_ms=wait, batch=64))
+
+    async def run() -> list[Any]:
+        running = asyncio.create_task(batcher.run())
+        found = await asyncio.gather(*(batcher.answer([text], False, None) for text in TEXTS[:10]))
+        running.cancel()
+        return found
+
+    assert [len(answers) for answers in asyncio.run(run())] == [1] * 10
+    assert batcher.batches == 1
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,18 @@ def test_a_folder_with_test_rows_two_texts_and_missing_labels(tmp_path: Path, pa
     assert found.rename == {}
 
 
+def test_numbers_of_test_rows_count_and_tables_that_are_not_used_are_named(
+    tmp_path: Path, params: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "scores").mkdir()
+    for name, low in (("train", 1.5), ("test", 0.25), ("validation", 0)):
+        rows = "".join(f"{text},{low + n / 10}\n" for n, text in enumerate(TEXTS))
+        (tmp_path / "scores" / f"{name}.csv").write_text("text,score\n" + rows)
+    found = added("scores", tmp_path / "scores", params)
+    assert found.label_range == (0.25, pytest.approx(1.5 + (len(TEXTS) - 1) / 10))
+    assert "not used: validation.csv" in capsys.readouterr().out
+
+
 def test_numbers_are_a_regression_tags_are_tagging_and_texts_alone_are_text(tmp_path: Path, params: Path) -> None:
     numbers = {"review": TEXTS, "stars": [1 + n / 10 for n in range(40)]}
     pq.write_table(pa.table(numbers | {"score": numbers["stars"]}).drop_columns("stars"), tmp_path / "train.parquet")

@@ -65,6 +65,26 @@ def test_json_that_is_no_text_is_named(tmp_path: Path, task: Task, row: str, sai
         list(row_validation.read_rows(tmp_path, "train", task))
 
 
+def test_a_column_beside_the_one_that_is_called_so_is_named(tmp_path: Path) -> None:
+    table(tmp_path, "train.tsv", "sentence\tgold\tlabel\na film\t1\t0\n")
+    with pytest.raises(row_validation.RowError, match=r"line 2: column label is there beside the one that .*rename"):
+        list(row_validation.read_rows(tmp_path, "train", replace(SST2, rename={"gold": "label"})))
+
+
+def test_a_key_that_comes_twice_spoils_its_own_line_alone(tmp_path: Path) -> None:
+    rows = ['{"sentence": "good", "label": 1}', '{"sentence": "a", "sentence": "b", "label": 1}', "[" * 100_000]
+    table(tmp_path, "train.jsonl", "\n".join([*rows, rows[0]]))
+    assert len(list(row_validation.read_rows(tmp_path, "train", replace(SST2, max_malformed=2)))) == 2
+    with pytest.raises(row_validation.RowError, match="line 2: expected each column once"):
+        list(row_validation.read_rows(tmp_path, "train", SST2))
+
+
+def test_words_that_are_no_list_are_named(tmp_path: Path) -> None:
+    table(tmp_path, "train.jsonl", json.dumps({"words": 5, "label": 3}))
+    with pytest.raises(row_validation.RowError, match="line 1: expected words and as many tags, got 5 and 3"):
+        list(row_validation.read_rows(tmp_path, "train", find_task("wikiann")))
+
+
 def test_other_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         row_validation.RowError, match=r"no table train \(.tsv, .csv, .jsonl, .parquet, .txt, .conll\) for task sst2"
@@ -136,6 +156,9 @@ def test_the_known_flaws_of_qqp_are_dropped_and_counted_up_to_a_bound(tmp_path: 
     table(tmp_path, "dev.tsv", f"{head}\n0\t1\t2\tc\td\t1\n")
     table(tmp_path, "train.tsv", "\n".join([head, *lines, *flawed]))
     assert splits.prepare(tmp_path, qqp, CONFIG).counts["flawed"] == 2
+    table(tmp_path, "dev.tsv", f"{head}\n0\t1\t2\tc\td\t1\n{flawed[1]}\n")
+    assert splits.prepare(tmp_path, qqp, CONFIG).counts["flawed"] == 3
+    table(tmp_path, "dev.tsv", f"{head}\n0\t1\t2\tc\td\t1\n")
     table(tmp_path, "train.tsv", "\n".join([head, *lines, *flawed * 11]))
     with pytest.raises(row_validation.RowError, match="expected text in column question2, got ''"):
         splits.prepare(tmp_path, qqp, CONFIG)
@@ -174,6 +197,20 @@ def test_phrases_stay_with_their_sentence(tmp_path: Path) -> None:
     assert len(validation) >= 0.2 * len(rows)
     assert not [(one, other) for one in validation for other in train if lies_inside(one, other)]
     assert not [t for t in train if len(t.split()) >= 4 and any(lies_inside(t, v) for v in validation)]
+
+
+def test_a_sentence_that_half_of_the_texts_end_in_does_not_make_a_slice_of_half_of_them(tmp_path: Path) -> None:
+    draw, ending = np.random.default_rng(0), "thanks for your help"
+    texts = [" ".join(f"w{n}" for n in draw.integers(0, 5000, 12)) for _ in range(400)]
+    rows = [ending, *(f"{text} {ending}" if at % 2 else text for at, text in enumerate(texts))]
+    lines = [f"{text}\t{at % 2}" for at, text in enumerate(rows)]
+    for seed in range(5):
+        counts = splits.prepare(sst2(tmp_path, lines), SST2, replace(CONFIG, seed=seed)).counts
+        assert counts["validation"] == 80
+    with pytest.raises(
+        row_validation.RowError, match=r"no row is left for validation .* texts that lie in most others"
+    ):
+        splits.prepare(sst2(tmp_path, [lines[0], *(f"{ending} {line}" for line in lines)]), SST2, CONFIG)
 
 
 @pytest.mark.parametrize("most", [1, 10_000_000])
@@ -251,7 +288,7 @@ def test_arrow_files_come_back_as_they_went(tmp_path: Path) -> None:
 def test_a_corpus_is_every_file_of_a_folder_without_its_empty_texts(tmp_path: Path) -> None:
     pq.write_table(pa.table({"title": ["a", "b", "c"], "text": ["one", "  ", None]}), tmp_path / "first.parquet")
     pq.write_table(pa.table({"text": ["two"]}), tmp_path / "second.parquet")
-    (tmp_path / "lines.txt").write_text("three\n\nfour\n")
+    (tmp_path / "lines.txt").write_text("three\n\n\u200b\nfour\n")
     corpus = find_task("corpus")
     assert [row["text"] for row in row_validation.read_rows(tmp_path, corpus.train, corpus)] == [
         "one",
@@ -322,7 +359,8 @@ def test_rows_that_cannot_be_learnt_from_are_named(tmp_path: Path) -> None:
     with pytest.raises(row_validation.RowError, match=r"all 2 training rows of task sst2 equal test rows"):
         splits.prepare(sst2(tmp_path, ["good\t1", "bad\t0"], ["Good\t1", "BAD\t0"]), SST2, CONFIG)
     with pytest.raises(
-        row_validation.RowError, match=r"expected rows of several classes for task sst2, got positive in all 20"
+        row_validation.RowError,
+        match=r"expected training rows of several classes for task sst2, got positive in all 16",
     ):
         splits.prepare(sst2(tmp_path, [f"row {i}\t1" for i in range(20)]), SST2, CONFIG)
     table(tmp_path, "train.csv", "sentence,label,source\ngood,1,a\nbad,0,b\n")

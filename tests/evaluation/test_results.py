@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from result_files import CONFIG, details, figures, write_rows
 from tiny import find_task
 
 from filbert import FilbertError
-from filbert.evaluation import comparisons, pareto, statistics, tables
+from filbert.evaluation import comparisons, mlflow_export, page, pareto, statistics, tables
 from filbert.evaluation import results as figures_of
 from filbert.runtime import seals
 from filbert.runtime.files import read_json, write_json
@@ -81,6 +82,22 @@ def test_the_table_says_what_the_files_say(lines: list[figures_of.StudentResults
     assert rows[0][:8] == ["| kd", "85.5 ± 0.5", "95.0 %", rows[0][3], "0.50 M", "2.00×", "2.00× / 3.00×", "10"]
     assert 92 < float(rows[0][3].removesuffix(" %")) < 95
     assert rows[0][8].startswith("better than `finetune` (+")
+
+
+def test_a_teacher_that_scores_nothing_has_its_table_and_page(
+    lines: list[figures_of.StudentResults], tmp_path: Path
+) -> None:
+    """As where it predicts one class and the metric is Matthews', or no label of several."""
+    file = tmp_path / "m" / "sst2" / "teacher" / "1.json"
+    found = read_json(file)
+    write_json(file, found | {"test": found["test"] | {"score": 0.0}})
+    (tmp_path / "d" / "sst2" / "teacher" / "1.parquet").unlink()
+    results = figures_of.load_results(tmp_path / "m", tmp_path / "d")
+    sections = tables.build_sections(results, CONFIG, {})
+    assert next(row for row in sections[0].rows if row.student == "kd").of_teacher == "–"
+    assert "kd" in page.render_page(sections, "")
+    shares = {run.name: run.figures["of_teacher"] for run in mlflow_export.aggregates(results, tmp_path / "m", CONFIG)}
+    assert math.isnan(shares["sst2/kd"])
 
 
 def test_a_training_that_ended_too_soon_is_named_under_the_table(

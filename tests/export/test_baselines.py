@@ -12,7 +12,7 @@ from tiny import ROOT, find_task, sentences
 from filbert.data import arrow, splits
 from filbert.data.tasks import Task
 from filbert.export import baselines
-from filbert.export.baselines import BaselinesConfig, Split
+from filbert.export.baselines import BaselinesConfig, Split, TfidfFeatures
 from filbert.export.pick import load_candidates
 from filbert.runtime import config
 from filbert.runtime.files import read_json, write_json
@@ -73,6 +73,15 @@ def test_a_class_that_is_never_seen_is_never_answered(checkpoint: Path) -> None:
     assert found.logits(rows.texts).shape == (40, 3)
     assert found.logits(rows.texts).argmax(-1).max() < 2
     assert baselines.fit_baselines(find_task("wikiann"), {}, checkpoint, CONFIG) == {}
+
+
+def test_texts_without_spaces_are_told_by_their_characters(checkpoint: Path) -> None:
+    rows = split([(f"{first}电影{last}", label) for first in "这那本此" for label, last in enumerate("好坏")])
+    found = baselines.tfidf(SST2, {"train": rows, "validation": rows}, replace(CONFIG, min_rows=2))
+    assert found.features.vectorizer.analyzer == "char_wb"  # type: ignore[attr-defined]
+    assert (found.logits(rows.texts).argmax(-1) == rows.label).all()
+    arrays, text = found.features.stored()
+    assert (TfidfFeatures.of(arrays, text)(rows.texts) != found.features(rows.texts)).nnz == 0
 
 
 def test_the_stage_writes_figures_that_pick_reads(

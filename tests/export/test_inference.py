@@ -1,6 +1,7 @@
 """Exported folders asked about text: the same answers as through transformers and torch, no torch imported, bad input refused."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -152,13 +153,24 @@ def test_an_export_runs_without_torch(tmp_path: Path, teacher: Path) -> None:
 def test_int8_on_another_processor_warns_as_its_release_does(tmp_path: Path, teacher: Path) -> None:
     folder = export_folder(teacher, tmp_path / "out", model=folders.INT8, flags="avx2 of long ago")
     (folder / folders.FLOAT32).rename(folder / folders.INT8)
-    (folder / "README.md").write_text("# kd\n\n## Use\n\n## Limits\n")
     write_release(folder, folders.INT8, tmp_path / "release", 1.0)
     for model in (folder, tmp_path / "release"):
         with pytest.warns(UserWarning, match="was measured on a processor with avx2 of long ago, this one has"):
             filbert.load(model)
     with pytest.raises(FilbertError, match="expected an exported model, found no file"):
         open_model(tmp_path / "release", file=folders.FLOAT32)
+    (folder / folders.INT8).rename(folder / folders.FLOAT32)
+    assert open_model(folder, file=folders.FLOAT32).card.model == folders.FLOAT32  # not what the folder publishes
+
+
+def test_a_torch_folder_is_asked_where_params_are_another_projects(
+    tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text("train: {lr: 1}\n")
+    shutil.copytree(teacher, tmp_path / "model")
+    write_json(tmp_path / "model" / "provenance.json", {"task": "sst2", "tokenizer/max_length": 16})
+    assert "label" in filbert.load(tmp_path / "model").predict(["good"])[0]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from filbert.evaluation.latency import LatencyConfig
 from filbert.export import gate, int8
 from filbert.export.gate import ExportConfig, OnnxModel
 from filbert.export.onnx import export_onnx
+from filbert.export.session import new_session
 from filbert.models.checkpoints import predict_logits
 from filbert.runtime import config
 
@@ -65,6 +66,19 @@ def test_other_students_in_int8(kind: str, tmp_path: Path, encoded: batches.Toke
     if wanted.ndim == 3:
         wanted, found = wanted[batch.mask], found[batch.mask]
     assert (found - wanted).abs().mean() < 0.1 * (wanted.max() - wanted.min())
+
+
+def test_sums_do_not_overflow_on_any_processor(tmp_path: Path) -> None:
+    """The largest products that 8 bits have, of which 16 bits hold one: the sum is that of integers."""
+    weight, x = np.full((64, 8), 127, np.int8), np.full((4, 64), 255, np.uint8)
+    inputs = [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, x.shape)]
+    outputs = [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.INT32, (4, 8))]
+    node = onnx.helper.make_node("MatMulInteger", ["x", "w"], ["y"])
+    graph = onnx.helper.make_graph([node], "product", inputs, outputs, [onnx.numpy_helper.from_array(weight, "w")])
+    made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(made, tmp_path / "product.onnx")
+    found = new_session(tmp_path / "product.onnx").run(None, {"x": x})[0]
+    assert (found == 64 * 127 * 255).all()
 
 
 def test_a_table_of_embeddings_is_an_eighth_of_a_point_off_at_most(tmp_path: Path) -> None:

@@ -58,3 +58,7 @@ def test_a_wrong_export_is_refused(tmp_path: Path, teacher: Path, validation: ba
     onnx.save(graph, tmp_path / "wrong.onnx")
     with pytest.raises(ExportError, match=r"expected logits within 0.001 of the model in .*, got 0.01 in mixed"):
         check_logits(teacher, tmp_path / "wrong.onnx", validation)
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(2, np.nan, np.float32), bias.name))
+    onnx.save(graph, tmp_path / "wrong.onnx")
+    with pytest.raises(ExportError, match="got nan in mixed"):
+        check_logits(teacher, tmp_path / "wrong.onnx", validation)

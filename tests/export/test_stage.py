@@ -8,6 +8,8 @@ from export_files import write_params
 import filbert
 from filbert import FilbertError
 from filbert.data import arrow, splits
+from filbert.export import folder as folders
+from filbert.export.release import write_release
 from filbert.runtime.files import read_json, write_json
 from stages.export import export
 
@@ -46,6 +48,12 @@ def test_a_teacher_is_exported_and_asked(world: Path) -> None:
     for part in ("# teacher on sst2", "one of negative, positive", "## Limits", "per_channel", "glue", "validation"):
         assert part in said
     assert len(filbert.load(out).predict(["the film was great", "dull"])) == 2
+    write_release(out, folders.FLOAT32, world / "release", 1.0)
+    said = (world / "release" / "README.md").read_text()
+    assert f"| test | {100 * record['files'][folders.FLOAT32]['test']['score']:.1f} |" in said
+    assert "int8 answers depend" not in said
+    fitted = record["calibration"][folders.FLOAT32]["temperature"]
+    assert read_json(world / "release" / "config.json")["temperature"] == fitted
 
 
 def test_a_wrong_tolerance_leaves_nothing_behind(world: Path) -> None:

@@ -43,7 +43,7 @@ XTREMEDISTIL = xtremedistil.Config(
 PRUNING = rosita.IterativeConfig(0.5, None, 0, True, FIT)
 PREDICTION = rosita.PredictionConfig("teacher", 2.0, 0.7, "label")
 ROSITA = rosita.Config(
-    4, True, None, 0.5, PREDICTION, TargetConfig(1, 4, 2, 8, None, None), FIT, FIT, FIT, PRUNING, PRUNING, FIT
+    4, True, None, 0.5, PREDICTION, TargetConfig(1, 4, 2, 8, None, None), FIT, FIT, PRUNING, PRUNING, FIT, FIT
 )
 
 

@@ -105,6 +105,18 @@ def test_parts_thaw_from_the_top(with_transfer: MethodContext) -> None:
     assert all(parameter.requires_grad for parameter in student.parameters())
 
 
+@pytest.mark.parametrize("start", ["xtremedistil", "theseus"])
+def test_tokens_of_another_vocabulary_are_refused(with_transfer: MethodContext, tmp_path: Path, start: str) -> None:
+    """Their numbers would be looked up in the teacher's embeddings."""
+    other = batches.load_tokenizer(with_transfer.teacher)
+    other.add_tokens(["another"])
+    other.save_pretrained(tmp_path)
+    context = replace(with_transfer, checkpoint=tmp_path)
+    make = {"xtremedistil": lambda: new_bilstm(context, SHAPE), "theseus": lambda: context.cut_from_teacher(range(2))}
+    with pytest.raises(FilbertError, match="expected the teacher's vocabulary, for this method reads the teacher's"):
+        make[start]()
+
+
 def test_the_cosine_falls_to_nothing() -> None:
     fit = replace(FIT, warmup=0.1)
     assert [_schedule(step, 110, fit) for step in (0, 10, 11, 110)] == pytest.approx([1 / 11, 1.0, 1.0, 0.0])

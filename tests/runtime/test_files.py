@@ -89,6 +89,8 @@ def test_the_hash_of_the_code_covers_all_rooms(monkeypatch: pytest.MonkeyPatch) 
         ("no https://user:secret@host/simple x", "no https://host/simple x"),
         ("data @ git+ssh://token@host/a.git", "data @ git+ssh://host/a.git"),
         ("mail a@b.c at https://host/a", "mail a@b.c at https://host/a"),
+        ("postgresql://user:sec@ret@host/db", "postgresql://host/db"),
+        ("https://host/a@v1?access_token=abc&b=1", "https://host/a@v1?access_token=…&b=1"),
     ],
 )
 def test_passwords_are_removed(text: str, clean: str) -> None:

@@ -59,8 +59,9 @@ def stage(
                     if signals.received():
                         files.write_text(Path("saved"), "state")
                     signals.raise_received()
-        if what == "short":
-            time.sleep(2)
+        if what == "first":
+            while not Path(".scratch/go").exists():
+                time.sleep(0.05)
     files.write_json(figures, {})
 
 
@@ -211,13 +212,14 @@ def test_a_signal_ends_a_stage_cleanly(here: Path, what: str, number: signal.Sig
 
 
 def test_a_second_process_waits_for_the_first(here: Path) -> None:
-    first = start(here, "short", "read", "out")
+    first = start(here, "first", "read", "out")
     assert first.stdout is not None
     first.stdout.readline()
     second = start(here, "again", "read", "out")
-    code, _, told = end(second)
-    assert code == end(first)[0] == 0
-    assert told == "out: another process is making it; waiting for its end"
+    assert second.stderr is not None
+    assert second.stderr.readline() == "out: another process is making it; waiting for its end\n"
+    (here / ".scratch/go").touch()
+    assert end(second)[0] == end(first)[0] == 0
     assert (here / "out" / "file").read_text() == "again"
     assert listing(here) == {"out", "figures.json"}
 
