@@ -69,6 +69,8 @@ def test_a_column_beside_the_one_that_is_called_so_is_named(tmp_path: Path) -> N
     table(tmp_path, "train.tsv", "sentence\tgold\tlabel\na film\t1\t0\n")
     with pytest.raises(row_validation.RowError, match=r"line 2: column label is there beside the one that .*rename"):
         list(row_validation.read_rows(tmp_path, "train", replace(SST2, rename={"gold": "label"})))
+    swapped = replace(SST2, rename={"gold": "label", "label": "gold"})
+    assert [row["label"] for row in row_validation.read_rows(tmp_path, "train", swapped)] == [1]
 
 
 def test_a_key_that_comes_twice_spoils_its_own_line_alone(tmp_path: Path) -> None:
