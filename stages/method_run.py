@@ -94,7 +94,7 @@ def run_method(
         recorder.dataset(table, folders.prepared, "training")
         context = MethodContext(
             task, train, validation, transfer, folders.start or folders.checkpoint, folders.teacher, shape, layer_map, cache,
-            cache_config, folders.references, folders.word_vectors, seed, on, scratch, recorder,
+            cache_config, folders.references, folders.word_vectors, seed, on, scratch, recorder, folders.start,
         )  # fmt: skip
         student = compress(context)
         figures = {"parameters": size.count_parameters(student), "steps": history.count_steps(recorder.history)}

@@ -50,6 +50,7 @@ class MethodContext:
     device: torch.device
     scratch: Path
     recorder: RunRecorder
+    start: Path | None = None  # a pretrained student in the checkpoint's place, whose tokens the rows have
 
     def new_student(self) -> FilbertForSequenceClassification:
         """A fresh student: layers of the checkpoint and a head drawn from the seed."""
@@ -79,11 +80,10 @@ class MethodContext:
 
     def check_vocabulary(self) -> None:
         """Raises FilbertError where rows are of another vocabulary than the teacher's, whose embeddings a method is to read."""
-        ours, teachers = (load_tokenizer(folder).get_vocab() for folder in (self.checkpoint, self.teacher))
-        if ours != teachers:
+        if self.start and load_tokenizer(self.start).get_vocab() != load_tokenizer(self.teacher).get_vocab():
             raise FilbertError(
-                f"{self.checkpoint}: expected the teacher's vocabulary, for this method reads the teacher's embeddings; got "
-                f"{len(ours)} other tokens: take a start with the vocabulary of {self.teacher}, or a method such as kd"
+                f"{self.start}: expected the teacher's vocabulary, for this method reads the teacher's embeddings; got another: "
+                f"take a start with the vocabulary of {self.teacher}, or a method such as kd"
             )
 
     def with_transfer(self, labelled: float = 0.0) -> "MethodContext":

@@ -111,7 +111,7 @@ def test_tokens_of_another_vocabulary_are_refused(with_transfer: MethodContext, 
     other = batches.load_tokenizer(with_transfer.teacher)
     other.add_tokens(["another"])
     other.save_pretrained(tmp_path)
-    context = replace(with_transfer, checkpoint=tmp_path)
+    context = replace(with_transfer, checkpoint=tmp_path, start=tmp_path)
     make = {"xtremedistil": lambda: new_bilstm(context, SHAPE), "theseus": lambda: context.cut_from_teacher(range(2))}
     with pytest.raises(FilbertError, match="expected the teacher's vocabulary, for this method reads the teacher's"):
         make[start]()

@@ -13,7 +13,7 @@ import httpx
 import mlflow
 import pandas as pd
 import pytest
-from export_files import export_folder
+from export_files import export_folder, write_params
 from tiny import sentences
 
 import filbert
@@ -26,7 +26,7 @@ TEXTS = [text for text, _ in sentences(3)]
 @pytest.fixture
 def release(store: Path, tmp_path: Path, teacher: Path) -> Path:
     exported = export_folder(teacher, tmp_path / "exported")
-    (exported / "README.md").write_text("# kd\n\n## Use\n\nfilbert\n\n## Limits\n\n- none\n")
+    write_params(Path("params.yaml"))
     write_release(exported, "model.onnx", tmp_path / "release", 1.0)
     return tmp_path / "release"
 
