@@ -5,7 +5,6 @@ forward pass, one thread, all arms in turn. On a processor with VNNI both kernel
 """
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -71,11 +70,7 @@ def main(task_name: str, prepared: Path, model: Path, out: Path, rounds: int = 1
 
 def timed(arms: dict[tuple[str, str], gate.OnnxModel], batch: Batch, rounds: int) -> Times:
     """Seconds of a forward pass of each arm."""
-
-    def forward(run: gate.OnnxModel) -> Callable[[], None]:
-        return lambda: run(batch.ids, batch.mask, batch.types) and None
-
-    return in_turn({" ".join(arm): forward(run) for arm, run in arms.items()}, rounds)
+    return in_turn({" ".join(arm): gate._forward(run, batch) for arm, run in arms.items()}, rounds)
 
 
 def opened(model: Path, file: Path, kernel: str) -> gate.OnnxModel:

@@ -1,7 +1,7 @@
 """Arms run in turn, so that what disturbs one disturbs all; ratios of medians, and beside them of minima."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ def machine(on: torch.device) -> str:
     return f"{here}. {facts['processor']}, {facts['flags']}, torch {facts['torch']}"
 
 
-def in_turn(arms: dict[str, Callable[[], None]], rounds: int) -> Times:
+def in_turn(arms: Mapping[str, Callable[[], object]], rounds: int) -> Times:
     """Seconds of each arm, one after the other, after a round that does not count."""
     times: Times = {name: [] for name in arms}
     for turn in range(rounds + 1):
